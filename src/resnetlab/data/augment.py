@@ -1,0 +1,101 @@
+"""The device's half of augmentation: pure `keras.ops` that do to each image what `draws.py` drew for it.
+
+Crop, padding, resizing and mirroring are one operation here: an image is resampled along its rows and along its
+columns by two small matrices that its window determines. That is exact bilinear interpolation (antialiased where it
+shrinks, as Pillow's), differs per image, compiles on every backend, and costs under 1 % of a ResNet-50's step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from resnetlab.data.draws import Augmentation
+
+Tensor = Any
+
+FILL = (124.0, 116.0, 104.0)  # what lies outside an image and what is erased: the mean colour, as in He 2015
+GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma
+
+
+class Augment(keras.layers.Layer):
+    """Apply draws: {"image": (batch, source, source, 3) bytes, **draws} to (batch, size, size, 3) float32, 0-255."""
+
+    def __init__(self, augmentation: Augmentation, **kwargs: Any) -> None:
+        super().__init__(dtype="float32", **kwargs)  # bytes stay bytes under mixed precision
+        self.augmentation = augmentation
+
+    def call(self, inputs: dict[str, Tensor]) -> Tensor:
+        config = self.augmentation
+        x = ops.cast(inputs["image"], "float32")
+        if config.resamples:
+            x = resample(x, inputs["window"], config.size)
+        else:
+            margin = (config.source_size - config.size) // 2
+            x = x[:, margin : margin + config.size, margin : margin + config.size]
+        if config.color_jitter:
+            x = jitter(x, inputs["color"])
+        if config.erase:
+            inside = in_box(inputs["erase"], config.size)
+            x = ops.where(inside, ops.convert_to_tensor(FILL, "float32"), x)
+        if config.mixes:
+            partner = ops.take(x, ops.cast(inputs["partner"], "int32"), axis=0)
+            share = ops.reshape(inputs["share"], (-1, 1, 1, 1))
+            x = ops.where(in_box(inputs["paste"], config.size), partner, share * x + (1.0 - share) * partner)
+        return x
+
+    def compute_output_shape(self, input_shape: dict[str, Any]) -> tuple[int | None, ...]:
+        return (input_shape["image"][0], self.augmentation.size, self.augmentation.size, 3)
+
+
+def resample(images: Tensor, window: Tensor, size: int) -> Tensor:
+    """Cut each image's window out and resize it to (size, size): (batch, h, w, 3), (batch, 4) to (batch, size, size, 3)."""
+    _, height, width, channels = images.shape
+    fill = ops.convert_to_tensor(FILL, images.dtype)
+    x = images - fill
+    rows = _interpolation(window[:, 0], window[:, 2], height, size)  # (batch, size, h)
+    columns = _interpolation(window[:, 1], window[:, 3], width, size)  # (batch, size, w)
+    x = ops.matmul(rows, ops.reshape(x, (-1, height, width * channels)))  # (batch, size, w * 3)
+    x = ops.transpose(ops.reshape(x, (-1, size, width, channels)), (0, 2, 1, 3))
+    x = ops.matmul(
+        columns, ops.reshape(x, (-1, width, size * channels))
+    )  # (batch, size, size * 3), transposed
+    return ops.transpose(ops.reshape(x, (-1, size, size, channels)), (0, 2, 1, 3)) + fill
+
+
+def _interpolation(start: Tensor, extent: Tensor, source: int, size: int) -> Tensor:
+    """Weights (batch, size, source) that read `size` points out of [start, start + extent) of `source` pixels."""
+    step = extent / size
+    points = start[:, None] + (ops.arange(size, dtype="float32") + 0.5) * step[:, None] - 0.5
+    reach = ops.maximum(ops.abs(step), 1.0)[:, None, None]  # a wider triangle where the window shrinks
+    distance = ops.abs(points[:, :, None] - ops.arange(source, dtype="float32"))
+    weights = ops.maximum(0.0, 1.0 - distance / reach)
+    total = ops.sum(weights, axis=-1, keepdims=True)  # 0 for a point outside the image: it stays FILL
+    return weights / ops.where(total > 0.0, total, 1.0)
+
+
+def jitter(images: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast and saturation: blend with black, with the mean grey, with each pixel's grey."""
+    brightness, contrast, saturation = (ops.reshape(factors[:, i], (-1, 1, 1, 1)) for i in range(3))
+    x = ops.clip(images * brightness, 0.0, 255.0)
+    mean = ops.mean(_grey(x), axis=(1, 2), keepdims=True)
+    x = ops.clip(mean + (x - mean) * contrast, 0.0, 255.0)
+    grey = _grey(x)
+    return ops.clip(grey + (x - grey) * saturation, 0.0, 255.0)
+
+
+def _grey(images: Tensor) -> Tensor:
+    return ops.sum(images * ops.convert_to_tensor(GREY, images.dtype), axis=-1, keepdims=True)
+
+
+def in_box(box: Tensor, size: int) -> Tensor:
+    """Which pixels lie in each image's box: (batch, 4) to booleans (batch, size, size, 1)."""
+    pixel = ops.arange(size, dtype="float32")
+
+    def inside(start: Tensor, extent: Tensor) -> Tensor:
+        return ops.logical_and(pixel >= start[:, None], pixel < (start + extent)[:, None])
+
+    rows, columns = inside(box[:, 0], box[:, 2]), inside(box[:, 1], box[:, 3])
+    return ops.logical_and(rows[:, :, None], columns[:, None, :])[..., None]

@@ -1,0 +1,237 @@
+"""A data set packed: decoded once at working resolution into one memory-mapped file of bytes, and reused.
+
+A pack is a folder with `images.npy` and `pack.json`. Its name has the key: a hash of the settings and of what
+the files are called, how long they are and when they were changed, so that reuse opens no image. It is built
+in a folder beside and renamed when whole: whoever finds a pack finds all of it, and of two builders the
+second takes the first's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnetlab.data.audit import MAX_PIXELS, Audit, Progress, inspect_all
+from resnetlab.data.sources import Source
+from resnetlab.data.split import check_shares, split
+from resnetlab.errors import ResnetlabError, UsageError
+
+FORMAT = 1  # raised whenever the same files would give other bytes
+ABANDONED = 24 * 3600  # seconds after which the folder of a build that never ended is swept up
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """n images at working resolution with their labels and split."""
+
+    images: NDArray[np.uint8]  # (n, size, size, 3), memory-mapped, read-only
+    labels: NDArray[np.int64]  # (n,)
+    subset: NDArray[np.str_]  # (n,) "train", "validation" or "test"
+    hashes: tuple[str, ...]
+    names: tuple[str, ...]  # of the files, inside the source
+    class_names: tuple[str, ...]
+    source_name: str
+    key: str
+    audit: dict[str, Any]  # Audit.to_json()
+
+    def indices(self, subset: str) -> NDArray[np.int64]:
+        """Rows of a subset, ascending."""
+        return np.flatnonzero(self.subset == subset)
+
+    def class_counts(self, subset: str) -> NDArray[np.int64]:
+        """Images of each class in a subset: (num_classes,)."""
+        return np.bincount(self.labels[self.indices(subset)], minlength=len(self.class_names))
+
+
+def pack(
+    source: Source,
+    *,
+    size: int,
+    cache_dir: Path,
+    validation: float,
+    test: float,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Pack:
+    """Audit, decode and resize `source` to size x size pixels, or reuse the pack of it in `cache_dir`.
+
+    The split (see `split`) is not part of what is stored. `progress(done, total)` is called only where images
+    are decoded. Raises UsageError for values out of range, ResnetlabError if a class is left without a usable
+    or a training image, or if the pack cannot be written.
+    """
+    if size < 1:
+        raise UsageError(f"image size {size}: expected at least 1 pixel.")
+    check_shares(validation=validation, test=test)
+
+    key = _key(source, size)
+    folder = cache_dir / f"{source.name}-{size}-{key[:16]}"
+    stored = _load(folder, key)
+    if stored is None:
+        try:
+            _build(folder, source, size, key, workers, progress)
+        except OSError as error:
+            megabytes = len(source.samples) * size * size * 3 / 1e6
+            raise ResnetlabError(
+                f"Cannot write the packed images to {cache_dir}: {error.strerror or error}. They take "
+                f"{megabytes:,.0f} MB: make room, or set $RESNETLAB_CACHE to a folder that can be written to."
+            ) from error
+        stored = _load(folder, key)
+    if stored is None:
+        raise ResnetlabError(f"The pack {folder} was removed while it was being made. Run the command again.")
+
+    images, meta = stored
+    packed = Pack(
+        images=images,
+        labels=np.array(meta["labels"], np.int64),
+        subset=split(meta["hashes"], meta["labels"], meta["subsets"], validation=validation, test=test, seed=seed),
+        hashes=tuple(meta["hashes"]),
+        names=tuple(meta["names"]),
+        class_names=source.class_names,
+        source_name=source.name,
+        key=key,
+        audit=meta["audit"] | {"location": source.location},  # it may have moved since
+    )
+    untrained = [source.class_names[label] for label in np.flatnonzero(packed.class_counts("train") == 0)]
+    if untrained:
+        raise ResnetlabError(
+            f"No training image of {', '.join(untrained[:5])} in {source.location}. Expected at least one of "
+            "each class: see `resnetlab audit` for what was set aside."
+        )
+    return packed
+
+
+def default_cache_dir() -> Path:
+    """$RESNETLAB_CACHE, or ~/.cache/resnetlab."""
+    return Path(os.environ.get("RESNETLAB_CACHE") or Path.home() / ".cache" / "resnetlab")
+
+
+def _key(source: Source, size: int) -> str:
+    """A hash of the settings and of how the files look from outside; where there are none, of the pixels."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps([FORMAT, MAX_PIXELS, size, source.name, source.class_names]).encode())
+    if source.images is not None:
+        digest.update(np.ascontiguousarray(source.images).data)
+        digest.update(str(source.images.shape).encode())
+    stats: dict[Path, tuple[int, int]] = {}
+    for sample in source.samples:
+        if source.images is None and sample.path not in stats:
+            stats[sample.path] = _stat(sample.path)
+        row = [sample.name, sample.label, sample.subset, stats.get(sample.path)]
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:  # a dangling link; the audit will say so
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _load(folder: Path, key: str) -> tuple[NDArray[np.uint8], dict[str, Any]] | None:
+    """The images and the description of a whole pack with that key; None if there is none."""
+    try:
+        meta = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)  # fails if it is too short
+    except (OSError, ValueError):
+        return None
+    if meta.get("key") != key or images.dtype != np.uint8 or list(images.shape) != meta["shape"]:
+        return None
+    return images, meta
+
+
+def _build(folder: Path, source: Source, size: int, key: str, workers: int | None, progress: Progress | None) -> None:
+    cache_dir = folder.parent
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    _sweep(cache_dir)
+    building = cache_dir / f".building-{uuid.uuid4().hex}"
+    building.mkdir()
+    try:
+        with open(building / "images.npy", "w+b") as file:
+            audit = _write_images(file, source, size, workers, progress)
+            _sync(file)
+        usable = audit.usable
+        meta = {
+            "key": key,
+            "shape": [len(usable), size, size, 3],
+            "audit": audit.to_json(),
+            "names": [record.name for record in usable],
+            "labels": [record.label for record in usable],
+            "subsets": [record.subset for record in usable],
+            "hashes": [record.sha256 for record in usable],
+        }
+        with open(building / "pack.json", "wb") as file:
+            file.write(json.dumps(meta).encode())
+            _sync(file)
+        if folder.exists() and _load(folder, key) is None:  # somebody deleted half of it
+            shutil.rmtree(folder)
+        try:
+            building.rename(folder)
+        except OSError:
+            if _load(folder, key) is None:  # otherwise another process has just built the same
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _write_images(file: BinaryIO, source: Source, size: int, workers: int | None, progress: Progress | None) -> Audit:
+    """Write the usable images as .npy, in order; not by a memory map, where a full disk is a crash.
+
+    How many there are, and which are copies not to be used, is known only after the last: those are then
+    closed up.
+    """
+    row_bytes = size * size * 3
+    start = _write_header(file, (len(source.samples), size, size, 3))
+    records = []
+    for record, pixels in inspect_all(source, size=size, workers=workers, progress=progress):
+        records.append(record)
+        if pixels is not None:
+            file.write(pixels.tobytes())
+    audit = Audit.of(source, records)
+
+    settled = [after for before, after in zip(records, audit.records, strict=True) if before.problem is None]
+    kept = [row for row, record in enumerate(settled) if record.problem is None]
+    for row, source_row in enumerate(kept):
+        if row != source_row:
+            file.seek(start + source_row * row_bytes)
+            content = file.read(row_bytes)
+            file.seek(start + row * row_bytes)
+            file.write(content)
+    file.truncate(start + len(kept) * row_bytes)
+    file.seek(0)
+    _write_header(file, (len(kept), size, size, 3))  # as long as before: NumPy leaves room for the number of rows
+    return audit
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
+    """Write the header of a .npy file of bytes; its length."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.tell()
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sweep(cache_dir: Path) -> None:
+    """Remove what killed builds left behind."""
+    for building in cache_dir.glob(".building-*"):
+        try:
+            abandoned = time.time() - building.stat().st_mtime > ABANDONED
+        except OSError:  # its build has just ended
+            continue
+        if abandoned:
+            shutil.rmtree(building, ignore_errors=True)

@@ -1,0 +1,125 @@
+"""Training batches as a pure function of (seed, step).
+
+Samples come in an endless chain of permutations, one per pass over the data. A batch may span two of them, so that all
+batches have the same shape and no sample is ever dropped. A resumed run asks for the next step and gets what it would
+have got.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from resnetlab.data.draws import Augmentation, draw
+
+# Streams of random numbers that must not overlap, by the second half of the generator's key.
+_ORDER, _DRAWS = 0, 1
+
+Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Stream:
+    """An endless stream of training batches.
+
+    Args:
+        images: (n, source, source, 3) uint8, memory-mapped or not.
+        labels: (n,) class numbers.
+        indices: the samples to draw from.
+        batch_size, num_classes, seed: as named.
+        augmentation: what is drawn for each image.
+        label_smoothing: share of a target that is spread over all classes.
+        class_weights: (num_classes,) weights of the samples of each class, or None.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+    batch_size: int
+    num_classes: int
+    augmentation: Augmentation
+    label_smoothing: float = 0.0
+    class_weights: np.ndarray | None = None
+    seed: int = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, round(len(self.indices) / self.batch_size))
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step: {"image": bytes, **draws}, soft targets (batch, num_classes), weights (batch,) or None."""
+        chosen = self._samples(step)
+        rng = _generator(self.seed, _DRAWS, step)
+        draws, own = draw(self.augmentation, self.batch_size, rng)
+        labels = self.labels[chosen]
+        rows = np.arange(self.batch_size)
+        targets = np.zeros((self.batch_size, self.num_classes), np.float32)
+        targets[rows, labels] = own
+        if "partner" in draws:
+            targets[rows, labels[draws["partner"]]] += 1 - own
+        if self.label_smoothing:
+            targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+        weights = None if self.class_weights is None else self.class_weights[labels].astype(np.float32)
+        return {"image": self.images[chosen], **draws}, targets, weights
+
+    def batches(self, start: int, *, ahead: int = 4) -> Iterator[Any]:
+        """Batches from step `start` on, for `keras.Model.fit`, prepared by a thread that stays `ahead` of the device."""
+        ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
+        closed = threading.Event()
+
+        def produce() -> None:
+            step = start
+            try:
+                while not closed.is_set():
+                    inputs, targets, weights = self.batch(step)
+                    _put((inputs, targets) if weights is None else (inputs, targets, weights))
+                    step += 1
+            except Exception as error:  # raised where the batch is waited for
+                _put(error)
+
+        def _put(item: Any) -> None:
+            while not closed.is_set():
+                try:
+                    return ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        threading.Thread(target=produce, name="resnetlab-stream", daemon=True).start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            closed.set()
+
+    def _samples(self, step: int) -> np.ndarray:
+        """Sample numbers (batch,) of a step."""
+        count = len(self.indices)
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        rounds = places // count
+        orders = {int(r): _permutation(self.seed, int(r), count) for r in np.unique(rounds)}
+        return self.indices[[orders[int(r)][p] for r, p in zip(rounds, places % count, strict=True)]]
+
+
+def _generator(seed: int, purpose: int, counter: int) -> np.random.Generator:
+    """A counter-based generator (Salmon 2011, Philox): cheap to make, and independent for each key."""
+    return np.random.Generator(np.random.Philox(key=[seed, (purpose << 48) + counter]))
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, number: int, count: int) -> np.ndarray:
+    return _generator(seed, _ORDER, number).permutation(count)
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Class weights in inverse proportion to frequency, with mean 1 over the given samples."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return (len(labels) / (num_classes * np.maximum(counts, 1))).astype(np.float32)

@@ -1,0 +1,119 @@
+"""`resnetlab doctor`: can training run here, on which devices, and what is in the way of the others?
+
+Collecting facts (machine.py, frameworks.py) is kept apart from judging them (diagnosis.py, accelerators.py),
+so that one machine's facts can be judged on another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from resnetlab.doctor import frameworks as _frameworks
+from resnetlab.doctor import machine
+from resnetlab.doctor.diagnosis import diagnose
+from resnetlab.doctor.facts import BACKENDS, LABELS, Facts, Finding
+from resnetlab.doctor.table import render
+
+__all__ = ["Facts", "Finding", "Report", "collect", "diagnose", "examine", "judge", "render", "why_no_gpu"]
+
+
+@dataclass(frozen=True)
+class Report:
+    facts: Facts
+    findings: tuple[Finding, ...]
+
+    @property
+    def runs_on(self) -> dict[str, list[str]]:
+        """The backends that compute, each with the kinds of device on which a convolution was right."""
+        return {
+            framework.name: kinds
+            for framework in self.facts.frameworks
+            if framework.probe and (kinds := [kind for kind in ("CPU", "GPU") if framework.computes_on(kind)])
+        }
+
+    @property
+    def exit_code(self) -> int:
+        """0 where training can run on at least one backend, else 1."""
+        keras = any(finding.part == "Keras" and finding.status == "ok" for finding in self.findings)
+        return 0 if self.runs_on and keras else 1
+
+    @property
+    def verdict(self) -> str:
+        tried = [framework for framework in self.facts.frameworks if framework.probe]
+        runs = ", ".join(f"{LABELS[name]} ({' and '.join(kinds)})" for name, kinds in self.runs_on.items())
+        if self.exit_code:
+            runs = "nothing yet; see the errors above" if tried else "not tried"
+            if not any(framework.packages for framework in self.facts.frameworks):
+                runs = 'nothing yet: install a framework, such as pip install "resnetlab[cpu]"'
+        devices = (device for f in tried if f.probe for device in f.probe.devices)
+        others = [device.name for device in devices if device.kind == "GPU" and device.computes]
+        gpus = ", ".join([gpu.name for gpu in self.facts.nvidia.gpus] or others)
+        return f"Training runs on: {runs}. {why_no_gpu(self) or f'GPU: {gpus}.'}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "exit_code": self.exit_code,
+            "runs_on": self.runs_on,
+            "verdict": self.verdict,
+            "findings": [asdict(finding) for finding in self.findings],
+            "facts": asdict(self.facts),
+        }
+
+
+def collect(*, frameworks: Sequence[str] = BACKENDS, time_limit: float = 90.0) -> Facts:
+    """Look at this machine, and try each of `frameworks` in a child process that has `time_limit` seconds.
+
+    With `frameworks=()` nothing is imported, and the answer takes a fraction of a second.
+    """
+    nvidia = machine.nvidia()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Facts(
+        platform=machine.system(),
+        cpu=machine.cpu(),
+        memory=machine.memory(Path.cwd(), cache),
+        nvidia=nvidia,
+        frameworks=_frameworks.examine(frameworks, with_libraries=bool(nvidia.gpus), time_limit=time_limit),
+        environment=machine.environment(),
+        keras=_frameworks.version_of("keras"),
+    )
+
+
+def examine(*, frameworks: Sequence[str] = BACKENDS) -> Report:
+    """Collect and judge: everything that `resnetlab doctor` shows."""
+    return judge(collect(frameworks=frameworks))
+
+
+def judge(facts: Facts) -> Report:
+    """A report of facts from any machine."""
+    return Report(facts, tuple(diagnose(facts)))
+
+
+def why_no_gpu(report: Report | None = None, *, backend: str | None = None) -> str:
+    """One or two sentences: why no backend (or why `backend`) computes on a GPU; "" where one does.
+
+    Without a report it looks for itself, quickly: without importing a framework.
+    """
+    report = report or examine(frameworks=())
+    installed = [framework.name for framework in report.facts.frameworks if framework.packages]
+    wanted = [backend] if backend else installed or list(BACKENDS)
+    if any("GPU" in report.runs_on.get(name, ()) for name in wanted):
+        return ""
+    # The findings are in the order of cause and effect, so the first that is in the way decides.
+    decisive = (next((f for f in report.findings if name in f.blocks_gpu), None) for name in wanted)
+    reasons = dict.fromkeys(finding for finding in decisive if finding)
+    if not reasons:
+        return "No GPU is known to compute here; `resnetlab doctor` tries each framework on it."
+    return f"No GPU: {' '.join(map(_sentence, reasons))}"
+
+
+def _sentence(finding: Finding) -> str:
+    fix = f" Fix: {finding.fix}." if finding.fix and not finding.fix.startswith("If ") else ""
+    if finding.part == "NVIDIA GPU":
+        return f"{finding.found.removeprefix('none: ')}.{fix}"
+    if finding.part == "Operating system":
+        return f"{finding.found}: needs {finding.needed}.{fix}"
+    return f"{finding.part}: {finding.found}.{fix}"

@@ -1,0 +1,221 @@
+"""The machine below the frameworks: system, processor, memory, NVIDIA's driver and cards.
+
+Nothing here raises: what cannot be read is empty, zero or None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from resnetlab.doctor.facts import Cpu, Gpu, Memory, Nvidia, Platform
+
+ENVIRONMENT = (
+    "CUDA_VISIBLE_DEVICES",
+    "JAX_PLATFORMS",
+    "KERAS_BACKEND",
+    "LD_LIBRARY_PATH",
+    "OMP_NUM_THREADS",
+    "TF_ENABLE_ONEDNN_OPTS",
+    "TF_FORCE_GPU_ALLOW_GROWTH",
+    "XLA_FLAGS",
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+)
+
+# Vector and matrix instructions; NEON and SVE under the names that Linux gives them on Arm.
+CPU_FLAGS = (
+    *("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni"),
+    *("amx_bf16", "amx_int8", "amx_tile"),
+    *("asimd", "sve", "bf16", "i8mm"),
+)
+
+CAP_SYS_ADMIN = 21  # the bit in Linux's capability sets that NVIDIA's driver asks for
+
+
+def environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+
+
+def system() -> Platform:
+    name, version = platform.system(), _read("/proc/version").lower()
+    signs = {
+        "WSL": "microsoft" in version,
+        "Kaggle": "KAGGLE_KERNEL_RUN_TYPE" in os.environ,
+        "Colab": "COLAB_RELEASE_TAG" in os.environ,
+        "container": any(map(os.path.exists, ("/.dockerenv", "/run/.containerenv"))) or "container" in os.environ,
+        "Rosetta": name == "Darwin" and _output("sysctl", "-n", "sysctl.proc_translated") == "1",
+    }
+    return Platform(
+        system=name,
+        release=platform.mac_ver()[0] if name == "Darwin" else platform.release(),
+        machine=platform.machine(),
+        python=platform.python_version(),
+        places=tuple(place for place, is_there in signs.items() if is_there),
+    )
+
+
+def cpu() -> Cpu:
+    logical = os.cpu_count() or 1
+    usable = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical)
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        usable = min([usable, *_cpu_quotas()])
+    if platform.system() == "Darwin":
+        model, physical = (_output("sysctl", "-n", key) for key in ("machdep.cpu.brand_string", "hw.physicalcpu"))
+        return Cpu(model=model, physical_cores=int(physical or logical), usable_cores=usable)
+    info: dict[str, str] = {}
+    cores = set()
+    for processor in filter(None, _read("/proc/cpuinfo").split("\n\n")):
+        fields = (line.partition(":") for line in processor.splitlines())
+        info = {key.strip(): value.strip() for key, _, value in fields}
+        cores.add((info.get("physical id"), info.get("core id", info.get("processor"))))
+    flags = info.get("flags", info.get("Features", "")).split()
+    arm_part = (info.get("CPU implementer"), info.get("CPU part"))  # Arm's processors have numbers for names
+    other_name = "Neoverse V1" if arm_part == ("0x41", "0xd40") else platform.processor() or platform.machine()
+    return Cpu(
+        model=info.get("model name", other_name),
+        physical_cores=len(cores) or logical,
+        usable_cores=usable,
+        flags=tuple(flag for flag in CPU_FLAGS if flag in flags),
+    )
+
+
+def memory(*folders: Path) -> Memory:
+    """Memory, and the free space of the file systems that hold `folders`."""
+    total = available = 0
+    lines = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines() if ":" in line)
+    if lines:
+        total, available = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    elif platform.system() == "Darwin":
+        total = available = int(_output("sysctl", "-n", "hw.memsize") or 0)
+    elif platform.system() == "Windows":
+        status = (ctypes.c_ulonglong * 8)(64)  # MEMORYSTATUSEX: its size, then total, available, ...
+        with contextlib.suppress(AttributeError):
+            ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined,unused-ignore]
+            total, available = status[1], status[2]
+    limits = _cgroup("memory.max", "memory/memory.limit_in_bytes")
+    uses = _cgroup("memory.current", "memory/memory.usage_in_bytes")
+    for limit, used in zip(limits, uses, strict=False):
+        if limit.isdecimal() and used.isdecimal() and int(limit) < total:
+            total, available = int(limit), min(available, int(limit) - int(used))
+    disk_free = {}
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            existing = next(path for path in (folder, *folder.parents) if path.exists())
+            disk_free[str(folder)] = shutil.disk_usage(existing).free
+    return Memory(total=total, available=available, disk_free=disk_free)
+
+
+def nvidia() -> Nvidia:
+    error, driver, cuda, gpus = "", "", "", []
+    try:
+        nvml: Any = importlib.import_module("pynvml")  # the package nvidia-ml-py
+        nvml.nvmlInit()
+        driver, number = nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetCudaDriverVersion_v2()
+        cuda = f"{number // 1000}.{number % 1000 // 10}"
+        gpus = [_gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(nvml.nvmlDeviceGetCount())]
+        nvml.nvmlShutdown()
+    except Exception as caught:  # nvmlInit says by its error what is missing
+        error = f"{type(caught).__name__}: {caught}"
+    try:
+        ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
+        libcuda = ""
+    except OSError as caught:
+        libcuda = str(caught)
+    parameters = _read("/proc/driver/nvidia/params")
+    capabilities = [line.split()[1] for line in _read("/proc/self/status").splitlines() if line.startswith("CapEff:")]
+    return Nvidia(
+        error=error,
+        driver=driver,
+        cuda=cuda,
+        gpus=tuple(gpus),
+        adapters=tuple(_adapters()),
+        device_files=tuple(map(str, sorted([*Path("/dev").glob("nvidia*"), *Path("/dev").glob("dxg")]))),
+        libcuda=libcuda,
+        nvidia_smi=shutil.which("nvidia-smi") or "",
+        profiling_for_admin_only="RmProfilingAdminOnly: 1" in parameters if parameters else None,
+        may_profile=bool(int(capabilities[0], 16) >> CAP_SYS_ADMIN & 1) if capabilities else None,
+    )
+
+
+def _gpu(nvml: Any, handle: Any) -> Gpu:
+    memory, used, processes, ecc_errors = 0, 0, (), 0
+    with contextlib.suppress(nvml.NVMLError):  # not supported where the GPU shares the CPU's memory
+        info = nvml.nvmlDeviceGetMemoryInfo(handle)
+        memory, used = int(info.total), int(info.used)
+    with contextlib.suppress(nvml.NVMLError):  # not permitted in some containers
+        processes = tuple(process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    with contextlib.suppress(nvml.NVMLError):
+        ecc_errors = nvml.nvmlDeviceGetTotalEccErrors(
+            handle, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+        )
+    return Gpu(
+        name=nvml.nvmlDeviceGetName(handle),
+        memory=memory,
+        memory_used=used,
+        compute_capability="{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        processes=processes,
+        ecc_errors=int(ecc_errors),
+    )
+
+
+def _adapters() -> Iterator[str]:
+    """Graphics cards on the bus, with or without a driver."""
+    makers = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
+    for device in sorted(Path("/sys/bus/pci/devices").glob("*")):
+        if _read(device / "class").startswith("0x03"):  # display controllers; 0x0302 has no display attached
+            maker = _read(device / "vendor")
+            yield f"{makers.get(maker, maker)} {_read(device / 'device').removeprefix('0x')} at {device.name}"
+    if platform.system() == "Windows":
+        query = "(Get-CimInstance Win32_VideoController).Name"
+        yield from _output("powershell", "-NoProfile", "-Command", query).splitlines()
+
+
+def _cpu_quotas() -> Iterator[float]:
+    for line in _cgroup("cpu.max", ""):
+        quota, period = line.split()
+        if quota != "max":
+            yield int(quota) / int(period)
+    for quota, period in zip(_cgroup("", "cpu/cpu.cfs_quota_us"), _cgroup("", "cpu/cpu.cfs_period_us"), strict=False):
+        if int(quota) > 0:
+            yield int(quota) / int(period)
+
+
+def _cgroup(v2: str, v1: str) -> Iterator[str]:
+    """What a control group's file says, from this process's group up to the root: each level limits.
+
+    `v1` is "controller/file": version 1 keeps a tree per controller, version 2 one tree.
+    """
+    controller, _, v1_file = v1.partition("/")
+    for line in _read("/proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            tree, file = Path("/sys/fs/cgroup"), v2
+        elif controller in controllers.split(","):
+            tree, file = Path("/sys/fs/cgroup") / controller, v1_file
+        else:
+            continue
+        for folder in (Path(group), *Path(group).parents):
+            if file and (text := _read(tree / folder.relative_to("/") / file)):
+                yield text
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

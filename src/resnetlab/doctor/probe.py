@@ -1,0 +1,152 @@
+"""A program for a child process: import a framework, ask what it was built for, convolve on every device.
+
+A broken CUDA installation can crash or hang an interpreter, and so can PyTorch imported after TensorFlow:
+each framework is asked in a process of its own. The file is run by its path and imports nothing of the
+project. Its answer follows MARK on standard output: what `facts.Probe` holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+MARK = "resnetlab-doctor:"
+
+
+def _compute(answer: dict[str, Any], name: str, kind: str, convolve: Callable[[Any, Any], Any]) -> None:
+    """Convolve small integers on one device and note whether the result is right.
+
+    Small integers are exact in float32, TF32 and bfloat16 alike, so the comparison needs no tolerance.
+    """
+    import numpy as np
+
+    image = np.float32(np.arange(8 * 8 * 3).reshape(1, 8, 8, 3) % 5 - 2)  # (batch, h, w, in)
+    kernel = np.float32(np.arange(3 * 3 * 3 * 4).reshape(3, 3, 3, 4) % 3 - 1)  # (kh, kw, in, out)
+    windows = np.lib.stride_tricks.sliding_window_view(image, (3, 3), axis=(1, 2))  # (batch, h-2, w-2, in, kh, kw)
+    error = ""
+    try:
+        if not np.array_equal(convolve(image, kernel), np.einsum("bhwiyx,yxio->bhwo", windows, kernel)):
+            error = "the convolution's result is wrong"
+    except Exception as caught:
+        error = _text(caught)
+    answer["devices"].append({"name": name, "kind": kind, "computes": not error, "error": error})
+
+
+def _tensorflow(answer: dict[str, Any]) -> None:
+    tf: Any = importlib.import_module("tensorflow")
+    build = tf.sysconfig.get_build_info()
+    answer |= {
+        "version": tf.__version__,
+        "gpu_build": bool(build.get("is_cuda_build") or build.get("is_rocm_build")),
+        "cuda": build.get("cuda_version", ""),
+        "cudnn": build.get("cudnn_version", ""),
+        "architectures": list(build.get("cuda_compute_capabilities", [])),
+    }
+    tf.config.set_soft_device_placement(False)
+    for device in tf.config.list_logical_devices():
+
+        def convolve(image: Any, kernel: Any, name: str = device.name) -> Any:
+            with tf.device(name):
+                return tf.nn.conv2d(tf.identity(image), tf.identity(kernel), 1, "VALID").numpy()
+
+        _compute(answer, device.name.split("device:")[-1], device.device_type, convolve)
+
+
+def _jax(answer: dict[str, Any]) -> None:
+    jax: Any = importlib.import_module("jax")
+    answer |= {"version": jax.__version__, "gpu_build": False}
+    for major in range(12, 30):  # the CUDA plugin is a package for each major version of CUDA
+        with contextlib.suppress(ImportError):
+            answer |= {
+                "cuda": str(major),
+                "gpu_build": bool(importlib.import_module(f"jax_cuda{major}_plugin")),
+            }
+            with contextlib.suppress(Exception):
+                built: Any = importlib.import_module(f"jax_cuda{major}_plugin._versions")
+                answer["cuda"] = _version(built.cuda_runtime_build_version(), 1000, 10)
+                answer["cudnn"] = _version(built.cudnn_build_version(), 10000, 100)
+    devices = list(jax.devices())
+    with contextlib.suppress(RuntimeError):  # the CPU is not listed beside a GPU, and may be excluded by JAX_PLATFORMS
+        devices += [cpu for cpu in jax.devices("cpu") if cpu not in devices]
+    for device in devices:
+
+        def convolve(image: Any, kernel: Any, device: Any = device) -> Any:
+            image, kernel = jax.device_put(image, device), jax.device_put(kernel, device)
+            return jax.lax.conv_general_dilated(
+                image, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        kind = "GPU" if device.platform in ("gpu", "cuda", "rocm") else device.platform.upper()
+        _compute(answer, f"{kind}:{device.id}", kind, convolve)
+
+
+def _torch(answer: dict[str, Any]) -> None:
+    torch: Any = importlib.import_module("torch")
+    answer |= {
+        "version": torch.__version__,
+        "gpu_build": bool(torch.version.cuda or torch.version.hip or torch.backends.mps.is_built()),
+        "cuda": torch.version.cuda or "",
+        "architectures": list(torch.cuda.get_arch_list()),
+    }
+    with contextlib.suppress(RuntimeError):  # raised where the library loaded is older than the one built against
+        answer["cudnn"] = _version(torch.backends.cudnn.version() or 0, 10000, 100)
+    devices = [("cpu", "CPU"), *((f"cuda:{i}", "GPU") for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        devices.append(("mps", "GPU"))
+    for name, kind in devices:
+
+        def convolve(image: Any, kernel: Any, name: str = name) -> Any:
+            image = torch.from_numpy(image).permute(0, 3, 1, 2).to(name)
+            kernel = torch.from_numpy(kernel).permute(3, 2, 0, 1).to(name)
+            return torch.nn.functional.conv2d(image, kernel).permute(0, 2, 3, 1).cpu().numpy()
+
+        _compute(answer, name, kind, convolve)
+
+
+def _libraries(answer: dict[str, Any]) -> None:
+    """What the system's loader makes of each library in argv: its version where it tells, or the error."""
+    for soname in sys.argv[2:]:
+        try:
+            library = ctypes.CDLL(soname)
+        except OSError as caught:
+            answer[soname] = {"loads": False, "error": str(caught)}
+            continue
+        version, number = "", ctypes.c_int()
+        with contextlib.suppress(AttributeError):
+            if soname.startswith("libcudnn."):
+                version = _version(library.cudnnGetVersion(), 10000, 100)
+            elif soname.startswith("libnccl."):
+                version = _version(library.ncclGetVersion(ctypes.byref(number)) or number.value, 10000, 100)
+            elif soname.startswith("libcudart."):
+                version = _version(library.cudaRuntimeGetVersion(ctypes.byref(number)) or number.value, 1000, 10)
+        answer[soname] = {"loads": True, "version": version}
+
+
+def _version(number: int, major: int, minor: int) -> str:
+    """NVIDIA's versions as one number: CUDA 12090 is 12.9, cuDNN 91002 is 9.10 (the patch level left out)."""
+    return f"{number // major}.{number % major // minor}" if number else ""
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip()[:600]}"
+
+
+def main() -> None:
+    what = sys.argv[1]
+    answer: dict[str, Any] = {} if what == "libraries" else {"devices": []}
+    try:
+        {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch, "libraries": _libraries}[what](answer)
+    except BaseException as caught:
+        answer["error"] = _text(caught)
+    print(f"\n{MARK}{json.dumps(answer)}", flush=True)
+    os._exit(0)  # the answer is out: no framework's shutdown may spoil it
+
+
+if __name__ == "__main__":
+    main()

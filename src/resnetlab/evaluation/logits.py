@@ -1,0 +1,36 @@
+"""Logits of many images: every one counted once, in batches of one shape."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+BATCH_SIZE = 64
+
+
+def centre_crop(images: np.ndarray, size: int) -> np.ndarray:
+    """The middle (size, size) of images (..., h, w, 3); a view."""
+    top, left = ((side - size) // 2 for side in images.shape[-3:-1])
+    return images[..., top : top + size, left : left + size, :]
+
+
+def predict_logits(
+    network: keras.Model,
+    images: np.ndarray,
+    indices: np.ndarray,
+    *,
+    size: int,
+    batch_size: int = BATCH_SIZE,
+) -> np.ndarray:
+    """Logits (len(indices), num_classes) float32 of `images[indices]`, cropped to their middle (size, size).
+
+    The last batch is filled up, so that the network is compiled for one shape, and what filled it is dropped.
+    """
+    batch_size = min(batch_size, len(indices))
+    rows = []
+    for start in range(0, len(indices), batch_size):
+        chosen = indices[start : start + batch_size]
+        batch = centre_crop(images[chosen], size)
+        filled = np.concatenate([batch, np.repeat(batch[:1], batch_size - len(chosen), axis=0)])
+        rows.append(np.asarray(network.predict_on_batch(filled), np.float32)[: len(chosen)])
+    return np.concatenate(rows)

@@ -1,0 +1,186 @@
+"""The layers of a residual network that Keras lacks, or has in a slower form."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from resnetlab import kernels
+
+Shape = tuple[int | None, ...]
+Tensor = Any
+
+# Mean and scale of each channel, in units of a byte, as the weights that are published for an architecture expect.
+_IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+_CIFAR10 = ((125.307, 122.950, 113.865), (62.993, 62.089, 66.705))
+_CAFFE = ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))  # and BGR
+_UNIT = ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
+PREPROCESSING = {"imagenet": _IMAGENET, "cifar10": _CIFAR10, "caffe": _CAFFE, "unit": _UNIT}
+
+
+@keras.saving.register_keras_serializable("resnetlab")
+class Normalize(keras.layers.Layer):
+    """RGB bytes (0-255) to what the network was trained on, so that a saved model takes raw images.
+
+    `preprocessing` names a row of `PREPROCESSING`; "caffe" also turns RGB to BGR (He 2015's released models).
+    """
+
+    def __init__(self, preprocessing: str = "imagenet", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.preprocessing = preprocessing
+
+    def call(self, x: Tensor) -> Tensor:
+        mean, scale = PREPROCESSING[self.preprocessing]
+        x = (x - ops.convert_to_tensor(mean, x.dtype)) / ops.convert_to_tensor(scale, x.dtype)
+        return ops.flip(x, axis=-1) if self.preprocessing == "caffe" else x
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"preprocessing": self.preprocessing}
+
+
+@keras.saving.register_keras_serializable("resnetlab")
+class HostNormal(keras.initializers.Initializer):
+    """Normal draws made on the host: a function of (seed, layer name), so equal on every backend.
+
+    `std=None` is He initialisation over the fan-out, which keeps the gradient's variance from layer to layer
+    (K. He et al. 2015, arXiv:1502.01852, equation 14).
+    """
+
+    def __init__(self, seed: int, name: str, std: float | None = None) -> None:
+        self.seed, self.name, self.std = seed, name, std
+
+    def __call__(self, shape: tuple[int, ...], dtype: str | None = None, **_: Any) -> Tensor:
+        std = self.std if self.std is not None else (2.0 / (shape[-1] * int(np.prod(shape[:-2])))) ** 0.5
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, zlib.crc32(self.name.encode())]))
+        return ops.convert_to_tensor(generator.standard_normal(shape, np.float32) * np.float32(std), dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"seed": self.seed, "name": self.name, "std": self.std}
+
+
+@keras.saving.register_keras_serializable("resnetlab")
+class Conv2D(keras.layers.Layer):
+    """Convolution with "half" padding on both sides, as in the papers' code. The kernel is (k, k, in / groups, out)."""
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int,
+        *,
+        strides: int = 1,
+        groups: int = 1,
+        use_bias: bool = False,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
+        self.groups, self.use_bias, self.seed = groups, use_bias, seed
+
+    def build(self, input_shape: Shape) -> None:
+        channels = input_shape[-1]
+        if channels is None or channels % self.groups or self.filters % self.groups:
+            raise ValueError(
+                f"{self.name}: received {channels} input channels, {self.filters} filters and {self.groups} groups; "
+                "expected both to be divisible by the groups."
+            )
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(self.kernel_size, self.kernel_size, channels // self.groups, self.filters),
+            initializer=HostNormal(self.seed, self.name),
+        )
+        self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros") if self.use_bias else None
+
+    def call(self, x: Tensor) -> Tensor:
+        y = kernels.convolution(x, ops.convert_to_tensor(self.kernel), stride=self.strides, groups=self.groups)
+        return y if self.bias is None else y + self.bias
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        batch, *sides, _ = input_shape
+        pad = 2 * (self.kernel_size // 2) - self.kernel_size
+        return (batch, *(side and (side + pad) // self.strides + 1 for side in sides), self.filters)
+
+    def get_config(self) -> dict[str, Any]:
+        keys = ("filters", "kernel_size", "strides", "groups", "use_bias", "seed")
+        return super().get_config() | {key: getattr(self, key) for key in keys}
+
+
+@keras.saving.register_keras_serializable("resnetlab")
+class BatchNorm(keras.layers.BatchNormalization):
+    """Keras's batch normalisation over the last axis, computed by each backend's fused kernel.
+
+    Weights, gradients and running statistics are those of `keras.layers.BatchNormalization`; momentum .9 suits runs of
+    a few thousand steps, where Keras's .99 leaves the running statistics behind.
+    """
+
+    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any) -> None:
+        super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
+
+    def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+        gamma, beta, moving_mean, moving_variance = (  # float32 under mixed precision too
+            ops.convert_to_tensor(v, "float32")
+            for v in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
+        )
+        if not (training and self.trainable):
+            return kernels.batch_norm_inference(
+                inputs, gamma, beta, moving_mean, moving_variance, epsilon=self.epsilon
+            )
+        y, mean, variance = kernels.batch_norm(inputs, gamma, beta, epsilon=self.epsilon)
+        self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
+        self.moving_variance.assign(moving_variance * self.momentum + variance * (1.0 - self.momentum))
+        return y
+
+
+@keras.saving.register_keras_serializable("resnetlab")
+class IdentityShortcut(keras.layers.Layer):
+    """Shortcut A (He 2015, section 3.3): every second pixel at stride 2, and zeros for the channels that are new."""
+
+    def __init__(self, filters: int, *, strides: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.filters, self.strides = filters, strides
+
+    def call(self, x: Tensor) -> Tensor:
+        x = x[:, :: self.strides, :: self.strides, :]
+        new = self.filters - x.shape[-1]
+        return ops.pad(x, [(0, 0), (0, 0), (0, 0), (0, new)]) if new else x
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        batch, *sides, _ = input_shape
+        return (batch, *(side and -(-side // self.strides) for side in sides), self.filters)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"filters": self.filters, "strides": self.strides}
+
+
+@keras.saving.register_keras_serializable("resnetlab")
+class StochasticDepth(keras.layers.Layer):
+    """Drops whole residual branches, each sample by itself, with probability `rate` (Huang 2016, arXiv:1603.09382).
+
+    What survives is scaled by 1 / (1 - rate), so that nothing changes at inference.
+    """
+
+    def __init__(self, rate: float, *, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"{self.name}: received rate={rate}, expected 0 <= rate < 1.")
+        self.rate, self.seed = rate, seed
+        self.generator = keras.random.SeedGenerator(seed)
+
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        if not training or self.rate == 0.0:
+            return x
+        draw = keras.random.uniform((ops.shape(x)[0], 1, 1, 1), seed=self.generator)
+        return x * ops.cast(draw >= self.rate, x.dtype) / (1.0 - self.rate)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"rate": self.rate, "seed": self.seed}

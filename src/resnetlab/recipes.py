@@ -1,0 +1,242 @@
+"""Recipes: every hyperparameter of a training run. A named recipe states only what differs from its base."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from resnetlab.errors import UsageError, unknown
+
+
+class Recipe(BaseModel):
+    """How to train. Times are in epochs, images are square with sides in pixels, shares are of the usable images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "base"
+    description: str = ""
+    seed: int = Field(0, ge=0)
+
+    # Network
+    model: str = "resnet50"
+    stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    # Data
+    image_size: int = Field(224, ge=8, le=4096)
+    batch_size: int = Field(32, ge=1)
+    validation: float = Field(0.1, ge=0.0, lt=1.0)
+    test: float = Field(0.1, ge=0.0, lt=1.0)
+    class_weights: bool = False  # weigh classes by inverse frequency
+
+    # Augmentation: drawn on the host, applied on the device
+    crop: Literal["none", "pad", "resized"] = "none"
+    crop_padding: int = Field(4, ge=0)  # for "pad": pixels on each side
+    crop_scale: float = Field(0.08, gt=0.0, le=1.0)  # for "resized": smallest share of the image's area
+    flip: bool = True
+    color_jitter: float = Field(0.0, ge=0.0, lt=1.0)  # brightness, contrast, saturation: factors in 1 -+ this
+    erase: float = Field(0.0, ge=0.0, le=1.0)  # probability
+    mixup: float = Field(0.0, ge=0.0)  # alpha of the beta distribution; 0 is off
+    cutmix: float = Field(0.0, ge=0.0)
+
+    # Objective
+    loss: Literal["cross-entropy", "binary-cross-entropy"] = "cross-entropy"
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+
+    # Optimisation
+    epochs: int = Field(90, ge=1)
+    optimizer: Literal["sgd", "adamw", "lamb"] = "sgd"
+    learning_rate: float = Field(0.1, gt=0.0)  # the peak
+    momentum: float = Field(0.9, ge=0.0, lt=1.0)
+    nesterov: bool = False
+    weight_decay: float = Field(1e-4, ge=0.0)  # never on biases and batch norms
+    schedule: Literal["constant", "cosine", "linear", "steps"] = "cosine"
+    warmup: float = Field(0.0, ge=0.0)  # epochs of linear warm-up
+    milestones: tuple[float, ...] = ()  # for "steps": epochs after which the rate falls to a tenth
+    ema: float = Field(0.0, ge=0.0, lt=1.0)  # momentum of the averaged weights; 0 is off
+    early_stopping: int = Field(0, ge=0)  # epochs without a better validation loss; 0 is off
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.warmup >= self.epochs:
+            raise ValueError(f"warmup={self.warmup} must be shorter than epochs={self.epochs}")
+        if self.validation + self.test >= 1.0:
+            raise ValueError(f"validation={self.validation} and test={self.test} leave nothing to train on")
+        if self.early_stopping and not self.validation:
+            raise ValueError("early_stopping watches the validation loss: set validation above 0")
+        if (self.schedule == "steps") != bool(self.milestones):
+            raise ValueError('milestones and schedule="steps" belong together')
+        if self.mixup and self.cutmix and self.batch_size == 1:
+            raise ValueError("mixing images needs a batch_size of at least 2")
+        return self
+
+    @property
+    def pack_size(self) -> int:
+        """Side of the stored images: a margin of 8/7 (256 for 224) where a random window is cut out of them."""
+        return self.image_size if self.crop != "resized" else round(self.image_size * 8 / 7)
+
+    def changed(self, **changes: Any) -> Recipe:
+        """This recipe with fields replaced; an unknown field or a bad value raises a UsageError."""
+        for key in changes:
+            if key not in Recipe.model_fields:
+                raise unknown("recipe key", key, Recipe.model_fields)
+        try:
+            return Recipe(**(self.model_dump() | changes))
+        except ValidationError as error:
+            raise UsageError(_explain(error)) from None
+
+    def with_settings(self, settings: Iterable[str]) -> Recipe:
+        """This recipe with "key=value" texts applied; values are JSON, or plain text."""
+        changes: dict[str, Any] = {}
+        for setting in settings:
+            key, separator, text = setting.partition("=")
+            if not separator:
+                raise UsageError(f"Received --set {setting!r}, expected key=value, such as --set epochs=5.")
+            try:
+                changes[key.strip()] = json.loads(text)
+            except json.JSONDecodeError:
+                changes[key.strip()] = text.strip()
+        return self.changed(**changes)
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        expected = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{key}: received {item['input']!r}, expected: {expected}" if key else expected)
+    return "Recipe: " + "; ".join(lines) + "."
+
+
+BASE = Recipe()
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        BASE.changed(
+            name="quick",
+            description="scikit-learn's digits in about a minute on a CPU: to see that everything works",
+            model="resnet-tiny",
+            image_size=16,
+            batch_size=64,
+            test=0.2,
+            flip=False,  # a mirrored digit is another sign
+            crop="pad",
+            crop_padding=1,
+            epochs=15,
+            learning_rate=0.2,
+            nesterov=True,
+            weight_decay=5e-4,
+            schedule="linear",
+            warmup=3,
+        ),
+        BASE.changed(
+            name="animals",
+            description="the original job: ResNet-50 on Animals-10 at 64x64, batch 32, early stopping",
+            image_size=64,
+            batch_size=32,
+            validation=0.2,
+            crop="resized",
+            crop_scale=0.35,
+            class_weights=True,
+            label_smoothing=0.1,
+            epochs=40,
+            learning_rate=0.05,
+            nesterov=True,
+            weight_decay=5e-4,
+            warmup=2,
+            early_stopping=8,
+        ),
+        BASE.changed(
+            name="cifar",
+            description="He et al. 2015, section 4.2: 64,000 updates of batch 128, rate / 10 at 32,000 and 48,000",
+            model="resnet20",
+            image_size=32,
+            batch_size=128,
+            validation=0.0,
+            test=0.0,  # the data set has its own
+            crop="pad",
+            epochs=164,
+            schedule="steps",
+            milestones=(82, 123),
+        ),
+        BASE.changed(
+            name="cifar-quick",
+            description="a one-cycle of a few epochs (Smith, Topin 2017, arXiv:1708.07120)",
+            model="resnet20",
+            image_size=32,
+            batch_size=128,
+            validation=0.05,
+            test=0.0,
+            crop="pad",
+            crop_padding=2,
+            epochs=8,
+            learning_rate=0.4,
+            nesterov=True,
+            weight_decay=5e-4,
+            schedule="linear",
+            warmup=2,
+            label_smoothing=0.1,
+        ),
+        BASE.changed(
+            name="imagenet",
+            description="He et al. 2015, section 3.4, with the crops and the warm-up of Goyal et al. 2017",
+            batch_size=256,
+            validation=0.0,
+            test=0.0,
+            crop="resized",
+            color_jitter=0.4,
+            schedule="steps",
+            milestones=(30, 60, 80),
+            warmup=5,
+            epochs=90,
+        ),
+        BASE.changed(
+            name="strikes-back-a3",
+            description="Wightman et al. 2021, arXiv:2110.00476, procedure A3; colour jitter stands for RandAugment",
+            image_size=160,
+            batch_size=2048,
+            validation=0.0,
+            test=0.0,
+            crop="resized",
+            color_jitter=0.3,
+            mixup=0.1,
+            cutmix=1.0,
+            loss="binary-cross-entropy",
+            optimizer="lamb",
+            learning_rate=8e-3,
+            weight_decay=0.02,
+            warmup=5,
+            epochs=100,
+        ),
+    )
+}
+
+
+def recipe(name_or_file: str) -> Recipe:
+    """A named recipe, or one from a .toml or .json file that may name its `base`.
+
+    Raises:
+        UsageError: an unknown name, a file that cannot be read, an unknown key, a value out of range.
+    """
+    path = Path(name_or_file)
+    if path.suffix not in (".toml", ".json"):
+        if name_or_file not in RECIPES:
+            raise unknown("recipe", name_or_file, RECIPES, hint="A file must end in .toml or .json.")
+        return RECIPES[name_or_file]
+    try:
+        text = path.read_text(encoding="utf-8")
+        fields = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise UsageError(f"Recipe file {path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise UsageError(f"Recipe file {path}: not valid {path.suffix[1:].upper()}: {error}.") from None
+    if not isinstance(fields, dict):
+        raise UsageError(f"Recipe file {path}: received a {type(fields).__name__}, expected a table of keys.")
+    base = fields.pop("base", None)
+    return (recipe(base) if base else BASE).changed(**({"name": path.stem} | fields))

@@ -1,0 +1,164 @@
+"""The run folder: all that any command needs of a training run, every file of it written atomically. No Keras here.
+
+    run.json            what was trained on what, and how far it came
+    recipe.json         every hyperparameter
+    environment.json    versions, machine, settings
+    split.csv           every image: name, class, subset, content hash
+    metrics.jsonl       one line per epoch
+    best.weights.h5     the weights with the lowest validation loss (the last ones without validation)
+    last.weights.h5     the weights after the last finished epoch
+    checkpoint.npz      the whole state of training, for --resume
+    evaluation.json, predictions.npz, curves.png, confusion.png, reliability.png
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.recipes import Recipe
+
+FORMAT = 1
+
+
+class Run:
+    """A run folder at `path`. Use `Run.create` for a new one and `Run.open` for one that exists."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe_file = path / "recipe.json"
+        self.best_weights = path / "best.weights.h5"
+        self.last_weights = path / "last.weights.h5"
+        self.checkpoint = path / "checkpoint.npz"
+        self.metrics_file = path / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, path: Path, *, recipe: Recipe, environment: dict[str, Any], facts: dict[str, Any]) -> Run:
+        """Make the folder. Raises UsageError where something is in the way: a run is never overwritten."""
+        run = cls(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            occupied = any(path.iterdir())
+        except OSError as error:
+            raise UsageError(f"Cannot make the run folder {path}: {error.strerror}. Choose another with --run.") from None
+        if occupied:
+            raise UsageError(
+                f"The run folder {path} is not empty. Choose another with --run, or go on with --resume {path}."
+            )
+        run.write_json("recipe.json", recipe.model_dump(mode="json"))
+        run.write_json("environment.json", environment)
+        run.update(format=FORMAT, status="started", **facts)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Open an existing run folder. Raises UsageError, saying what is missing, where it is not one."""
+        run = cls(path)
+        if not path.is_dir():
+            raise UsageError(f"Run folder {path}: no such folder. Expected one made by `resnetlab train`.")
+        for name in ("run.json", "recipe.json"):
+            if not (path / name).is_file():
+                raise UsageError(
+                    f"{path} is not a run folder: it has no {name}. Expected a folder made by `resnetlab train`."
+                )
+        if run.facts().get("format") != FORMAT:
+            received = run.facts().get("format")
+            raise ResnetlabError(f"{path}: received run format {received!r}, this version reads {FORMAT}.")
+        return run
+
+    @staticmethod
+    def default_path(data: str, model: str) -> Path:
+        return Path("runs") / f"{data}-{model}-{datetime.now():%Y%m%d-%H%M%S}"
+
+    def facts(self) -> dict[str, Any]:
+        return self.read_json("run.json")
+
+    def update(self, **facts: Any) -> None:
+        known = self.facts() if (self.path / "run.json").exists() else {}
+        self.write_json("run.json", known | facts)
+
+    def recipe(self) -> Recipe:
+        return Recipe(**self.read_json("recipe.json"))
+
+    def weights(self) -> Path:
+        """The best weights there are. Raises ResnetlabError if the run has not finished its first epoch."""
+        for path in (self.best_weights, self.last_weights):
+            if path.exists():
+                return path
+        raise ResnetlabError(
+            f"{self.path} has no weights yet: no epoch was finished. Go on with `resnetlab train --resume {self.path}`."
+        )
+
+    def read_json(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ResnetlabError(f"{self.path / name} cannot be read: {error}.") from None
+
+    def write_json(self, name: str, value: Any) -> None:
+        text = json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n"
+        with atomic(self.path / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of the finished epochs."""
+        if not self.metrics_file.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+
+    def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
+        with atomic(self.metrics_file) as temporary:
+            lines = (json.dumps(_finite(record)) + "\n" for record in records)
+            temporary.write_text("".join(lines), encoding="utf-8")
+
+    def write_split(self, rows: Iterable[tuple[str, str, str, str]]) -> None:
+        """Rows of (name, class name, subset, content hash)."""
+        with atomic(self.path / "split.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("name", "class", "subset", "hash"))
+            writer.writerows(rows)
+
+    def split(self) -> dict[str, str]:
+        """Subset by content hash, as it was when the run began."""
+        try:
+            with (self.path / "split.csv").open(newline="", encoding="utf-8") as file:
+                return {row["hash"]: row["subset"] for row in csv.DictReader(file)}
+        except (OSError, KeyError) as error:
+            raise ResnetlabError(f"{self.path / 'split.csv'} cannot be read: {error}.") from None
+
+    def save(self, name: str, write: Callable[[Path], None]) -> None:
+        """Have `write` make a file of this name, atomically."""
+        with atomic(self.path / name) as temporary:
+            write(temporary)
+
+
+@contextmanager
+def atomic(target: Path) -> Iterator[Path]:
+    """A path to write to; what was written replaces `target` when the block ends well, and vanishes when it does not."""
+    temporary = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ResnetlabError(f"Cannot write {target}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with NaN and infinity as null: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,56 @@
+"""The whole state of a training run in one file: weights, optimizer slots, running metrics and the step number.
+
+Keras saves weights and optimizer, but neither its random states nor the metrics of a half-finished epoch, and not
+atomically. Sample order and augmentation need no state: they are functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from resnetlab.errors import ResnetlabError
+from resnetlab.run import atomic
+
+
+def state_variables(model: keras.Model) -> list[keras.Variable]:
+    """Every variable that a training step reads and writes, in a fixed order; the optimizer must be built."""
+    return [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+
+
+def save(path: Path, model: keras.Model, progress: dict[str, Any]) -> None:
+    """Write the state, and `progress` (plain JSON) with it."""
+    arrays = {f"{i:05d}": keras.ops.convert_to_numpy(v) for i, v in enumerate(state_variables(model))}
+    names = [v.path for v in state_variables(model)]
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, names=np.array(names), progress=np.array(json.dumps(progress)), **arrays)
+
+
+def load(path: Path, model: keras.Model) -> dict[str, Any]:
+    """Put a saved state into a model that is built alike, and return the progress saved with it.
+
+    Raises:
+        ResnetlabError: no such file, a damaged one, or one of another model.
+    """
+    variables = state_variables(model)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = [file[f"{i:05d}"] for i in range(len(file["names"]))]
+            progress: dict[str, Any] = json.loads(str(file["progress"]))
+    except FileNotFoundError:
+        raise ResnetlabError(f"{path} does not exist: the run was stopped before its first checkpoint.") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise ResnetlabError(f"{path} is damaged ({error}); the weights beside it can still be used.") from None
+    received, expected = [a.shape for a in arrays], [tuple(v.shape) for v in variables]
+    if received != expected:
+        raise ResnetlabError(
+            f"{path}: received the state of another model ({len(received)} variables, expected {len(expected)}, or "
+            "shapes that differ). Resume with the recipe that the run was started with."
+        )
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
+    return progress

@@ -1,0 +1,271 @@
+"""Training: an explicit loop over epochs around `keras.Model.fit`, which compiles and runs the steps of one.
+
+The state of a run is its weights, its optimizer's slots and the step number (see `data/stream.py` and
+`checkpoint.py`), so an interrupted run that is resumed equals one that never stopped, to the bit.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from resnetlab.data.augment import Augment
+from resnetlab.data.draws import Augmentation
+from resnetlab.data.pack import Pack
+from resnetlab.data.stream import Stream, balanced_weights
+from resnetlab.errors import ResnetlabError
+from resnetlab.evaluation.logits import predict_logits
+from resnetlab.evaluation.metrics import evaluate_logits
+from resnetlab.models.resnet import build
+from resnetlab.recipes import Recipe
+from resnetlab.run import Run
+from resnetlab.training import checkpoint
+from resnetlab.training.optimizers import optimizer_for
+
+Record = dict[str, Any]
+
+
+class Progress(Protocol):
+    """Who is told how training goes; `training/progress.py` shows it in a terminal."""
+
+    def start(self, epochs: int, steps_per_epoch: int, batch_size: int, step: int) -> None: ...
+    def step(self, step: int, logs: dict[str, float]) -> None: ...
+    def epoch(self, record: Record, *, best: bool) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+def network_for(recipe: Recipe, num_classes: int) -> keras.Model:
+    """The network of a recipe, with its weights in float32 and its arithmetic in the recipe's precision."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
+    try:
+        return build(
+            recipe.model,
+            num_classes=num_classes,
+            stochastic_depth=recipe.stochastic_depth,
+            seed=recipe.seed,
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def augmentation_for(recipe: Recipe) -> Augmentation:
+    return Augmentation(
+        source_size=recipe.pack_size,
+        size=recipe.image_size,
+        crop=recipe.crop,
+        crop_padding=recipe.crop_padding,
+        crop_scale=recipe.crop_scale,
+        flip=recipe.flip,
+        color_jitter=recipe.color_jitter,
+        erase=recipe.erase,
+        mixup=recipe.mixup,
+        cutmix=recipe.cutmix,
+    )
+
+
+def stream_for(recipe: Recipe, pack: Pack) -> Stream:
+    """The training batches of a recipe."""
+    indices, num_classes = pack.indices("train"), len(pack.class_names)
+    return Stream(
+        images=pack.images,
+        labels=pack.labels,
+        indices=indices,
+        batch_size=recipe.batch_size,
+        num_classes=num_classes,
+        augmentation=augmentation_for(recipe),
+        label_smoothing=recipe.label_smoothing,
+        class_weights=balanced_weights(pack.labels[indices], num_classes) if recipe.class_weights else None,
+        seed=recipe.seed,
+    )
+
+
+def trainer_for(network: keras.Model, recipe: Recipe, stream: Stream) -> keras.Model:
+    """Augmentation and network as one compiled model, from a stream's batches to logits.
+
+    The optimizer's variables are made here: made during the first step, they would have it traced twice.
+    """
+    side = recipe.pack_size
+    inputs = {"image": keras.Input((side, side, 3), name="image")}
+    for name, shape in stream.augmentation.shapes().items():
+        inputs[name] = keras.Input(shape, name=name)
+    augmented = Augment(stream.augmentation, name="augment")(inputs)
+    trainer = keras.Model(inputs, network(augmented), name="trainer")
+    loss = (
+        keras.losses.CategoricalCrossentropy(from_logits=True)
+        if recipe.loss == "cross-entropy"
+        else keras.losses.BinaryCrossentropy(from_logits=True)
+    )
+    optimizer = optimizer_for(recipe, stream.steps_per_epoch)
+    optimizer.build(trainer.trainable_variables)
+    trainer.compile(optimizer, loss, metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")])
+    return trainer
+
+
+def train(pack: Pack, recipe: Recipe, run: Run, *, progress: Progress, resume: bool = False) -> str:
+    """Train until the epochs are over, early stopping says so, or the process is asked to stop.
+
+    Returns:
+        "finished", or "interrupted" after SIGINT or SIGTERM: then the step in progress is finished and the state is
+        saved, and a call with `resume=True` goes on from the very next step.
+
+    Raises:
+        ResnetlabError: the loss is no longer finite (the weights of the best epoch stay), or nothing to resume.
+    """
+    network = network_for(recipe, len(pack.class_names))
+    stream = stream_for(recipe, pack)
+    trainer = trainer_for(network, recipe, stream)
+    steps = stream.steps_per_epoch
+    validation = pack.indices("validation")
+    if recipe.early_stopping and not len(validation):
+        raise ResnetlabError(
+            "Early stopping watches the validation loss, and the validation set is empty. Raise it with "
+            "--set validation=0.2, or turn early stopping off with --set early_stopping=0."
+        )
+
+    state: Record = {"best_epoch": 0, "best_loss": None, "partial": None}
+    records: list[Record] = []
+    if resume:
+        state = checkpoint.load(run.checkpoint, trainer)
+    step = int(trainer.optimizer.iterations)
+    if resume:
+        records = run.metrics()[: step // steps]
+    partial = _metric_values(trainer) if step % steps else None  # of the epoch that was interrupted
+    run.update(status="started")
+    progress.start(recipe.epochs, steps, recipe.batch_size, step)
+
+    with _stop_requests() as stop:
+        while step < recipe.epochs * steps and not _exhausted(recipe, records, state):
+            began = time.perf_counter()
+            epoch, done = divmod(step, steps)
+            batches = stream.batches(step)
+            logs = trainer.fit(
+                batches,
+                steps_per_epoch=steps - done,
+                verbose=0,
+                callbacks=[_Watch(step, progress, stop, partial)],
+            ).history
+            batches.close()  # type: ignore[attr-defined]
+            step, partial = int(trainer.optimizer.iterations), None
+            if step < (epoch + 1) * steps:
+                checkpoint.save(run.checkpoint, trainer, state)
+                run.update(status="interrupted", step=step)
+                progress.say(f"Stopped at step {step}. Go on with: resnetlab train --resume {run.path}")
+                return "interrupted"
+
+            seconds = time.perf_counter() - began
+            record: Record = {
+                "epoch": epoch + 1,
+                "step": step,
+                "loss": logs["loss"][-1],
+                "accuracy": logs["accuracy"][-1],
+                "learning_rate": float(trainer.optimizer.learning_rate),
+                "images_per_second": (steps - done) * recipe.batch_size / seconds,
+                "seconds": seconds,
+            }
+            if not np.isfinite(record["loss"]):
+                run.update(status="diverged", step=step)
+                raise ResnetlabError(
+                    f"The loss of epoch {epoch + 1} is {record['loss']}: training diverged. Lower the rate with --set "
+                    f"learning_rate={recipe.learning_rate / 10:g} or lengthen the warm-up with --set warmup=5."
+                )
+            with averaged_weights(trainer) if recipe.ema else nullcontext():
+                if len(validation):
+                    logits = predict_logits(network, pack.images, validation, size=recipe.image_size)
+                    judged = evaluate_logits(logits, pack.labels[validation], pack.class_names)
+                    record |= {"val_loss": judged.loss, "val_top1": judged.top1}
+                best = state["best_loss"] is None or record.get("val_loss", -step) < state["best_loss"]
+                if best:
+                    state |= {"best_epoch": epoch + 1, "best_loss": record.get("val_loss", -step)}
+                    run.save("best.weights.h5", lambda path: _save_weights(network, path))
+                run.save("last.weights.h5", lambda path: _save_weights(network, path))
+            records.append(record)
+            run.write_metrics(records)
+            checkpoint.save(run.checkpoint, trainer, state)
+            run.update(status="started", step=step, epoch=epoch + 1, best_epoch=state["best_epoch"])
+            progress.epoch(record, best=best and bool(len(validation)))
+
+    run.update(status="finished")
+    return "finished"
+
+
+def _exhausted(recipe: Recipe, records: list[Record], state: Record) -> bool:
+    """Whether early stopping has lost its patience."""
+    return bool(recipe.early_stopping) and len(records) - state["best_epoch"] >= recipe.early_stopping
+
+
+@contextmanager
+def averaged_weights(trainer: keras.Model) -> Iterator[None]:
+    """The exponential moving average in place of the trainable weights."""
+    live = [keras.ops.convert_to_numpy(v).copy() for v in trainer.trainable_variables]
+    averages = trainer.optimizer._model_variables_moving_average
+    for variable, average in zip(trainer.trainable_variables, averages, strict=True):
+        variable.assign(keras.ops.convert_to_numpy(average))
+    try:
+        yield
+    finally:
+        for variable, value in zip(trainer.trainable_variables, live, strict=True):
+            variable.assign(value)
+
+
+class _Watch(keras.callbacks.Callback):
+    """Tells progress of each step, and ends the epoch after the current step when a stop was asked for."""
+
+    async_safe = True  # keeps JAX and PyTorch from waiting for the device at every step
+
+    def __init__(
+        self, start: int, progress: Progress, stop: threading.Event, partial: list[np.ndarray] | None
+    ) -> None:
+        super().__init__()
+        self.start, self.progress, self.stop, self.partial = start, progress, stop, partial
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.partial is not None:  # an epoch that is gone on with: Keras has just reset its metrics
+            for variable, value in zip(self.model.metrics_variables, self.partial, strict=True):
+                variable.assign(value)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.progress.step(self.start + batch + 1, logs or {})
+        if self.stop.is_set():
+            self.model.stop_training = True
+
+
+def _metric_values(trainer: keras.Model) -> list[np.ndarray]:
+    return [keras.ops.convert_to_numpy(v).copy() for v in trainer.metrics_variables]
+
+
+def _save_weights(network: keras.Model, path: Any) -> None:
+    named = path.with_name(path.name + ".weights.h5")  # the ending that Keras asks for
+    network.save_weights(named)
+    named.replace(path)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one interrupts at once."""
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
+    before: dict[signal.Signals, Any] = {}
+
+    def request(number: int, frame: Any) -> None:
+        if requested.is_set():
+            raise KeyboardInterrupt
+        requested.set()
+
+    handler: Callable[[int, Any], None] = request
+    for name in (signal.SIGINT, signal.SIGTERM):
+        before[name] = signal.signal(name, handler)
+    try:
+        yield requested
+    finally:
+        for name, previous in before.items():
+            signal.signal(name, previous)

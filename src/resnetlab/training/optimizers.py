@@ -1,0 +1,143 @@
+"""Optimizers and learning-rate schedules, as the papers define them where Keras differs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from resnetlab import kernels
+from resnetlab.recipes import Recipe
+
+Tensor = Any
+
+
+def optimizer_for(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    """The optimizer of a recipe. It keeps averaged weights beside the live ones where the recipe has an `ema`."""
+    shared: dict[str, Any] = {
+        "learning_rate": Schedule.of(recipe, steps_per_epoch),
+        "use_ema": recipe.ema > 0,
+        "ema_momentum": recipe.ema or 0.99,
+    }
+    if recipe.optimizer == "sgd":
+        return SGD(l2=recipe.weight_decay, momentum=recipe.momentum, nesterov=recipe.nesterov, **shared)
+    if recipe.optimizer == "adamw":
+        return AdamW(beta_1=recipe.momentum, weight_decay=recipe.weight_decay, **shared)
+    return Lamb(beta_1=recipe.momentum, decay=recipe.weight_decay, **shared)
+
+
+def decays(variable: keras.Variable) -> bool:
+    """Whether weight decay applies: to kernels, not to biases, gammas and betas (Goyal 2017, section 5.1)."""
+    return len(variable.shape) > 1
+
+
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Learning rate as a function of the step: linear warm-up to `peak`, then one of four ways down.
+
+    "constant" stays; "cosine" and "linear" reach zero at the last step (Loshchilov 2016, arXiv:1608.03983); "steps"
+    falls to a tenth at each milestone.
+    """
+
+    def __init__(self, kind: str, peak: float, *, warmup: float, total: float, milestones: Sequence[float] = ()) -> None:
+        self.kind, self.peak, self.warmup, self.total = kind, peak, warmup, total
+        self.milestones = tuple(milestones)
+
+    @classmethod
+    def of(cls, recipe: Recipe, steps_per_epoch: int) -> Schedule:
+        return cls(
+            recipe.schedule,
+            recipe.learning_rate,
+            warmup=recipe.warmup * steps_per_epoch,
+            total=float(recipe.epochs * steps_per_epoch),
+            milestones=[epoch * steps_per_epoch for epoch in recipe.milestones],
+        )
+
+    def __call__(self, step: Tensor) -> Tensor:
+        step = ops.cast(step, "float32")
+        progress = ops.clip((step - self.warmup) / max(self.total - self.warmup, 1.0), 0.0, 1.0)
+        if self.kind == "cosine":
+            factor = 0.5 * (1.0 + ops.cos(progress * 3.141592653589793))
+        elif self.kind == "linear":
+            factor = 1.0 - progress
+        else:
+            factor = ops.ones_like(step)
+            for milestone in self.milestones:
+                factor = factor * ops.where(step >= milestone, 0.1, 1.0)
+        warming = ops.minimum((step + 1.0) / self.warmup, 1.0) if self.warmup else 1.0
+        return self.peak * factor * warming
+
+    def get_config(self) -> dict[str, Any]:
+        keys = ("kind", "peak", "warmup", "total", "milestones")
+        return {key: getattr(self, key) for key in keys}
+
+
+class _LeavesWeights:
+    """Keras overwrites the weights with their average whenever `fit` returns; training here goes on after that."""
+
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
+        pass
+
+
+class SGD(_LeavesWeights, keras.optimizers.SGD):
+    """SGD with (Nesterov) momentum and L2 regularisation inside the gradient, as in He 2015.
+
+    Keras's own `weight_decay` is the decoupled one, which leaves the momentum out.
+    """
+
+    def __init__(self, *, l2: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.l2 = l2
+
+    def apply(self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
+        if self.l2:
+            variables = self._trainable_variables if trainable_variables is None else trainable_variables
+            grads = [
+                kernels.scaled_add(gradient, variable, self.l2) if decays(variable) else gradient
+                for gradient, variable in zip(grads, variables, strict=True)
+            ]
+        super().apply(grads, trainable_variables)
+
+    def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
+        velocity = self.momentums[self._get_variable_index(variable)] if self.momentum else None
+        if velocity is None or kernels.momentum_update is None:
+            return super().update_step(gradient, variable, learning_rate)
+        kernels.momentum_update(
+            variable, velocity, gradient, rate=learning_rate, momentum=self.momentum, nesterov=self.nesterov
+        )
+
+
+class AdamW(_LeavesWeights, keras.optimizers.AdamW):
+    """AdamW (Loshchilov 2017, arXiv:1711.05101) that decays kernels alone."""
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        self.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])
+        super().build(variables)
+
+
+class Lamb(_LeavesWeights, keras.optimizers.Lamb):
+    """LAMB (You 2019, arXiv:1904.00962, algorithm 2): weight decay is part of the update that the trust ratio scales.
+
+    Keras's own leaves it outside. Biases and batch norms are neither decayed nor scaled, as in the paper's code.
+    """
+
+    def __init__(self, *, decay: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.decay = decay
+
+    def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
+        index = self._get_variable_index(variable)
+        m, v = self._momentums[index], self._velocities[index]
+        self.assign_add(m, (gradient - m) * (1.0 - self.beta_1))
+        self.assign_add(v, (ops.square(gradient) - v) * (1.0 - self.beta_2))
+        step = ops.cast(self.iterations + 1, variable.dtype)
+        unbiased_m = m / (1.0 - ops.power(self.beta_1, step))
+        unbiased_v = v / (1.0 - ops.power(self.beta_2, step))
+        update, ratio = unbiased_m / (ops.sqrt(unbiased_v) + self.epsilon), 1.0
+        if decays(variable):
+            update = update + self.decay * variable
+            weight_norm, update_norm = (ops.sqrt(ops.sum(ops.square(t))) for t in (variable, update))
+            nonzero = ops.logical_and(weight_norm > 0.0, update_norm > 0.0)
+            ratio = ops.where(nonzero, weight_norm / ops.maximum(update_norm, 1e-12), 1.0)
+        self.assign_sub(variable, learning_rate * ratio * update)

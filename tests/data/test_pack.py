@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import errno
+import os
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnetlab.data import audit as audit_module
+from resnetlab.data import pack as pack_module
+from resnetlab.data.audit import decode, fit_square
+from resnetlab.data.pack import default_cache_dir, pack
+from resnetlab.data.sources import resolve
+from resnetlab.errors import ResnetlabError, UsageError
+
+
+@pytest.fixture
+def photos(make, tmp_path):
+    return make.write_classes(tmp_path / "photos", {"cat": 12, "dog": 15})
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Pack a folder at 16x16 in a cache of its own."""
+
+    def build(root, **changes):
+        settings = {"size": 16, "cache_dir": tmp_path / "cache", "validation": 0.2, "test": 0.2} | changes
+        return pack(resolve(str(root)), **settings)
+
+    return build
+
+
+def _forbid_decoding(monkeypatch):
+    def decoded(*args, **kwargs):
+        raise AssertionError("an image was decoded again")
+
+    monkeypatch.setattr(audit_module, "decode", decoded)
+
+
+def test_a_pack_holds_what_prediction_would_see(photos, build):
+    packed = build(photos)
+    assert packed.images.shape == (27, 16, 16, 3)
+    assert packed.images.dtype == np.uint8
+    assert isinstance(packed.images, np.memmap)
+    assert not packed.images.flags.writeable
+    for name, label, image in zip(packed.names, packed.labels, packed.images, strict=True):
+        assert packed.class_names[label] == name.partition("/")[0]
+        np.testing.assert_array_equal(image, fit_square(decode(photos / name, size=16).image, 16))
+
+
+def test_subsets_partition_the_images(photos, build):
+    packed = build(photos)
+    rows = np.concatenate([packed.indices(subset) for subset in ("train", "validation", "test")])
+    assert sorted(rows.tolist()) == list(range(27))
+    counts = [packed.class_counts(subset) for subset in ("train", "validation", "test")]
+    assert np.sum(counts, axis=0).tolist() == [12, 15]
+    assert np.min(counts) >= 1
+
+
+def test_reuse_decodes_nothing(photos, build, monkeypatch):
+    first = build(photos)
+    _forbid_decoding(monkeypatch)
+    progress = []
+    again = build(photos, progress=lambda *call: progress.append(call))
+    np.testing.assert_array_equal(again.images, first.images)
+    assert (again.key, again.names, again.audit, progress) == (first.key, first.names, first.audit, [])
+    other = build(photos, seed=1, validation=0.4)  # the split is not part of the pack
+    assert other.key == first.key
+    assert not np.array_equal(other.subset, first.subset)
+
+
+def test_a_moved_data_set_is_reused(photos, build, monkeypatch, tmp_path):
+    first = build(photos)
+    _forbid_decoding(monkeypatch)
+    moved = photos.rename(tmp_path / "elsewhere")
+    (tmp_path / "new").mkdir()
+    again = build(moved.rename(tmp_path / "new" / "photos"))
+    assert again.key == first.key
+    assert again.audit["location"] == str(tmp_path / "new" / "photos")
+
+
+def test_any_change_gives_another_key(make, photos, build):
+    keys = [build(photos).key, build(photos, size=8).key]
+    (photos / "cat" / "0.jpg").write_bytes(make.jpeg(99))
+    keys.append(build(photos).key)
+    stat = (photos / "cat" / "0.jpg").stat()
+    os.utime(photos / "cat" / "0.jpg", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    keys.append(build(photos).key)
+    (photos / "cat" / "0.jpg").rename(photos / "cat" / "zero.jpg")
+    keys.append(build(photos).key)
+    (photos / "cat" / "zero.jpg").rename(photos / "dog" / "zero.jpg")
+    keys.append(build(photos).key)
+    (photos / "dog" / "new.jpg").write_bytes(make.jpeg(100))
+    keys.append(build(photos).key)
+    assert len(set(keys)) == len(keys)
+
+
+def test_what_is_set_aside_leaves_no_gap(make, photos, build):
+    (photos / "cat" / "1.jpg").write_bytes(b"")
+    (photos / "cat" / "0.jpg").write_bytes(make.jpeg(70))
+    (photos / "dog" / "3.jpg").write_bytes(make.jpeg(70))
+    packed = build(photos)
+    assert len(packed.audit["set_aside"]) == 3
+    assert packed.images.shape[0] == len(packed.names) == len(packed.hashes) == 24
+    for name, image in zip(packed.names, packed.images, strict=True):
+        np.testing.assert_array_equal(image, fit_square(decode(photos / name, size=16).image, 16))
+
+
+def test_images_of_the_working_size_are_packed_to_the_byte(make, tmp_path, build):
+    root = make.write_classes(tmp_path / "small", {"cat": 2, "dog": 2})
+    for index in range(3):
+        make.picture(index, (16, 16)).save(root / "cat" / f"{index}.png")
+    packed = build(root)
+    for name, image in zip(packed.names, packed.images, strict=True):
+        if name.endswith("png"):
+            np.testing.assert_array_equal(image, np.asarray(Image.open(root / name)))
+
+
+def test_digits_are_enlarged(tmp_path):
+    source = resolve("digits")
+    packed = pack(source, size=16, cache_dir=tmp_path, validation=0.1, test=0.1)
+    assert packed.images.shape == (1797, 16, 16, 3)
+    native = pack(source, size=8, cache_dir=tmp_path, validation=0.1, test=0.1)
+    np.testing.assert_array_equal(native.images, source.images)
+
+
+# ------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_crash_in_the_middle_leaves_nothing(photos, build, tmp_path, monkeypatch):
+    calls = []
+
+    def crash(image, size):
+        calls.append(image)
+        if len(calls) > 10:
+            raise KeyboardInterrupt
+        return fit_square(image, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audit_module, "fit_square", crash)
+        with pytest.raises(KeyboardInterrupt):
+            build(photos)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert build(photos).images.shape[0] == 27
+
+
+def test_a_killed_build_is_not_taken_for_a_pack_and_is_swept_up_later(photos, build, tmp_path):
+    fresh, old = (tmp_path / "cache" / f".building-{name}" for name in ("fresh", "old"))
+    for folder in (fresh, old):
+        folder.mkdir(parents=True)
+        (folder / "images.npy").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    assert build(photos).images.shape[0] == 27
+    assert fresh.exists()  # may belong to a build in progress
+    assert not old.exists()
+
+
+@pytest.mark.parametrize("damage", ["no description", "no images", "short"])
+def test_a_damaged_pack_is_built_again(photos, build, tmp_path, damage):
+    first = build(photos)
+    expected = np.array(first.images)
+    (folder,) = (tmp_path / "cache").iterdir()
+    if damage == "no description":
+        (folder / "pack.json").unlink()
+    elif damage == "no images":
+        (folder / "images.npy").unlink()
+    else:
+        content = (folder / "images.npy").read_bytes()
+        (folder / "images.npy").unlink()
+        (folder / "images.npy").write_bytes(content[:-5])
+    np.testing.assert_array_equal(build(photos).images, expected)
+
+
+def test_two_builders_at_once_both_end_well(photos, build, tmp_path, monkeypatch):
+    together = threading.Barrier(2, timeout=10)
+    write = pack_module._write_images
+
+    def write_together(*args):
+        audit = write(*args)
+        together.wait()
+        return audit
+
+    monkeypatch.setattr(pack_module, "_write_images", write_together)
+    results = []
+    builders = [threading.Thread(target=lambda: results.append(build(photos))) for _ in range(2)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join()
+    assert len(results) == 2
+    np.testing.assert_array_equal(results[0].images, results[1].images)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_full_disk_is_said_and_cleaned_up(photos, build, tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pack_module, "_sync", full)
+    with pytest.raises(ResnetlabError, match=r"Cannot write .*No space left.*make room, or set \$RESNETLAB_CACHE"):
+        build(photos)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_made(photos, build, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResnetlabError, match=r"Cannot write the packed images to .*file"):
+        build(photos, cache_dir=tmp_path / "file")
+
+
+def test_values_out_of_range_are_refused_before_any_work(photos, build, tmp_path):
+    with pytest.raises(UsageError, match="image size 0"):
+        build(photos, size=0)
+    with pytest.raises(UsageError, match="Nothing left to train on"):
+        build(photos, validation=0.5, test=0.5)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_class_with_no_training_image(make, tmp_path, build):
+    for part, start in (("train", 0), ("test", 10)):
+        make.write_classes(tmp_path / "set" / part, {"cat": 2, "dog": 2}, start=start)
+    for file in (tmp_path / "set" / "train" / "dog").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(ResnetlabError, match="No training image of dog"):
+        build(tmp_path / "set")
+
+
+def test_default_cache_dir(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESNETLAB_CACHE", str(tmp_path))
+    assert default_cache_dir() == tmp_path
+    monkeypatch.delenv("RESNETLAB_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert default_cache_dir() == tmp_path / "home" / ".cache" / "resnetlab"
+
+
+def test_the_real_animals(real_data, tmp_path):
+    source = resolve("animals10", data_root=real_data)
+    packed = pack(source, size=64, cache_dir=tmp_path, validation=0.2, test=0.1)
+    assert packed.images.shape == (240, 64, 64, 3)
+    assert packed.class_counts("validation").min() >= 4
