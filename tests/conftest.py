@@ -1,1 +1,46 @@
-"""Shared by all tests. Nothing heavy at import: a test names the backend it runs on."""
+"""Shared by all tests: the test process runs on TensorFlow, and `on` runs a function on any backend."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnetlab.environment import BACKENDS, configure
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that `pytest` finds the package `tests`, as `python -m pytest` does
+
+from tests.workers import HERE, Workers  # noqa: E402
+
+configure(backend=HERE, device="cpu")  # before a test module imports Keras
+
+
+@pytest.fixture(scope="session")
+def on() -> Iterator[Workers]:
+    """Run a function on a backend: `on("jax")(function, **kwargs)`; see tests/workers.py."""
+    workers = Workers()
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def photographs() -> np.ndarray:
+    """Two or more real photographs: (n, 224, 224, 3) uint8."""
+    folder = Path(os.environ.get("RESNETLAB_DATA", ""), "animals10-sample", "raw-img")
+    files = [next(kind.glob("*.jpeg")) for kind in sorted(folder.glob("*"))[:2]]
+    if files:
+        images = [Image.open(file).convert("RGB") for file in files]
+    else:  # those that scikit-learn brings along: a temple, a flower
+        from sklearn.datasets import load_sample_images
+
+        images = [Image.fromarray(array) for array in load_sample_images().images]
+    return np.stack([np.asarray(image.resize((224, 224))) for image in images])

@@ -276,7 +276,7 @@ def audit(data: Data, as_json: Json = False, verbose: Verbose = False) -> None:
 
 def _start(backend: str | None, device: str) -> None:
     """Settle backend and device, and check that the device is there."""
-    environment.configure(backend=backend, device=device)
+    environment.start(backend=backend, device=device)
     if device == "gpu":
         from resnetlab import kernels
 

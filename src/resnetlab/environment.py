@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import sys
+import tempfile
 from importlib import metadata
 from typing import Any, Literal
 
@@ -71,6 +72,33 @@ def configure(
         os.environ["OMP_NUM_THREADS"] = os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
     if keep_memory:
         _keep_freed_memory()
+    return backend
+
+
+def start(*, backend: str | None = None, device: str = "auto") -> str:
+    """`configure`, then import Keras and its backend with TensorFlow's greetings kept off the terminal.
+
+    TensorFlow logs to the process's stderr before it reads its own log settings; what it says is shown only if the
+    import fails, or in verbose mode.
+    """
+    backend = configure(backend=backend, device=device)
+    if os.environ.get("RESNETLAB_VERBOSE"):
+        return backend
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as said:
+        terminal = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            import keras
+
+            keras.ops.zeros(())  # makes the backend find its devices
+        except BaseException:
+            said.seek(0)
+            os.write(terminal, said.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
     return backend
 
 

@@ -56,15 +56,13 @@ class Recipe(BaseModel):
     nesterov: bool = False
     weight_decay: float = Field(1e-4, ge=0.0)  # never on biases and batch norms
     schedule: Literal["constant", "cosine", "linear", "steps"] = "cosine"
-    warmup: float = Field(0.0, ge=0.0)  # epochs of linear warm-up
+    warmup: float = Field(0.0, ge=0.0)  # epochs of linear warm-up; at most half of all epochs
     milestones: tuple[float, ...] = ()  # for "steps": epochs after which the rate falls to a tenth
     ema: float = Field(0.0, ge=0.0, lt=1.0)  # momentum of the averaged weights; 0 is off
     early_stopping: int = Field(0, ge=0)  # epochs without a better validation loss; 0 is off
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.warmup >= self.epochs:
-            raise ValueError(f"warmup={self.warmup} must be shorter than epochs={self.epochs}")
         if self.validation + self.test >= 1.0:
             raise ValueError(f"validation={self.validation} and test={self.test} leave nothing to train on")
         if self.early_stopping and not self.validation:

@@ -74,8 +74,7 @@ def decode(content: bytes | Path, *, size: int | None = None) -> Decoded:
     """Decode an image file completely; raises ImageProblem.
 
     With `size`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, whichever still covers size x size. That
-    reads the whole file all the same (only the inverse transform is smaller), so damage is found all the
-    same.
+    reads the whole file too (only the inverse transform is smaller), so no damage escapes.
     """
     if isinstance(content, Path):
         try:
@@ -101,7 +100,7 @@ def _convert(image: Image.Image, size: int | None) -> Decoded:
     done = []
     if getattr(image, "is_animated", False):
         done.append("first frame of several")
-    if ";16" in str(getattr(image, "tile", "")):  # Pillow itself keeps the upper byte of 16-bit colour
+    if ";16" in str(getattr(image, "tile", "")):  # of 16-bit colour, Pillow itself keeps the upper byte
         done.append("16-bit")
     if size is not None:
         image.draft(None, (size, size))

@@ -159,7 +159,8 @@ def _build(folder: Path, source: Source, size: int, key: str, workers: int | Non
     building = cache_dir / f".building-{uuid.uuid4().hex}"
     building.mkdir()
     try:
-        with open(building / "images.npy", "w+b") as file:
+        # A large buffer: each write lets go of the interpreter, and then has to win it back from the decoders.
+        with open(building / "images.npy", "w+b", buffering=1 << 22) as file:
             audit = _write_images(file, source, size, workers, progress)
             _sync(file)
         usable = audit.usable

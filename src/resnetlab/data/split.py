@@ -40,9 +40,8 @@ def split(
     Args:
         hashes: n digests of content; equal content, equal hash.
         labels: n class indices.
-        subsets: n subsets that the source itself gives, or None. A given one is kept, but that a part which
-        the
-            source lacks is carved out of its training part.
+        subsets: n subsets that the source itself gives, or None. A given one is kept, but a part
+            that is asked for and not given is carved out of the training part.
         validation, test: shares of each class, in [0, 1) and together below 1.
 
     Guarantees, for each class and counted in distinct images:

@@ -134,7 +134,7 @@ def _version(number: int, major: int, minor: int) -> str:
 
 
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip()[:600]}"
+    return f"{type(error).__name__}: {str(error).strip()[:600]}".removesuffix(": ")
 
 
 def main() -> None:

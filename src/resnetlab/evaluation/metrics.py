@@ -300,7 +300,7 @@ def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:
 def most_confused(
     confusion: NDArray[np.integer], class_names: Sequence[str], *, limit: int = 10
 ) -> tuple[ConfusedPair, ...]:
-    """The pairs with the most mistakes in a (k, k) matrix of counts, rows true; `limit` of them, if there are so many."""
+    """The pairs with the most mistakes in a (k, k) matrix of counts, rows true: `limit` of them at most."""
     support = confusion.sum(axis=1)
     pairs = [
         ConfusedPair(class_names[i], class_names[j], int(confusion[i, j]), int(support[i]))

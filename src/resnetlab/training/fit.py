@@ -149,6 +149,7 @@ def train(pack: Pack, recipe: Recipe, run: Run, *, progress: Progress, resume: b
             logs = trainer.fit(
                 batches,
                 steps_per_epoch=steps - done,
+                shuffle=False,
                 verbose=0,
                 callbacks=[_Watch(step, progress, stop, partial)],
             ).history

@@ -49,7 +49,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return cls(
             recipe.schedule,
             recipe.learning_rate,
-            warmup=recipe.warmup * steps_per_epoch,
+            warmup=min(recipe.warmup, recipe.epochs / 2) * steps_per_epoch,
             total=float(recipe.epochs * steps_per_epoch),
             milestones=[epoch * steps_per_epoch for epoch in recipe.milestones],
         )

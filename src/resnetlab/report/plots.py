@@ -1,0 +1,351 @@
+"""The pictures of a run: curves, confusion matrix, reliability diagram.
+
+Each function draws on a figure of its own (no pyplot, so no display and no state that two runs could share) and
+writes a PNG atomically, making folders as needed. A title says what is to be seen in this run.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import ArrayLike, NDArray
+
+from resnetlab.errors import ResnetlabError
+from resnetlab.evaluation.metrics import CalibrationBin, expected_calibration_error, most_confused
+from resnetlab.run import atomic
+
+DPI = 150
+# Okabe and Ito's palette, which people with any kind of colour blindness can tell apart.
+BLUE, ORANGE = "#0072b2", "#d55e00"
+INK, MUTED, RULE, PALE = "#222222", "#6b6b6b", "#e4e4e4", "#f3f3f3"
+LIGHT_BLUE = "#bcd7ea"
+# Of one hue, and already coloured at a fraction of a percent, where the mistakes are.
+SHADES = LinearSegmentedColormap.from_list(
+    "shades",
+    [(0, "white"), (0.04, "#e3eef6"), (0.2, "#a6cbe3"), (0.5, "#4a97c9"), (0.75, BLUE), (1, "#08306b")],
+).with_extremes(bad=PALE)
+
+STYLE: Any = {  # Any: matplotlib's own type of it differs between the versions that we allow
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#b0b0b0",
+    "axes.grid": True,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "figure.facecolor": "white",
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same picture on every machine
+    "font.size": 9,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "savefig.bbox": "standard",
+    "text.color": INK,
+    "text.parse_math": False,  # a class may be called "$"
+    "text.usetex": False,
+    "xtick.color": MUTED,
+    "xtick.labelsize": 8.5,
+    "ytick.color": MUTED,
+    "ytick.labelsize": 8.5,
+}
+
+MARKED_EPOCHS = 30  # up to here every epoch is a visible point
+CELL_COUNTS = 20  # classes up to which the counts are written into the cells
+NAMED_CLASSES = 100  # ... and up to which each has its name beside its row
+
+
+def curves(metrics: Sequence[dict[str, Any]], path: str | PathLike[str]) -> None:
+    """Draw loss, top-1 and learning rate over the epochs.
+
+    Args:
+        metrics: one record per epoch, with `epoch` (from 1) and as many of `loss`, `accuracy`, `val_loss`, `val_top1`
+            and `learning_rate` as there are (accuracies in [0, 1]); None and NaN leave a gap. Of records for the
+            same epoch the last one counts.
+        path: the PNG to write, 1200 x 1275 pixels.
+
+    The best epoch is the first with the lowest validation loss: the one whose weights a run keeps.
+    Raises ResnetlabError if there is no record, or the file cannot be written.
+    """
+    if not metrics:
+        raise ResnetlabError("There are no epochs to draw. Expected at least one finished epoch.")
+    by_epoch = {int(record["epoch"]): record for record in metrics}
+    records = [by_epoch[epoch] for epoch in sorted(by_epoch)]
+    epochs = np.array(sorted(by_epoch))
+    loss, val_loss = _series(records, "loss"), _series(records, "val_loss")
+    accuracy, val_top1 = _series(records, "accuracy"), _series(records, "val_top1")
+    rate = _series(records, "learning_rate")
+    best = int(np.nanargmin(val_loss)) if np.isfinite(val_loss).any() else None
+    lost = [
+        int(epoch)
+        for epoch, record in zip(epochs, records, strict=True)
+        if any(key in record and _number(record[key]) is None for key in ("loss", "val_loss"))
+    ]
+
+    def draw(figure: Figure) -> None:
+        top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[5, 5, 1.6])
+        _lines(top, epochs, loss, val_loss, best)
+        _lines(middle, epochs, accuracy, val_top1, best)
+        _line(bottom, epochs, rate, color=MUTED)
+
+        values = np.concatenate([loss, val_loss])
+        values = values[np.isfinite(values)]
+        if not values.size:
+            top.set_yticks([])
+        elif values.min() > 0 and values.max() > 100 * values.min():
+            top.set_yscale("log")
+            top.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _frame(middle, np.concatenate([accuracy, val_top1]), least=0.1)
+        middle.yaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=" %"))
+        _frame(bottom, np.append(rate, 0.0))
+        peak = np.nanmax(np.append(rate, 0.0))
+        bottom.set_yticks([0, peak] if peak else [0])
+        bottom.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        bottom.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
+        margin = 0.5 if len(epochs) == 1 else 0.015 * (epochs[-1] - epochs[0])
+        bottom.set_xlim(epochs[0] - min(margin, 0.9), epochs[-1] + margin)  # there is no epoch 0
+        bottom.set_xlabel("epoch")
+        top.set_ylabel("cross-entropy")
+        middle.set_ylabel("top-1")
+
+        top.set_title("Loss" if values.size else "The loss was never finite")
+        middle.set_title("Top-1")
+        if best is not None:
+            top.set_title(f"Validation loss is lowest at epoch {epochs[best]}: {val_loss[best]:.4g}")
+            if np.isfinite(val_top1[best]):
+                middle.set_title(f"Validation top-1 at that epoch: {100 * val_top1[best]:.1f} %")
+        bottom.set_title("Learning rate")
+        handles = {str(line.get_label()): line for axes in (middle, top) for line in axes.lines}
+        handles = {label: line for label, line in handles.items() if not label.startswith("_")}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=3, columnspacing=1.4)
+        for axes in (top, middle, bottom):
+            for epoch in lost:
+                axes.axvspan(epoch - 0.5, epoch + 0.5, color="#f6e3d7", linewidth=0, zorder=0)
+        if lost:
+            note = f"shaded: loss not finite ({len(lost)} of {len(epochs)} epochs)"
+            top.text(0.995, 0.97, note, transform=top.transAxes, ha="right", va="top", color=ORANGE, fontsize=8.5)
+
+    _write(draw, path, size=(8, 8.5))
+
+
+def confusion(matrix: ArrayLike, class_names: Sequence[str], path: str | PathLike[str]) -> None:
+    """Draw a confusion matrix: colour for the share of the true class, and up to 20 classes the counts in the cells.
+
+    Args:
+        matrix: (k, k) counts, rows true, columns predicted. A class without samples has a grey row.
+        class_names: k names; beyond 100 classes only some are written.
+        path: the PNG to write; its size grows with k.
+
+    Raises ResnetlabError for shapes that disagree, or if the file cannot be written.
+    """
+    counts = np.asarray(matrix).astype(np.int64)
+    k = len(class_names)
+    if counts.shape != (k, k) or k == 0:
+        raise ResnetlabError(
+            f"The confusion matrix has shape {counts.shape}; expected ({k}, {k}) for {k} class names, at least one."
+        )
+    support = counts.sum(axis=1, keepdims=True)  # (k, 1)
+    with np.errstate(invalid="ignore"):
+        shares = np.ma.masked_invalid(counts / support)  # (k, k)
+
+    names = [_short(name) for name in class_names]
+    every = math.ceil(k / NAMED_CLASSES)
+    cell = 0.46 if k <= CELL_COUNTS else max(0.155, 0.46 * CELL_COUNTS / k) if k <= NAMED_CLASSES else 15.5 / k
+    side = max(k * cell, 2.4)  # inches
+    font = min(9.0, 0.62 * 72 * cell * every)
+    # The names' room; a character of this font is on average 0.6 of its size wide.
+    room = 0.35 + max(map(len, names)) * font * 0.6 / 72
+
+    total, hits = int(counts.sum()), int(np.trace(counts))
+    title = "Confusion matrix" if total == 0 else f"{100 * hits / total:.1f} % of {total:,} images on the diagonal"
+    pairs = most_confused(counts, class_names, limit=1)
+    subtitle = "nothing was confused" if total else "no images"
+    if pairs:
+        true, predicted = _short(pairs[0].true), _short(pairs[0].predicted)
+        subtitle = f"most often: {true} taken for {predicted}, {pairs[0].count:,} of {pairs[0].support:,}"
+
+    header, bar = 0.85, 0.95
+    width, height = max(room + side + bar, 4.6), header + side + room + 0.3
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((room / width, (room + 0.3) / height, side / width, side / height))
+        # Square root: a mistake of 2 % should be seen beside a diagonal of 95 %. The scale bar says so.
+        image = axes.imshow(shares, cmap=SHADES, norm=PowerNorm(0.5, 0, 1), interpolation="nearest", aspect="auto")
+        axes.set_xticks(range(0, k, every), names[::every], rotation=90, fontsize=font)
+        axes.set_yticks(range(0, k, every), names[::every], fontsize=font)
+        axes.tick_params(length=0, colors=INK)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        if k <= NAMED_CLASSES:  # thin white lines between the cells
+            axes.set_xticks(np.arange(-0.5, k), minor=True)
+            axes.set_yticks(np.arange(-0.5, k), minor=True)
+            axes.grid(
+                which="minor", color="white" if k <= CELL_COUNTS else RULE, linewidth=1.5 if k <= CELL_COUNTS else 0.4
+            )
+            axes.tick_params(which="minor", length=0)
+        axes.set_xlabel("predicted", labelpad=8)
+        axes.set_ylabel("true", labelpad=8)
+        if k <= CELL_COUNTS:
+            digits = len(f"{counts.max():,}")
+            size = min(9.0, 72 * cell * 0.9 / (0.62 * digits))
+            for i, j in np.argwhere(counts):  # zeros are left empty, so that mistakes stand out
+                color = "white" if shares[i, j] > 0.35 else INK
+                axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=size, color=color)
+        left = room / width
+        figure.text(left, 1 - 0.30 / height, title, fontsize=11, fontweight="bold", va="center")
+        figure.text(left, 1 - 0.56 / height, subtitle, fontsize=9, color=MUTED, va="center")
+        bar_height = min(side, 4.0)
+        scale = figure.add_axes(
+            ((room + side + 0.18) / width, (room + 0.3 + side - bar_height) / height, 0.13 / width, bar_height / height)
+        )
+        colorbar = figure.colorbar(image, cax=scale, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
+        colorbar.set_label("share of the true class", fontsize=8)
+        colorbar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        colorbar.ax.tick_params(length=0, labelsize=8)
+        colorbar.ax.grid(visible=False)
+        colorbar.outline.set_visible(False)
+
+    _write(draw, path, size=(width, height), tight=True)
+
+
+def reliability(bins: Iterable[CalibrationBin], path: str | PathLike[str]) -> None:
+    """Draw how often the network was right against how sure it was (Guo et al. 2017, figure 1).
+
+    Beneath stands how often it was so sure: a gap in a bin with three images means little.
+
+    Args:
+        bins: those of an `Evaluation`.
+        path: the PNG to write, 975 x 1050 pixels.
+
+    Raises ResnetlabError if the bins are empty, or the file cannot be written.
+    """
+    bins = list(bins)
+    n = sum(b.count for b in bins)
+    if n == 0:
+        raise ResnetlabError("There are no predictions in the calibration bins. Expected at least one.")
+    filled = [(b, b.accuracy, b.confidence) for b in bins if b.accuracy is not None and b.confidence is not None]
+    error = expected_calibration_error(bins)
+    excess = sum(b.count * (confidence - accuracy) for b, accuracy, confidence in filled) / n
+
+    def draw(figure: Figure) -> None:
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+        centres = [(b.low + b.high) / 2 for b, _, _ in filled]
+        widths = [0.9 * (b.high - b.low) for b, _, _ in filled]
+        right = [accuracy for _, accuracy, _ in filled]
+        sure = [confidence for _, _, confidence in filled]
+        top.bar(centres, right, widths, color=LIGHT_BLUE)
+        top.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfectly calibrated")
+        # On the diagonal both are equal, so the way from there to the point is what the error sums up.
+        top.vlines(sure, right, sure, color=ORANGE, linewidth=2.2, label="gap", zorder=3)
+        top.plot(sure, right, "o", color=BLUE, markersize=5, label="share that was right", clip_on=False, zorder=4)
+        top.legend(loc="upper left", handlelength=1.6)
+        bottom.bar(centres, [b.count / n for b, _, _ in filled], widths, color="#9a9a9a")
+        word = (
+            "" if error < 0.01 or abs(excess) < error / 2 else ", over-confident" if excess > 0 else ", under-confident"
+        )
+        top.set_title(f"Calibration error {100 * error:.1f} %{word}")
+        top.set_ylabel("share that was right")
+        top.set_ylim(0, 1)
+        top.set_xlim(0, 1)
+        bottom.set_xlabel("confidence of the prediction")
+        bottom.set_ylabel("share of images")
+        bottom.yaxis.set_major_locator(MaxNLocator(3))
+        for axis in (top.yaxis, bottom.yaxis, bottom.xaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=" %"))
+
+    _write(draw, path, size=(6.5, 7))
+
+
+def _lines(
+    axes: Axes,
+    epochs: NDArray[np.int64],
+    training: NDArray[np.float64],
+    validation: NDArray[np.float64],
+    best: int | None,
+) -> None:
+    _line(axes, epochs, training, color=BLUE, label="training")
+    _line(axes, epochs, validation, color=ORANGE, label="validation")
+    if best is not None:
+        axes.axvline(epochs[best], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+        axes.plot(
+            epochs[best], validation[best], "o", markersize=8, color="white", markeredgecolor=ORANGE,
+            markeredgewidth=2, zorder=4, label="best epoch", linestyle="none",
+        )  # fmt: skip
+
+
+def _line(axes: Axes, epochs: NDArray[np.int64], values: NDArray[np.float64], **style: Any) -> None:
+    if not np.isfinite(values).any():
+        return
+    axes.plot(epochs, values, **style)
+    finite = np.pad(np.isfinite(values), 1)
+    alone = finite[1:-1] & ~finite[:-2] & ~finite[2:]  # a line would not show these
+    points = finite[1:-1] if len(epochs) <= MARKED_EPOCHS else alone
+    axes.plot(epochs[points], values[points], "o", markersize=4 if len(epochs) > 1 else 6, color=style["color"])
+
+
+def _series(records: Sequence[dict[str, Any]], key: str) -> NDArray[np.float64]:
+    """(epochs,) values, NaN where there is none."""
+    numbers = (_number(record.get(key)) for record in records)
+    return np.array([math.nan if number is None else number for number in numbers])
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _frame(axes: Axes, values: NDArray[np.float64], *, least: float = 0.0) -> None:
+    """Limits with a little air around the finite values, at least `least` apart."""
+    values = values[np.isfinite(values)]
+    if values.size and (span := max(values.max() - values.min(), least)) > 0:
+        middle = (values.max() + values.min()) / 2
+        axes.set_ylim(middle - 0.56 * span, middle + 0.56 * span)
+
+
+def _short(name: str, length: int = 24) -> str:
+    name = " ".join(str(name).split())
+    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
+
+
+def _write(
+    draw: Callable[[Figure], None],
+    path: str | PathLike[str],
+    *,
+    size: tuple[float, float],
+    tight: bool = False,
+) -> None:
+    path = Path(path)
+    with warnings.catch_warnings(), matplotlib.rc_context(STYLE):
+        # A class name in a script that the font lacks is drawn as boxes: no reason to end a run.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        layout = None if tight else ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, hspace=0.04)
+        figure = Figure(figsize=size, dpi=DPI, layout=layout)
+        draw(figure)
+        with atomic(path) as temporary:
+            # Without the version of matplotlib in it: the same data, the same bytes.
+            figure.savefig(
+                temporary,
+                format="png",
+                dpi=DPI,
+                bbox_inches="tight" if tight else None,
+                pad_inches=0.2,
+                metadata={"Software": None},
+            )
