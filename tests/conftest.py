@@ -11,9 +11,11 @@ from PIL import Image
 
 from resnetlab.environment import BACKENDS, configure
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # so that `pytest` finds the package `tests`, as `python -m pytest` does
+sys.path.insert(
+    0, str(Path(__file__).parents[1])
+)  # so that `pytest` finds the package `tests`, as `python -m pytest` does
 
-from tests.workers import HERE, Workers  # noqa: E402
+from tests.workers import HERE, Workers
 
 configure(backend=HERE, device="cpu")  # before a test module imports Keras
 

@@ -55,16 +55,16 @@ class Workers:
         try:
             failed, answer = pickle.load(child.stdout)
         except EOFError:
-            raise WorkerError(f"The {backend} process died with exit code {self.children.pop(backend).wait()}") from None
+            raise WorkerError(
+                f"The {backend} process died with exit code {self.children.pop(backend).wait()}"
+            ) from None
         if failed:
             raise WorkerError(f"on {backend}:\n{answer}")
         return answer
 
     def _start(self, backend: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.workers", backend]
-        self.children[backend] = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        self.children[backend] = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return self.children[backend]
 
     def close(self) -> None:

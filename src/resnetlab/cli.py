@@ -97,18 +97,10 @@ def train(
         run, chosen, source, pack = _reopen(resume, data, quiet=as_json)
         _start(backend or run.read_json("environment.json")["settings"].get("KERAS_BACKEND"), device)
     else:
-        from resnetlab.models import architecture
-        from resnetlab.recipes import RECIPES
-        from resnetlab.recipes import recipe as find_recipe
-
         if data is None:
             raise UsageError("Missing DATA: animals10, cifar10, digits, or a folder of class folders.")
-        defaults = {"digits": "quick", "cifar10": "cifar-quick"}
-        chosen = find_recipe(recipe) if recipe else RECIPES[defaults.get(data, "animals")]
-        chosen = chosen.with_settings(settings or [])
-        changes = {"model": model, "seed": seed}
-        chosen = chosen.changed(**{key: value for key, value in changes.items() if value is not None})
-        architecture(chosen.model)  # an unknown name is told before anything is decoded
+        chosen = _recipe_for(data, recipe, model, settings)
+        chosen = chosen if seed is None else chosen.changed(seed=seed)
         source, pack = _open_data(data, chosen, quiet=as_json)
         _start(backend, device)
         run = Run.create(
@@ -271,7 +263,86 @@ def audit(data: Data, as_json: Json = False, verbose: Verbose = False) -> None:
     print(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if as_json else found.summary())
 
 
+@app.command()
+def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
+    """Check what training needs: driver, CUDA, cuDNN, CUPTI, NCCL, frameworks, processor, memory. Exit code 0 if it runs."""
+    from rich.console import Console
+
+    from resnetlab import doctor as physician
+
+    report = physician.examine()  # before anything is configured: the user's settings are judged, not ours
+    if as_json:
+        print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        Console().print(physician.render(report))
+    sys.exit(report.exit_code)
+
+
+@app.command()
+def compare(
+    data: Data = "digits",
+    model: Annotated[str | None, typer.Option(help="A name from `resnetlab models`.", show_default="recipe's")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A recipe's name or file.", show_default="the data's")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe.")
+    ] = None,
+    devices: Annotated[str | None, typer.Option(help="cpu, gpu, or cpu,gpu.", show_default="all there are")] = None,
+    backends: Annotated[
+        str | None, typer.Option(help="Of tensorflow,jax,torch.", show_default="all installed")
+    ] = None,
+    batch_sizes: Annotated[
+        str | None, typer.Option(help="Such as 8,32,128.", show_default="around the recipe's")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Of each measurement.", min=1)] = 3,
+    budget: Annotated[float, typer.Option(help="Seconds for each measurement of a rate.", min=0.1)] = 4.0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the table, chart and JSON.", show_default="runs/compare-TIME")
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure CPU against GPU on your data, in one run: how long an epoch takes, from which batch size, and why."""
+    from resnetlab.compare import compare as comparison
+
+    chosen = _recipe_for(data, recipe, model, settings)
+    source, pack = _open_data(data, chosen, quiet=as_json)
+    comparison.run(
+        data,
+        chosen,
+        images=len(pack.indices("train")),
+        source_name=source.name,
+        devices=_listed(devices),
+        backends=_listed(backends),
+        batch_sizes=_listed(batch_sizes, int),
+        repeats=repeats,
+        budget=budget,
+        output=output,
+        as_json=as_json,
+    )
+
+
 # What several commands share.
+
+
+def _recipe_for(data: str, recipe: str | None, model: str | None, settings: list[str] | None) -> Recipe:
+    """The recipe that was asked for, or the data's own, with its changes."""
+    from resnetlab.models import architecture
+    from resnetlab.recipes import RECIPES
+    from resnetlab.recipes import recipe as find_recipe
+
+    defaults = {"digits": "quick", "cifar10": "cifar-quick"}
+    chosen = find_recipe(recipe) if recipe else RECIPES[defaults.get(data, "animals")]
+    chosen = chosen.changed(**({"model": model} if model else {})).with_settings(settings or [])
+    architecture(chosen.model)  # an unknown name is told before anything is decoded
+    return chosen
+
+
+def _listed(text: str | None, kind: Callable[[str], Any] = str) -> list[Any] | None:
+    """The items of a comma-separated option."""
+    try:
+        return None if text is None else [kind(item.strip()) for item in text.split(",") if item.strip()]
+    except ValueError:
+        raise UsageError(f"Received {text!r}, expected whole numbers separated by commas, such as 8,32,128.") from None
 
 
 def _start(backend: str | None, device: str) -> None:
@@ -332,8 +403,6 @@ def _split_rows(pack: Pack) -> list[tuple[str, str, str, str]]:
 
 def _evaluate_run(run: Run, pack: Pack, *, as_json: bool, console: Any) -> None:
     """Evaluate on the run's test images (validation images, said so, where it has none) and draw the pictures."""
-    import numpy as np
-
     from resnetlab.evaluation.metrics import evaluate_logits
     from resnetlab.inference.predictor import Predictor
     from resnetlab.report import plots
@@ -349,7 +418,7 @@ def _evaluate_run(run: Run, pack: Pack, *, as_json: bool, console: Any) -> None:
     run.save("predictions.npz", lambda path: _savez(path, logits=logits, labels=pack.labels[indices], indices=indices))
     if run.metrics():
         plots.curves(run.metrics(), run.path / "curves.png")
-    plots.confusion(np.array(found.confusion), pack.class_names, run.path / "confusion.png")
+    plots.confusion(found.confusion, pack.class_names, run.path / "confusion.png")
     plots.reliability(found.bins, run.path / "reliability.png")
     if as_json:
         print(json.dumps({"run": str(run.path), **result}, indent=2, ensure_ascii=False))

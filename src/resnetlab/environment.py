@@ -26,7 +26,7 @@ def configure(
     device: str = "auto",
     onednn: bool = True,
     threads: int | None = None,
-    keep_memory: bool = True,
+    keep_memory: bool = False,
 ) -> str:
     """Set up the process for one backend on one device, and return the backend's name. Imports none of them.
 

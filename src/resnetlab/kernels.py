@@ -74,7 +74,16 @@ if BACKEND == "tensorflow":
 
     def gpus() -> list[str]:
         """Names of the GPUs that the backend sees."""
-        return [device.name for device in tf.config.list_physical_devices("GPU")]
+        devices = tf.config.list_physical_devices("GPU")
+        return [tf.config.experimental.get_device_details(d).get("device_name", d.name) for d in devices]
+
+    def gpu_memory_peak() -> int:
+        """Most bytes of the first GPU's memory that this process has held at once."""
+        return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+
+    def allow_tf32(allowed: bool) -> None:
+        """Whether float32 products may be rounded to TensorFloat-32 on GPUs that have it."""
+        tf.config.experimental.enable_tensor_float_32_execution(allowed)
 
 elif BACKEND == "torch":
     import torch
@@ -115,6 +124,14 @@ elif BACKEND == "torch":
         """As on TensorFlow, above."""
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
+    def gpu_memory_peak() -> int:
+        """As on TensorFlow, above."""
+        return int(torch.cuda.max_memory_allocated())
+
+    def allow_tf32(allowed: bool) -> None:
+        """As on TensorFlow, above."""
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
 elif BACKEND == "jax":
     import jax
 
@@ -154,6 +171,14 @@ elif BACKEND == "jax":
     def gpus() -> list[str]:
         """As on TensorFlow, above."""
         return [device.device_kind for device in jax.devices() if device.platform == "gpu"]
+
+    def gpu_memory_peak() -> int:
+        """As on TensorFlow, above."""
+        return int(jax.devices()[0].memory_stats()["peak_bytes_in_use"])
+
+    def allow_tf32(allowed: bool) -> None:
+        """As on TensorFlow, above."""
+        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if allowed else "float32")
 
 else:
     raise ImportError(

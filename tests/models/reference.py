@@ -8,11 +8,12 @@ import numpy as np
 from resnetlab.models.porting import arrays_of
 
 
-def randomised(arrays: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
+def randomised(arrays: Mapping[str, np.ndarray], seed: int = 0, *, gain: float = 1.0) -> dict[str, np.ndarray]:
     """Other arrays of the same names and shapes, drawn so that activations neither die nor explode with depth.
 
-    Kernels have variance 1 / fan-in, so that after each ReLU half of it is left and what is on a residual branch stays
-    below what is on its shortcut. Scales and variances are around 1, shifts, means and biases around 0.
+    Kernels have variance gain / fan-in. At gain 1 each ReLU halves what goes through, so what comes from a residual
+    branch stays below what comes over its shortcut; a plain network needs 2. Scales and variances are around 1, shifts,
+    means and biases around 0.
     """
     generator = np.random.default_rng(seed)
 
@@ -20,7 +21,7 @@ def randomised(arrays: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.
         if array.ndim > 1:
             foreign = "kernel" not in name  # PyTorch's has its outputs first, Keras's last
             fan_in = array[0].size if foreign else array[..., 0].size
-            return generator.standard_normal(array.shape, np.float32) / np.sqrt(np.float32(fan_in))
+            return generator.standard_normal(array.shape, np.float32) * np.float32(np.sqrt(gain / fan_in))
         if name.endswith(("gamma", "weight", "variance", "running_var")):
             return generator.uniform(0.5, 1.5, array.shape).astype(np.float32)
         return 0.2 * generator.standard_normal(array.shape, np.float32)
@@ -35,9 +36,9 @@ def assign(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
             variable.assign(arrays[f"{layer.name}/{variable.name}"])
 
 
-def randomise(model: keras.Model, seed: int = 0) -> None:
+def randomise(model: keras.Model, seed: int = 0, *, gain: float = 1.0) -> None:
     """Set all weights and statistics of a model at random: to the same on every backend."""
-    assign(model, randomised(arrays_of(model), seed))
+    assign(model, randomised(arrays_of(model), seed, gain=gain))
 
 
 def logits_of(model: keras.Model, images: np.ndarray, *, training: bool = False) -> np.ndarray:
@@ -52,3 +53,8 @@ def assert_close(received: np.ndarray, expected: np.ndarray, tolerance: float = 
     assert scale > 0
     difference = np.abs(received - expected).max()
     assert difference <= tolerance * scale, f"differs by {difference / scale:.2e} of the scale {scale:.3g}"
+
+
+def assert_depends_on_the_image(logits: np.ndarray) -> None:
+    """What two images change is a hundred times what `assert_close` lets pass."""
+    assert np.abs(logits[0] - logits[1]).max() > 1e-2 * np.abs(logits).max()

@@ -195,7 +195,9 @@ def test_a_frozen_batch_norm_uses_its_running_statistics(on: Workers, backend: s
 
 
 # ------------------------------------------------------------------------------------------- the small layers
-def apply_layer(kind: str, x: np.ndarray, training: bool = False, calls: int = 1, **settings: object) -> list[np.ndarray]:
+def apply_layer(
+    kind: str, x: np.ndarray, training: bool = False, calls: int = 1, **settings: object
+) -> list[np.ndarray]:
     layers = {"normalize": Normalize, "identity": IdentityShortcut, "drop": StochasticDepth}
     layer = layers[kind](**settings)
     keywords = {"training": training} if kind == "drop" else {}

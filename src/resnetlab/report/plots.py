@@ -1,7 +1,7 @@
 """The pictures of a run: curves, confusion matrix, reliability diagram.
 
 Each function draws on a figure of its own (no pyplot, so no display and no state that two runs could share) and
-writes a PNG atomically, making folders as needed. A title says what is to be seen in this run.
+writes a PNG atomically into a folder that exists. A title says what is to be seen in this run.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def curves(metrics: Sequence[dict[str, Any]], path: str | PathLike[str]) -> None
             top.set_yscale("log")
             top.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         _frame(middle, np.concatenate([accuracy, val_top1]), least=0.1)
-        middle.yaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=" %"))
+        middle.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
         _frame(bottom, np.append(rate, 0.0))
         peak = np.nanmax(np.append(rate, 0.0))
         bottom.set_yticks([0, peak] if peak else [0])
@@ -142,9 +142,9 @@ def curves(metrics: Sequence[dict[str, Any]], path: str | PathLike[str]) -> None
                 axes.axvspan(epoch - 0.5, epoch + 0.5, color="#f6e3d7", linewidth=0, zorder=0)
         if lost:
             note = f"shaded: loss not finite ({len(lost)} of {len(epochs)} epochs)"
-            top.text(0.995, 0.97, note, transform=top.transAxes, ha="right", va="top", color=ORANGE, fontsize=8.5)
+            top.set_title(note, loc="right", color=ORANGE, fontsize=8.5, fontweight="normal")
 
-    _write(draw, path, size=(8, 8.5))
+    write(draw, path, size=(8, 8.5))
 
 
 def confusion(matrix: ArrayLike, class_names: Sequence[str], path: str | PathLike[str]) -> None:
@@ -172,8 +172,10 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str], path: str | PathLik
     cell = 0.46 if k <= CELL_COUNTS else max(0.155, 0.46 * CELL_COUNTS / k) if k <= NAMED_CLASSES else 15.5 / k
     side = max(k * cell, 2.4)  # inches
     font = min(9.0, 0.62 * 72 * cell * every)
-    # The names' room; a character of this font is on average 0.6 of its size wide.
-    room = 0.35 + max(map(len, names)) * font * 0.6 / 72
+    # In inches, roughly; a character of this font is on average 0.6 of its size wide.
+    longest = max(map(len, names)) * font * 0.6 / 72
+    lying = longest < 0.95 * side / k
+    room = 0.35 + longest
 
     total, hits = int(counts.sum()), int(np.trace(counts))
     title = "Confusion matrix" if total == 0 else f"{100 * hits / total:.1f} % of {total:,} images on the diagonal"
@@ -190,7 +192,7 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str], path: str | PathLik
         axes = figure.add_axes((room / width, (room + 0.3) / height, side / width, side / height))
         # Square root: a mistake of 2 % should be seen beside a diagonal of 95 %. The scale bar says so.
         image = axes.imshow(shares, cmap=SHADES, norm=PowerNorm(0.5, 0, 1), interpolation="nearest", aspect="auto")
-        axes.set_xticks(range(0, k, every), names[::every], rotation=90, fontsize=font)
+        axes.set_xticks(range(0, k, every), names[::every], rotation=0 if lying else 90, fontsize=font)
         axes.set_yticks(range(0, k, every), names[::every], fontsize=font)
         axes.tick_params(length=0, colors=INK)
         axes.grid(visible=False)
@@ -209,7 +211,7 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str], path: str | PathLik
             size = min(9.0, 72 * cell * 0.9 / (0.62 * digits))
             for i, j in np.argwhere(counts):  # zeros are left empty, so that mistakes stand out
                 color = "white" if shares[i, j] > 0.35 else INK
-                axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=size, color=color)
+                axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center_baseline", fontsize=size, color=color)
         left = room / width
         figure.text(left, 1 - 0.30 / height, title, fontsize=11, fontweight="bold", va="center")
         figure.text(left, 1 - 0.56 / height, subtitle, fontsize=9, color=MUTED, va="center")
@@ -224,7 +226,7 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str], path: str | PathLik
         colorbar.ax.grid(visible=False)
         colorbar.outline.set_visible(False)
 
-    _write(draw, path, size=(width, height), tight=True)
+    write(draw, path, size=(width, height), tight=True)
 
 
 def reliability(bins: Iterable[CalibrationBin], path: str | PathLike[str]) -> None:
@@ -270,9 +272,9 @@ def reliability(bins: Iterable[CalibrationBin], path: str | PathLike[str]) -> No
         bottom.set_ylabel("share of images")
         bottom.yaxis.set_major_locator(MaxNLocator(3))
         for axis in (top.yaxis, bottom.yaxis, bottom.xaxis):
-            axis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=" %"))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
 
-    _write(draw, path, size=(6.5, 7))
+    write(draw, path, size=(6.5, 7))
 
 
 def _lines(
@@ -325,13 +327,17 @@ def _short(name: str, length: int = 24) -> str:
     return name if len(name) <= length else name[: length - 1].rstrip() + "…"
 
 
-def _write(
+def write(
     draw: Callable[[Figure], None],
     path: str | PathLike[str],
     *,
     size: tuple[float, float],
     tight: bool = False,
 ) -> None:
+    """Draw on a new figure in the house's style and write it as a PNG.
+
+    `size` is in inches, to be laid out by matplotlib; with `tight`, `draw` places the axes and the margins are cut.
+    """
     path = Path(path)
     with warnings.catch_warnings(), matplotlib.rc_context(STYLE):
         # A class name in a script that the font lacks is drawn as boxes: no reason to end a run.

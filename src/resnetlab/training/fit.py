@@ -87,9 +87,12 @@ def stream_for(recipe: Recipe, pack: Pack) -> Stream:
     )
 
 
-def trainer_for(network: keras.Model, recipe: Recipe, stream: Stream) -> keras.Model:
+def trainer_for(
+    network: keras.Model, recipe: Recipe, stream: Stream, *, jit_compile: bool | str = "auto"
+) -> keras.Model:
     """Augmentation and network as one compiled model, from a stream's batches to logits.
 
+    `jit_compile` is Keras's: by default XLA for JAX everywhere, and for TensorFlow on a GPU.
     The optimizer's variables are made here: made during the first step, they would have it traced twice.
     """
     side = recipe.pack_size
@@ -105,7 +108,8 @@ def trainer_for(network: keras.Model, recipe: Recipe, stream: Stream) -> keras.M
     )
     optimizer = optimizer_for(recipe, stream.steps_per_epoch)
     optimizer.build(trainer.trainable_variables)
-    trainer.compile(optimizer, loss, metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")])
+    metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
+    trainer.compile(optimizer, loss, metrics=metrics, jit_compile=jit_compile)
     return trainer
 
 

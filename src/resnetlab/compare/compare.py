@@ -1,0 +1,314 @@
+"""CPU against GPU in one run. This process has no Keras: it starts one child per configuration, each with its own device
+in sight, and reads what they measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from resnetlab import environment, results
+from resnetlab.doctor import why_no_gpu
+from resnetlab.errors import UsageError, unknown
+from resnetlab.models.architectures import architecture
+from resnetlab.recipes import Recipe
+from resnetlab.run import atomic
+
+Row = dict[str, Any]
+CHILD_LIMIT = 900.0  # seconds: a child that hangs is ended, and what it has measured is kept
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What one child measures."""
+
+    device: str
+    backend: str
+    precision: str = "float32"
+    xla: bool | None = None  # None: as the backend has it
+    onednn: bool = True
+
+    @property
+    def label(self) -> str:
+        parts = [self.device.upper(), self.backend, self.precision]
+        if self.xla is not None:
+            parts.append("XLA" if self.xla else "no XLA")
+        if self.device == "cpu" and self.backend == "tensorflow":
+            parts.append("oneDNN" if self.onednn else "no oneDNN")
+        return " · ".join(parts)
+
+
+def configurations(devices: Sequence[str], backends: Sequence[str]) -> Iterator[Configuration]:
+    """What is worth measuring: oneDNN on and off on a CPU; precisions, and XLA on and off, on a GPU."""
+    for device in devices:
+        for backend in backends:
+            if device == "cpu":
+                yield Configuration("cpu", backend)
+                if backend == "tensorflow":
+                    yield Configuration("cpu", backend, onednn=False)
+                continue
+            for precision in ("float32", "tf32", "bfloat16"):
+                # JAX is XLA; on PyTorch Keras's jit_compile is torch.compile, which is not XLA.
+                for xla in (True, False) if backend == "tensorflow" else (None,):
+                    yield Configuration("gpu", backend, precision, xla)
+
+
+def run(
+    data: str,
+    recipe: Recipe,
+    *,
+    images: int,
+    source_name: str,
+    devices: Sequence[str] | None = None,
+    backends: Sequence[str] | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    repeats: int = 3,
+    budget: float = 4.0,
+    output: Path | None = None,
+    as_json: bool = False,
+) -> dict[str, Any]:
+    """Measure every configuration, print table and verdict, and write table, chart and JSON.
+
+    Args:
+        data, recipe: what `resnetlab train` would get.
+        images: training images: what an epoch is.
+        devices, backends: by default all there are.
+        batch_sizes: by default a quarter of the recipe's, the recipe's and four times it (16 times on a GPU).
+        repeats, budget: of each measurement of a rate, and seconds for one of them.
+        output: a folder.
+
+    Returns:
+        The result, in the schema of `resnetlab.results`.
+    """
+    from rich.console import Console
+
+    missing = why_no_gpu()
+    devices = list(devices) if devices else ["cpu"] if missing else ["cpu", "gpu"]
+    for device in devices:
+        if device not in ("cpu", "gpu"):
+            raise unknown("device", device, ("cpu", "gpu"))
+    backends = list(backends) if backends else [b for b in environment.BACKENDS if environment.installed(b)]
+    for backend in backends:
+        if backend not in environment.BACKENDS:
+            raise unknown("backend", backend, environment.BACKENDS)
+    sizes = _batch_sizes(recipe, devices, batch_sizes)
+    output = output or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
+
+    console = Console(stderr=as_json, highlight=False)
+    console.print(f"{recipe.model} on {source_name}: {images:,} training images at {recipe.image_size}x{recipe.image_size}")
+    began, rows = time.perf_counter(), []
+    for configuration in configurations(devices, backends):
+        with console.status(configuration.label) as status:
+            rows += _child(
+                configuration,
+                {"data": data, "recipe": recipe.model_dump(mode="json"), "repeats": repeats, "budget": budget},
+                sizes,
+                lambda text, label=configuration.label, status=status: status.update(f"{label}: {text}"),  # type: ignore[misc]
+            )
+        for row in rows:
+            if row["configuration"] == configuration.label:
+                console.print(_line(row), soft_wrap=True)
+
+    _add_shares(rows, recipe, images)
+    found = results.result(
+        "CPU against GPU: rates of training and inference by device, backend, precision and batch size",
+        configuration={
+            "data": source_name,
+            "model": recipe.model,
+            "image_size": recipe.image_size,
+            "training_images": images,
+            "recipe": recipe.name,
+            "repeats": repeats,
+            "seconds": round(time.perf_counter() - began, 1),
+        },
+        rows=rows,
+        gpu=next((row["gpu"] for row in rows if row.get("gpu")), None),
+    )
+    found["verdict"] = verdict(rows, recipe.batch_size, missing if "gpu" not in devices else "")
+    results.write(output / "compare.json", found)
+
+    from resnetlab.report.comparison import chart, problems, table
+
+    if any(not row.get("problem") for row in rows):
+        chart(found, output / "compare.png")
+    rendered, sentences = table(rows), [*problems(rows), *found["verdict"]]
+    with atomic(output / "compare.txt") as temporary:
+        temporary.write_text("\n".join([rendered, "", *sentences, ""]), encoding="utf-8")
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        console.print(rendered, soft_wrap=True)
+        console.print("", *sentences, sep="\n", soft_wrap=True)
+        console.print(f"\nTable, chart and JSON: {output}", soft_wrap=True)
+    return found
+
+
+def _batch_sizes(recipe: Recipe, devices: Sequence[str], asked: Sequence[int] | None) -> dict[str, list[int]]:
+    if asked:
+        if min(asked) < 1:
+            raise UsageError(f"Received batch sizes {list(asked)}, expected each to be at least 1.")
+        return {device: sorted(set(asked)) for device in devices}
+    base = recipe.batch_size
+    common = [max(base // 4, 1), base, base * 4]
+    return {device: sorted({*common, *([base * 16] if device == "gpu" else [])}) for device in devices}
+
+
+def _child(
+    configuration: Configuration, job: dict[str, Any], sizes: dict[str, list[int]], tell: Callable[[str], None]
+) -> list[Row]:
+    """Run one child to its end; its rows, and a row with the reason for each batch size that it did not reach."""
+    wanted = sizes[configuration.device]
+    job = job | {
+        "device": configuration.device,
+        "backend": configuration.backend,
+        "precision": configuration.precision,
+        "xla": configuration.xla,
+        "batch_sizes": wanted,
+    }
+    settings = dict(os.environ, TF_ENABLE_ONEDNN_OPTS="1" if configuration.onednn else "0", PYTHONUNBUFFERED="1")
+    facts = {"configuration": configuration.label, "device": configuration.device, "backend": configuration.backend}
+    facts |= {"precision": configuration.precision, "xla": configuration.xla, "onednn": configuration.onednn}
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "resnetlab.compare.measure"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=settings,
+    )
+    assert process.stdin and process.stdout and process.stderr
+    rows: list[Row] = []
+    said: list[str] = []
+    try:
+        import threading
+
+        drain = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)  # type: ignore[arg-type]
+        drain.start()
+        killer = threading.Timer(CHILD_LIMIT, process.kill)
+        killer.start()
+        process.stdin.write(json.dumps(job))
+        process.stdin.close()
+        tell("starting")
+        for line in process.stdout:
+            if not line.startswith("@row "):
+                continue
+            row = json.loads(line.removeprefix("@row "))
+            if row.pop("event") == "device":
+                facts |= row | {"start_seconds": time.perf_counter() - began}
+                tell(f"batch size {wanted[0]}")
+                continue
+            rows.append(facts | row)
+            left = wanted[len(rows) :]
+            tell(f"batch size {left[0]}" if left else "ending")
+        killer.cancel()
+        code = process.wait()
+        drain.join(timeout=5)
+    finally:
+        process.kill()
+    reason = _reason(code, said, time.perf_counter() - began)
+    rows += [facts | {"batch_size": size, "problem": reason} for size in wanted[len(rows) :]]
+    return rows
+
+
+def _reason(code: int, said: list[str], seconds: float) -> str:
+    """Why a child ended early, in one line."""
+    if seconds >= CHILD_LIMIT:
+        return f"ended after {CHILD_LIMIT:.0f} s"
+    if code < 0:
+        return "killed for want of memory" if code == -9 else f"killed by signal {-code}"
+    last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
+    return last.split(": ", 1)[-1][:200] if code else "a smaller batch size was out of memory"
+
+
+def _add_shares(rows: list[Row], recipe: Recipe, images: int) -> None:
+    """What follows from the rates: epoch time, bottleneck, share of the device's own matrix-product rate."""
+    for row in rows:
+        if row.get("problem"):
+            continue
+        step_flop = 6 * architecture(recipe.model).multiply_adds(recipe.image_size)  # forward once, backward twice
+        row["epoch_seconds"] = images / row["end_to_end"]["median"]
+        row["matmul_share"] = step_flop * row["train"]["median"] / (row["matmul_gflops"] * 1e9)
+        row["bottleneck"] = "input" if row["loader"] < 1.1 * row["train"]["median"] else "compute"
+
+
+def verdict(rows: Sequence[Row], batch_size: int, no_gpu: str) -> list[str]:
+    """What the rows say, in sentences."""
+    done = [row for row in rows if not row.get("problem")]
+    if not done:
+        return ["Nothing could be measured: see the reasons above.", *([no_gpu] if no_gpu else [])]
+    best = {
+        device: min((r for r in done if r["device"] == device), key=lambda r: r["epoch_seconds"])
+        for device in sorted({row["device"] for row in done})
+    }
+    sentences = [
+        f"An epoch of your data takes {_duration(row['epoch_seconds'])} on the {device.upper()}"
+        f"{' (' + row['gpu'] + ')' if row.get('gpu') else ''}: fastest with {row['configuration']}, "
+        f"batch size {row['batch_size']}; limited by {row['bottleneck']}."
+        for device, row in best.items()
+    ]
+    at_recipe = {
+        device: max((r for r in done if r["device"] == device and r["batch_size"] == batch_size), default=None, key=_rate)
+        for device in best
+    }
+    if len(best) == 2:
+        ratio = best["cpu"]["epoch_seconds"] / best["gpu"]["epoch_seconds"]
+        sentences.append(f"At their best settings the GPU is {ratio:.1f} times as fast as the CPU.")
+        if at_recipe["cpu"] and at_recipe["gpu"]:
+            ratio = _rate(at_recipe["gpu"]) / _rate(at_recipe["cpu"])
+            sentences.append(f"At the recipe's batch size {batch_size} it is {ratio:.1f} times as fast.")
+        sentences.append(_crossover(done))
+    onednn = _pair(done, lambda r: r["device"] == "cpu" and r["backend"] == "tensorflow", "onednn")
+    if onednn:
+        sentences.append(f"oneDNN makes TensorFlow on this CPU {onednn:.2f} times as fast.")
+    xla = _pair(done, lambda r: r["device"] == "gpu" and r["backend"] == "tensorflow", "xla")
+    if xla:
+        sentences.append(f"XLA makes TensorFlow on this GPU {xla:.2f} times as fast.")
+    return sentences + ([no_gpu] if no_gpu else [])
+
+
+def _rate(row: Row) -> float:
+    return float(row["end_to_end"]["median"])
+
+
+def _crossover(rows: Sequence[Row]) -> str:
+    """From which batch size on the GPU wins."""
+    sizes = sorted({r["batch_size"] for r in rows if r["device"] == "cpu"} & {r["batch_size"] for r in rows if r["device"] == "gpu"})
+    wins = {
+        size: max(_rate(r) for r in rows if r["device"] == "gpu" and r["batch_size"] == size)
+        > max(_rate(r) for r in rows if r["device"] == "cpu" and r["batch_size"] == size)
+        for size in sizes
+    }
+    from_here = [size for size in sizes if all(wins[later] for later in sizes if later >= size)]
+    if not from_here:
+        return "The GPU does not win at any batch size that both were measured at."
+    if from_here[0] == sizes[0]:
+        return f"The GPU wins from the smallest batch size on ({sizes[0]})."
+    return f"The GPU wins from batch size {from_here[0]} on."
+
+
+def _pair(rows: Sequence[Row], among: Callable[[Row], bool], key: str) -> float | None:
+    """Median ratio of training rates with `key` on to off, over rows that agree in everything else."""
+    same = ("batch_size", "precision", "device", "backend", *({"onednn", "xla"} - {key}))
+    by = {(*(r[k] for k in same), bool(r[key])): r["train"]["median"] for r in rows if among(r)}
+    ratios = sorted(by[k] / by[(*k[:-1], False)] for k in by if k[-1] and (*k[:-1], False) in by)
+    return ratios[len(ratios) // 2] if ratios else None
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _line(row: Row) -> str:
+    if row.get("problem"):
+        return f"  {row['configuration']}, batch {row['batch_size']}: {row['problem']}"
+    return f"  {row['configuration']}, batch {row['batch_size']}: {row['train']['median']:,.0f} images/s"
