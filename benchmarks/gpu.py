@@ -67,7 +67,6 @@ FAMILIES = (
 )
 SMOKE_FAMILIES = ("resnet-tiny", "resnet20")
 BOUNDS = {"float32 logits": 1e-3, "bfloat16 logits": 0.1, "losses of 20 steps": 1e-2}
-WITHOUT_TF32 = {"NVIDIA_TF32_OVERRIDE": "0", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
 
 
 class Session:
@@ -143,7 +142,7 @@ def correctness(session: Session) -> None:
 def _compute(session: Session, backend: str, device: str) -> dict[str, Any]:
     """What a child computed, up to where it got: {check and family: numbers}."""
     command = [sys.executable, __file__, "--compute", backend, device, *(["--smoke"] if session.smoke else [])]
-    environ = os.environ | WITHOUT_TF32 | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environ = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     limit = session.left(170)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as child:
         try:
@@ -186,10 +185,9 @@ def compute(backend: str, device: str, smoke: bool) -> None:
     environment.start(backend=backend, device=device)
     import keras
 
-    if backend == "torch":
-        import torch
+    from resnetlab import kernels
 
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    kernels.allow_tf32(False)
 
     def say(what: str, numbers: Callable[[], Any]) -> None:
         try:

@@ -123,11 +123,13 @@ def rounds(
         alive.append((child, steps or max(1, min(200, round(seconds / max(needed, 1e-3))))))
 
     rates: dict[str, list[float]] = {child.contender.name: [] for child, _ in alive}
+    processor: dict[str, list[float]] = {name: [] for name in rates}
     for number in range(repeats):
         shift = number * 3 % len(alive)  # another order each round, so that no one always follows the same neighbour
         for child, count in [*alive[shift:], *alive[:shift]]:
             amount = 2 * MATRIX_SIDE["float32"] ** 3 / 1e9 if child.contender in MACHINE else job.batch
             rates[child.contender.name].append(count * amount / child.train(count))
+            processor[child.contender.name].append(1e3 * child.processor / (count * amount))
         say(f"{name}: round {number + 1} of {repeats}")
     for child, _ in alive:
         child.close()
@@ -141,6 +143,7 @@ def rounds(
             continue
         shares = [rate * job.train_flop / 1e9 / limit for rate, limit in zip(rates[who], machine, strict=True)]
         row["share_of_matrix_product"] = round(statistics.median(shares), 4)
+        row["processor_ms_per_image"] = round(statistics.median(processor[who]), 2)
         rows.append(row | results.Timing.of(rates[who]).to_json())
     return rows + ratios(name, rates)
 
@@ -214,6 +217,8 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         for row in sorted(timed, key=lambda r: -r["median"]):
             share = row.get("share_of_matrix_product")
             more = f"  {share:.0%} of the matrix-product rate" if share else f"  {row.get('parts', '')}"
+            if "processor_ms_per_image" in row:
+                more += f", {row['processor_ms_per_image']:.1f} ms of processor time an image"
             print(f"  {row['median']:8.2f} {row['unit']:9} ± {row['deviation']:.2f}  {row['contender']}{more}")
         for row in mine:
             if "failed" in row:

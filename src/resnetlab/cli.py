@@ -82,7 +82,9 @@ def train(
         Path | None, typer.Option("--run", help="Where to put the run.", show_default="runs/DATA-MODEL-TIME")
     ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation.", show_default="recipe's")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of weights, order and augmentation.", show_default="recipe's")
+    ] = None,
     backend: Backend = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -93,7 +95,9 @@ def train(
 
     if resume is not None:
         if recipe or model or settings or run_folder or seed is not None:
-            raise UsageError("--resume goes on with the run's own recipe: leave --recipe, --model, --set and --run out.")
+            raise UsageError(
+                "--resume goes on with the run's own recipe: leave --recipe, --model, --set and --run out."
+            )
         run, chosen, source, pack = _reopen(resume, data, quiet=as_json)
         _start(backend or run.read_json("environment.json")["settings"].get("KERAS_BACKEND"), device)
     else:
@@ -215,7 +219,7 @@ def models(
     from resnetlab.models.architectures import ARCHITECTURES, architecture
 
     rows = [architecture(name)] if name else list(ARCHITECTURES.values())
-    facts = [
+    facts: list[dict[str, Any]] = [
         {
             "name": arch.name,
             "parameters": arch.parameters(statistics=arch.counts_statistics),
@@ -265,7 +269,7 @@ def audit(data: Data, as_json: Json = False, verbose: Verbose = False) -> None:
 
 @app.command()
 def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
-    """Check what training needs: driver, CUDA, cuDNN, CUPTI, NCCL, frameworks, processor, memory. Exit code 0 if it runs."""
+    """Check what training needs: driver, CUDA, cuDNN, frameworks, processor, memory. Exit code 0 if it can run."""
     from rich.console import Console
 
     from resnetlab import doctor as physician
@@ -287,9 +291,7 @@ def compare(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe.")
     ] = None,
     devices: Annotated[str | None, typer.Option(help="cpu, gpu, or cpu,gpu.", show_default="all there are")] = None,
-    backends: Annotated[
-        str | None, typer.Option(help="Of tensorflow,jax,torch.", show_default="all installed")
-    ] = None,
+    backends: Annotated[str | None, typer.Option(help="Of tensorflow,jax,torch.", show_default="all installed")] = None,
     batch_sizes: Annotated[
         str | None, typer.Option(help="Such as 8,32,128.", show_default="around the recipe's")
     ] = None,
@@ -448,7 +450,9 @@ def _evaluate_elsewhere(run: Run, spec: str, *, as_json: bool, console: Any) -> 
     if left_out := len(pack.labels) - len(kept):
         console.print(f"{left_out} of {len(pack.labels)} images left out: trained on, or not of the data's test part")
     if not len(kept):
-        raise ResnetlabError(f"The run was trained on every image of {source.location}: nothing is left to evaluate on.")
+        raise ResnetlabError(
+            f"The run was trained on every image of {source.location}: nothing is left to evaluate on."
+        )
     place = np.array([predictor.class_names.index(name) for name in pack.class_names])
     found = evaluate_logits(predictor.logits(pack.images, kept), place[pack.labels[kept]], predictor.class_names)
     if as_json:
@@ -473,7 +477,11 @@ def _predict_held_out(run: Run, count: int, *, top: int, as_json: bool, backend:
     for i, classes in zip(chosen, predictor.rank(pack.images[chosen], top=top), strict=True):
         truth = pack.class_names[pack.labels[i]]
         if as_json:
-            record = {"path": pack.names[i], "true": truth, "classes": [{"class": c, "probability": p} for c, p in classes]}
+            record = {
+                "path": pack.names[i],
+                "true": truth,
+                "classes": [{"class": c, "probability": p} for c, p in classes],
+            }
             print(json.dumps(record, ensure_ascii=False))
         else:
             mark = "right" if classes[0][0] == truth else "wrong"

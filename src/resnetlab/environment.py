@@ -54,8 +54,8 @@ def configure(
         running = sys.modules["keras"].backend.backend()
         if running != backend:
             raise ResnetlabError(
-                f"Keras already runs on {running!r} in this process, {backend!r} was asked for. Start a new process, or "
-                "set KERAS_BACKEND before the first import."
+                f"Keras already runs on {running!r} in this process, {backend!r} was asked for. Start a new process, "
+                "or set KERAS_BACKEND before the first import."
             )
     if threads is not None and threads < 1:
         raise UsageError(f"Received threads={threads}, expected at least 1.")

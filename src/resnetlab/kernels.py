@@ -21,12 +21,13 @@ if BACKEND == "tensorflow":
     def convolution(x: Tensor, kernel: Tensor, *, stride: int, groups: int) -> Tensor:
         """2-D convolution with "half" padding: kernel // 2 zeros on each side.
 
-        Keras's "same" pads stride 2 on the bottom and right only; the papers' code, and its published weights, pad
-        both sides. `kernel` is (k, k, in / groups, out); the result is (batch, ceil(h / stride), ceil(w / stride), out).
+        Keras's "same" pads stride 2 on the bottom and right only; the papers' code, and its published weights, on
+        both sides. `kernel` is (k, k, in / groups, out), the result (batch, ceil(h / stride), ceil(w / stride), out).
         """
         half = int(kernel.shape[0]) // 2
         padding = "VALID" if half == 0 else "SAME"  # which is half padding at stride 1
-        if half and stride > 1:  # not conv2d's explicit padding: its gradients leave oneDNN, and take up to 15 x as long
+        if half and stride > 1:
+            # Not conv2d's own explicit padding: its gradients leave oneDNN, and take up to 15 times as long.
             x, padding = tf.pad(x, [(0, 0), (half, half), (half, half), (0, 0)]), "VALID"
         if groups > 1:  # TensorFlow has no gradient of a grouped convolution on the CPU: Keras compiles it with XLA
             return keras.ops.conv(x, kernel, strides=stride, padding=padding.lower(), data_format="channels_last")
@@ -57,8 +58,11 @@ if BACKEND == "tensorflow":
         rate: Tensor,
         momentum: float,
         nesterov: bool,
-    ) -> None:
-        """velocity = momentum * velocity - rate * gradient, and the weight follows it: one pass over the memory."""
+    ) -> bool:
+        """velocity = momentum * velocity - rate * gradient, and the weight follows it, in one pass over the memory.
+
+        Returns whether it was done; if not, Keras's own update is as fast on this backend.
+        """
         tf.raw_ops.ResourceApplyKerasMomentum(
             var=variable.handle,
             accum=velocity.value.handle,
@@ -67,6 +71,7 @@ if BACKEND == "tensorflow":
             momentum=tf.cast(momentum, variable.dtype),
             use_nesterov=nesterov,
         )
+        return True
 
     def scaled_add(x: Tensor, y: keras.Variable, scale: float) -> Tensor:
         """x + scale * y."""
@@ -89,14 +94,12 @@ elif BACKEND == "torch":
     import torch
     import torch.nn.functional as F
 
-    # A permuted view of a (batch, height, width, channels) tensor *is* PyTorch's channels_last format: nothing is copied.
+    # A permuted view of a (batch, height, width, channels) tensor *is* PyTorch's channels_last: nothing is copied.
 
     def convolution(x: Tensor, kernel: Tensor, *, stride: int, groups: int) -> Tensor:
         """As on TensorFlow, above."""
         half = int(kernel.shape[0]) // 2
-        y = F.conv2d(
-            x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), stride=stride, padding=half, groups=groups
-        )
+        y = F.conv2d(x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), stride=stride, padding=half, groups=groups)
         return y.permute(0, 2, 3, 1)
 
     def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +117,9 @@ elif BACKEND == "torch":
         y = F.batch_norm(x.permute(0, 3, 1, 2), mean, variance, gamma, beta, training=False, eps=epsilon)
         return y.permute(0, 2, 3, 1)
 
-    momentum_update = None  # Keras's optimizers are fused on PyTorch
+    def momentum_update(*_: Any, **__: Any) -> bool:
+        """As on TensorFlow, above."""
+        return False  # Keras calls PyTorch's fused updates
 
     def scaled_add(x: Tensor, y: keras.Variable, scale: float) -> Tensor:
         """As on TensorFlow, above."""
@@ -162,7 +167,9 @@ elif BACKEND == "jax":
         y = keras.ops.cast(x, "float32") * scale + (beta - mean * scale)
         return keras.ops.cast(y, x.dtype)
 
-    momentum_update = None  # XLA fuses what Keras's optimizers do
+    def momentum_update(*_: Any, **__: Any) -> bool:
+        """As on TensorFlow, above."""
+        return False  # XLA fuses what Keras writes
 
     def scaled_add(x: Tensor, y: keras.Variable, scale: float) -> Tensor:
         """As on TensorFlow, above."""

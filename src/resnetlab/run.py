@@ -1,14 +1,14 @@
 """The run folder: all that any command needs of a training run, every file of it written atomically. No Keras here.
 
-    run.json            what was trained on what, and how far it came
-    recipe.json         every hyperparameter
-    environment.json    versions, machine, settings
-    split.csv           every image: name, class, subset, content hash
-    metrics.jsonl       one line per epoch
-    best.weights.h5     the weights with the lowest validation loss (the last ones without validation)
-    last.weights.h5     the weights after the last finished epoch
-    checkpoint.npz      the whole state of training, for --resume
-    evaluation.json, predictions.npz, curves.png, confusion.png, reliability.png
+run.json            what was trained on what, and how far it came
+recipe.json         every hyperparameter
+environment.json    versions, machine, settings
+split.csv           every image: name, class, subset, content hash
+metrics.jsonl       one line per epoch
+best.weights.h5     the weights with the lowest validation loss (the last ones without validation)
+last.weights.h5     the weights after the last finished epoch
+checkpoint.npz      the whole state of training, for --resume
+evaluation.json, predictions.npz, curves.png, confusion.png, reliability.png
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
             occupied = any(path.iterdir())
         except OSError as error:
-            raise UsageError(f"Cannot make the run folder {path}: {error.strerror}. Choose another with --run.") from None
+            raise UsageError(
+                f"Cannot make the run folder {path}: {error.strerror}. Choose another with --run."
+            ) from None
         if occupied:
             raise UsageError(
                 f"The run folder {path} is not empty. Choose another with --run, or go on with --resume {path}."
@@ -142,7 +144,7 @@ class Run:
 
 @contextmanager
 def atomic(target: Path) -> Iterator[Path]:
-    """A path to write to; what was written replaces `target` when the block ends well, and vanishes when it does not."""
+    """A path to write to: what was written replaces `target` if the block ends well, and vanishes if it does not."""
     temporary = target.with_name(f".{os.getpid()}.{target.name}")
     try:
         yield temporary

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnetlab.data.audit import ImageProblem, audit, decode, fit_square
+from resnetlab.data.audit import audit
+from resnetlab.data.images import ImageProblem, decode, fit_square
 from resnetlab.data.sources import resolve
 from resnetlab.errors import ResnetlabError
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from resnetlab.data import audit as audit_module
 from resnetlab.data import pack as pack_module
-from resnetlab.data.audit import decode, fit_square
+from resnetlab.data.images import decode, fit_square
 from resnetlab.data.pack import default_cache_dir, pack
 from resnetlab.data.sources import resolve
 from resnetlab.errors import ResnetlabError, UsageError

@@ -1,5 +1,8 @@
-"""CPU against GPU in one run. This process has no Keras: it starts one child per configuration, each with its own device
-in sight, and reads what they measured."""
+"""CPU against GPU in one run.
+
+This process has no Keras: it starts one child per configuration, each with its own device in sight, and reads what
+they measured.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +105,9 @@ def run(
     output = output or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
 
     console = Console(stderr=as_json, highlight=False)
-    console.print(f"{recipe.model} on {source_name}: {images:,} training images at {recipe.image_size}x{recipe.image_size}")
+    console.print(
+        f"{recipe.model} on {source_name}: {images:,} training images at {recipe.image_size}x{recipe.image_size}"
+    )
     began, rows = time.perf_counter(), []
     for configuration in configurations(devices, backends):
         with console.status(configuration.label) as status:
@@ -173,7 +178,11 @@ def _child(
         "batch_sizes": wanted,
     }
     settings = dict(os.environ, TF_ENABLE_ONEDNN_OPTS="1" if configuration.onednn else "0", PYTHONUNBUFFERED="1")
-    facts = {"configuration": configuration.label, "device": configuration.device, "backend": configuration.backend}
+    facts: Row = {
+        "configuration": configuration.label,
+        "device": configuration.device,
+        "backend": configuration.backend,
+    }
     facts |= {"precision": configuration.precision, "xla": configuration.xla, "onednn": configuration.onednn}
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -184,7 +193,8 @@ def _child(
         text=True,
         env=settings,
     )
-    assert process.stdin and process.stdout and process.stderr
+    assert process.stdin is not None
+    assert process.stdout is not None
     rows: list[Row] = []
     said: list[str] = []
     try:
@@ -255,7 +265,9 @@ def verdict(rows: Sequence[Row], batch_size: int, no_gpu: str) -> list[str]:
         for device, row in best.items()
     ]
     at_recipe = {
-        device: max((r for r in done if r["device"] == device and r["batch_size"] == batch_size), default=None, key=_rate)
+        device: max(
+            (r for r in done if r["device"] == device and r["batch_size"] == batch_size), default=None, key=_rate
+        )
         for device in best
     }
     if len(best) == 2:
@@ -280,7 +292,10 @@ def _rate(row: Row) -> float:
 
 def _crossover(rows: Sequence[Row]) -> str:
     """From which batch size on the GPU wins."""
-    sizes = sorted({r["batch_size"] for r in rows if r["device"] == "cpu"} & {r["batch_size"] for r in rows if r["device"] == "gpu"})
+    sizes = sorted(
+        {r["batch_size"] for r in rows if r["device"] == "cpu"}
+        & {r["batch_size"] for r in rows if r["device"] == "gpu"}
+    )
     wins = {
         size: max(_rate(r) for r in rows if r["device"] == "gpu" and r["batch_size"] == size)
         > max(_rate(r) for r in rows if r["device"] == "cpu" and r["batch_size"] == size)

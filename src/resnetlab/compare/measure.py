@@ -55,7 +55,9 @@ def main() -> None:
                 break  # larger ones will not fit either
             continue
         step_seconds, previous = batch_size / row["train"]["median"], batch_size
-        row["peak_memory"] = kernels.gpu_memory_peak() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        row["peak_memory"] = (
+            kernels.gpu_memory_peak() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
         _emit(event="rate", batch_size=batch_size, **row)
 
 
@@ -112,14 +114,15 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     rates = {}
     for kind, seconds in whole.items():
         overhead = min(single[kind])  # with one step in it
-        net = [steps * batch_size / (s - overhead) if s > 2 * overhead else (steps + 1) * batch_size / s for s in seconds]
+        net = [
+            steps * batch_size / (s - overhead) if s > 2 * overhead else (steps + 1) * batch_size / s for s in seconds
+        ]
         rates[kind] = Timing.of(net).to_json()
 
     images = centre_crop(inputs["image"], recipe.image_size)
     inference = _rates(lambda: network.predict_on_batch(images), batch_size, job)
-    began, count = time.perf_counter(), 0
-    for count, _ in enumerate(islice(stream.batches(0), 1 + min(steps * 4, MOST_STEPS)), start=1):
-        pass
+    began = time.perf_counter()
+    count = sum(1 for _ in islice(stream.batches(0), 1 + min(steps * 4, MOST_STEPS)))
     loader = count * batch_size / (time.perf_counter() - began)
     return {
         "build_seconds": build,

@@ -51,7 +51,7 @@ class Augment(keras.layers.Layer):
 
 
 def resample(images: Tensor, window: Tensor, size: int) -> Tensor:
-    """Cut each image's window out and resize it to (size, size): (batch, h, w, 3), (batch, 4) to (batch, size, size, 3)."""
+    """Cut each image's window (batch, 4) out and resize it: (batch, h, w, 3) to (batch, size, size, 3)."""
     _, height, width, channels = images.shape
     fill = ops.convert_to_tensor(FILL, images.dtype)
     x = images - fill
@@ -59,9 +59,7 @@ def resample(images: Tensor, window: Tensor, size: int) -> Tensor:
     columns = _interpolation(window[:, 1], window[:, 3], width, size)  # (batch, size, w)
     x = ops.matmul(rows, ops.reshape(x, (-1, height, width * channels)))  # (batch, size, w * 3)
     x = ops.transpose(ops.reshape(x, (-1, size, width, channels)), (0, 2, 1, 3))
-    x = ops.matmul(
-        columns, ops.reshape(x, (-1, width, size * channels))
-    )  # (batch, size, size * 3), transposed
+    x = ops.matmul(columns, ops.reshape(x, (-1, width, size * channels)))  # (batch, size, size * 3), transposed
     return ops.transpose(ops.reshape(x, (-1, size, size, channels)), (0, 2, 1, 3)) + fill
 
 

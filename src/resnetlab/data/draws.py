@@ -65,7 +65,7 @@ def draw(augmentation: Augmentation, count: int, rng: Generator) -> tuple[Draws,
     if augmentation.erase:
         box = _box_of_area(rng.uniform(*ERASE_AREA, count), ERASE_RATIO, augmentation.size, rng)
         draws["erase"] = box * (rng.random((count, 1)) < augmentation.erase)  # an empty box erases nothing
-    own = np.ones(count, np.float32)
+    own: np.ndarray = np.ones(count, np.float32)
     if augmentation.mixes:
         draws |= _mix(augmentation, count, rng)
         area = draws["paste"][:, 2] * draws["paste"][:, 3] / augmentation.size**2

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetlab.data.audit import MAX_PIXELS, Audit, Progress, inspect_all
+from resnetlab.data.audit import Audit, Progress, inspect_all
+from resnetlab.data.images import MAX_PIXELS
 from resnetlab.data.sources import Source
 from resnetlab.data.split import check_shares, split
 from resnetlab.errors import ResnetlabError, UsageError

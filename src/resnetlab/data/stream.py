@@ -53,7 +53,7 @@ class Stream:
         return max(1, round(len(self.indices) / self.batch_size))
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step: {"image": bytes, **draws}, soft targets (batch, num_classes), weights (batch,) or None."""
+        """A step's batch: {"image": bytes, **draws}, soft targets (batch, num_classes), weights (batch,) or None."""
         chosen = self._samples(step)
         rng = _generator(self.seed, _DRAWS, step)
         draws, own = draw(self.augmentation, self.batch_size, rng)
@@ -69,7 +69,7 @@ class Stream:
         return {"image": self.images[chosen], **draws}, targets, weights
 
     def batches(self, start: int, *, ahead: int = 4) -> Iterator[Any]:
-        """Batches from step `start` on, for `keras.Model.fit`, prepared by a thread that stays `ahead` of the device."""
+        """Batches from step `start` on, for `keras.Model.fit`; a thread prepares them, up to `ahead` of the device."""
         ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
         closed = threading.Event()
 

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from resnetlab.data.audit import ImageProblem, decode, fit_square
+from resnetlab.data.images import ImageProblem, decode, fit_square
 from resnetlab.data.sources import IMAGE_SUFFIXES
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.evaluation.logits import BATCH_SIZE, predict_logits

@@ -208,6 +208,7 @@ class Architecture:
     ) -> Block:
         out_channels = width * self.expansion
         inner_bias, outer_bias = self.conv_bias == "all", self.conv_bias != "none"
+        convs: tuple[Conv, ...]
         if self.block == "basic":
             convs = (
                 Conv(in_channels, width, 3, stride, bias=inner_bias),
@@ -221,22 +222,22 @@ class Architecture:
                 Conv(inner, inner, 3, second, self.groups, bias=inner_bias),
                 Conv(inner, out_channels, 1, bias=outer_bias),
             )
-        projects = self.shortcut == "C" or (self.shortcut in "BD" and in_channels != out_channels)
+        widens = in_channels != out_channels
+        projects = self.shortcut == "C" or (self.shortcut in "BD" and widens)
+        shortcut: Literal["identity", "pad", "projection", "pool_projection", "none"]
+        if self.shortcut == "none":
+            shortcut = "none"
+        elif projects:
+            shortcut = "pool_projection" if self.shortcut == "D" else "projection"
+        else:
+            shortcut = "pad" if widens else "identity"
         # -D averages first, so that the 1x1 does not skip three pixels of four.
         projection_stride = 1 if self.shortcut == "D" else stride
         return Block(
             stage=stage,
             index=index,
             convs=convs,
-            shortcut="none"
-            if self.shortcut == "none"
-            else "pool_projection"
-            if projects and self.shortcut == "D"
-            else "projection"
-            if projects
-            else "pad"
-            if in_channels != out_channels
-            else "identity",
+            shortcut=shortcut,
             projection=Conv(in_channels, out_channels, 1, projection_stride, bias=outer_bias) if projects else None,
             squeeze_width=out_channels // self.squeeze_reduction if self.squeeze_reduction else 0,
             depth_fraction=depth_fraction,
@@ -301,12 +302,10 @@ class Architecture:
         if self.stem_pools:
             size = (size + 1) // 2
         rows = [("stem", len(self.stem_convs), size, self.stem_width)]
-        ends = {stage: 0 for stage in range(1, len(self.depths) + 1)}
         for block in self.blocks():
             size = -(-size // block.stride)
-            ends[block.stage] += 1
-            if ends[block.stage] == self.depths[block.stage - 1]:
-                rows.append((f"stage{block.stage}", ends[block.stage], size, block.out_channels))
+            if block.index == self.depths[block.stage - 1]:
+                rows.append((f"stage{block.stage}", block.index, size, block.out_channels))
         return rows
 
 

@@ -125,13 +125,10 @@ class BatchNorm(keras.layers.BatchNormalization):
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
         gamma, beta, moving_mean, moving_variance = (  # float32 under mixed precision too
-            ops.convert_to_tensor(v, "float32")
-            for v in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
+            ops.convert_to_tensor(v, "float32") for v in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
         )
         if not (training and self.trainable):
-            return kernels.batch_norm_inference(
-                inputs, gamma, beta, moving_mean, moving_variance, epsilon=self.epsilon
-            )
+            return kernels.batch_norm_inference(inputs, gamma, beta, moving_mean, moving_variance, epsilon=self.epsilon)
         y, mean, variance = kernels.batch_norm(inputs, gamma, beta, epsilon=self.epsilon)
         self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
         self.moving_variance.assign(moving_variance * self.momentum + variance * (1.0 - self.momentum))

@@ -152,9 +152,9 @@ class _Network:
             branch = self.squeeze_and_excite(branch, block)
         rate = self.stochastic_depth * block.depth_fraction
         if rate:
-            branch = StochasticDepth(rate, seed=self.seed + block.stage * 1000 + block.index, name=f"{block.name}_drop")(
-                branch
-            )
+            branch = StochasticDepth(
+                rate, seed=self.seed + block.stage * 1000 + block.index, name=f"{block.name}_drop"
+            )(branch)
         return keras.layers.Add(name=f"{block.name}_add")([shortcut, branch])
 
     def squeeze_and_excite(self, x: Tensor, block: Block) -> Tensor:

@@ -25,8 +25,8 @@ def table(rows: Sequence[Row]) -> str:
     done = [row for row in rows if not row.get("problem")]
     fastest = max(done, key=lambda row: row["end_to_end"]["median"], default=None)
     lines = [
-        "       first step    training images/s       inference    loader  limit    peak   of",
-        " batch       sec  compute     ±   all in      images/s  images/s          GB  matmul",
+        "      first step    training images/s       inference    loader            peak   share",
+        " batch       sec  compute     ±   all in      images/s  images/s    limit    GB  matmul",
     ]
     before = None
     for row in rows:
@@ -37,17 +37,30 @@ def table(rows: Sequence[Row]) -> str:
             lines.append(f"{row['batch_size']:6}" + "".join(f"{'–':>{w}}" for w in (10, 9, 6, 9, 14, 10)))
             continue
         first = row["import_seconds"] + row["build_seconds"] + row["first_step_seconds"]
-        lines.append(
-            f"{row['batch_size']:6}{first:10.1f}{_number(row['train']['median']):>9}{_number(row['train']['deviation']):>6}"
-            f"{_number(row['end_to_end']['median']):>9}{_number(row['inference']['median']):>14}{_number(row['loader']):>10}"
-            f"  {row['bottleneck']:7}{row['peak_memory'] / 1e9:5.1f}{row['matmul_share']:8.0%}{'  *' if row is fastest else ''}"
+        train, inference = row["train"], row["inference"]["median"]
+        cells = (
+            (f"{row['batch_size']}", 6),
+            (f"{first:.1f}", 10),
+            (_number(train["median"]), 9),
+            (_number(train["deviation"]), 6),
+            (_number(row["end_to_end"]["median"]), 9),
+            (_number(inference), 14),
+            (_number(row["loader"]), 10),
+            (row["bottleneck"], 9),
+            (f"{row['peak_memory'] / 1e9:.1f}", 6),
+            (f"{row['matmul_share']:.0%}", 8),
         )
+        lines.append("".join(f"{text:>{width}}" for text, width in cells) + ("  *" if row is fastest else ""))
     return "\n".join(lines)
 
 
 def problems(rows: Sequence[Row]) -> list[str]:
     """Why measurements are missing, a sentence each."""
-    return [f"{row['configuration']}, batch size {row['batch_size']}: {row['problem']}" for row in rows if row.get("problem")]
+    return [
+        f"{row['configuration']}, batch size {row['batch_size']}: {row['problem']}"
+        for row in rows
+        if row.get("problem")
+    ]
 
 
 def chart(found: dict[str, Any], path: Path) -> None:
@@ -63,10 +76,15 @@ def chart(found: dict[str, Any], path: Path) -> None:
             rows = [row for row in done if row["configuration"] == label]
             sizes = [row["batch_size"] for row in rows]
             rates = [row["end_to_end"]["median"] for row in rows]
-            low, high = ([rate - row["end_to_end"][end] for row, rate in zip(rows, rates, strict=True)] for end in ("minimum", "maximum"))
+            low, high = (
+                [rate - row["end_to_end"][end] for row, rate in zip(rows, rates, strict=True)]
+                for end in ("minimum", "maximum")
+            )
             spread = [[max(value, 0.0) for value in low], [max(-value, 0.0) for value in high]]
             dashed = "--" if rows[0]["device"] == "cpu" and any(row["device"] == "gpu" for row in done) else "-"
-            axes.errorbar(sizes, rates, spread, color=color, linestyle=dashed, marker="o", markersize=4, capsize=2, label=label)
+            axes.errorbar(
+                sizes, rates, spread, color=color, linestyle=dashed, marker="o", markersize=4, capsize=2, label=label
+            )
         ticks = sorted({row["batch_size"] for row in done})
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")

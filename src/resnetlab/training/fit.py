@@ -225,9 +225,7 @@ class _Watch(keras.callbacks.Callback):
 
     async_safe = True  # keeps JAX and PyTorch from waiting for the device at every step
 
-    def __init__(
-        self, start: int, progress: Progress, stop: threading.Event, partial: list[np.ndarray] | None
-    ) -> None:
+    def __init__(self, start: int, progress: Progress, stop: threading.Event, partial: list[np.ndarray] | None) -> None:
         super().__init__()
         self.start, self.progress, self.stop, self.partial = start, progress, stop, partial
 

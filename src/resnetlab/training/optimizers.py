@@ -40,7 +40,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     falls to a tenth at each milestone.
     """
 
-    def __init__(self, kind: str, peak: float, *, warmup: float, total: float, milestones: Sequence[float] = ()) -> None:
+    def __init__(
+        self, kind: str, peak: float, *, warmup: float, total: float, milestones: Sequence[float] = ()
+    ) -> None:
         self.kind, self.peak, self.warmup, self.total = kind, peak, warmup, total
         self.milestones = tuple(milestones)
 
@@ -101,11 +103,10 @@ class SGD(_LeavesWeights, keras.optimizers.SGD):
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         velocity = self.momentums[self._get_variable_index(variable)] if self.momentum else None
-        if velocity is None or kernels.momentum_update is None:
-            return super().update_step(gradient, variable, learning_rate)
-        kernels.momentum_update(
+        if velocity is None or not kernels.momentum_update(
             variable, velocity, gradient, rate=learning_rate, momentum=self.momentum, nesterov=self.nesterov
-        )
+        ):
+            super().update_step(gradient, variable, learning_rate)
 
 
 class AdamW(_LeavesWeights, keras.optimizers.AdamW):

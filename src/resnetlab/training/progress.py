@@ -53,7 +53,9 @@ class TerminalProgress:
 
     def epoch(self, record: dict[str, Any], *, best: bool) -> None:
         width = len(str(self.epochs))
-        line = f"epoch {record['epoch']:{width}}/{self.epochs}  loss {record['loss']:.4f}  top-1 {record['accuracy']:6.1%}"
+        line = (
+            f"epoch {record['epoch']:{width}}/{self.epochs}  loss {record['loss']:.4f}  top-1 {record['accuracy']:6.1%}"
+        )
         if "val_loss" in record:
             line += f"  |  validation loss {record['val_loss']:.4f}  top-1 {record['val_top1']:6.1%}"
         line += f"  |  {record['images_per_second']:,.0f} images/s  {record['seconds']:.1f} s"
