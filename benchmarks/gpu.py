@@ -142,7 +142,7 @@ def correctness(session: Session) -> None:
 def _compute(session: Session, backend: str, device: str) -> dict[str, Any]:
     """What a child computed, up to where it got: {check and family: numbers}."""
     command = [sys.executable, __file__, "--compute", backend, device, *(["--smoke"] if session.smoke else [])]
-    environ = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environ = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | ({"OMP_NUM_THREADS": "1"} if session.smoke else {})
     limit = session.left(170)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as child:
         try:
@@ -187,6 +187,8 @@ def compute(backend: str, device: str, smoke: bool) -> None:
 
     from resnetlab import kernels
 
+    if device == "gpu" and not kernels.gpus():
+        sys.exit(f"{backend} sees no GPU")
     kernels.allow_tf32(False)
 
     def say(what: str, numbers: Callable[[], Any]) -> None:
@@ -282,6 +284,8 @@ def start(session: Session, part: str, wanted: Sequence[tuple[Contender, Job]], 
             session.fail(part, contender.name, "no time left")
             return None
         try:
+            if session.smoke:  # small tensors gain nothing from a second thread, and suffer where cores are shared
+                contender = replace(contender, environment={"OMP_NUM_THREADS": "1"})
             return Child(contender, job, limit=session.left(limit))
         except Failed as failure:
             session.fail(part, contender.name, str(failure))

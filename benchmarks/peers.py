@@ -84,11 +84,14 @@ def ours(
     import keras
     import numpy as np
 
+    from resnetlab import kernels
     from resnetlab.data.stream import Stream
     from resnetlab.recipes import RECIPES
     from resnetlab.training import fit
 
     mark("import")
+    if job.device == "gpu" and not kernels.gpus():
+        raise RuntimeError(f"{backend} sees no GPU")
     recipe = RECIPES["imagenet" if job.packed else "animals"].changed(
         name="benchmark",
         model=job.model,

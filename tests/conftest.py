@@ -11,9 +11,7 @@ from PIL import Image
 
 from resnetlab.environment import BACKENDS, configure
 
-sys.path.insert(
-    0, str(Path(__file__).parents[1])
-)  # so that `pytest` finds the package `tests`, as `python -m pytest` does
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as `python -m pytest` does, and a bare `pytest` does not
 
 from tests.workers import HERE, Workers
 

@@ -55,9 +55,8 @@ class Workers:
         try:
             failed, answer = pickle.load(child.stdout)
         except EOFError:
-            raise WorkerError(
-                f"The {backend} process died with exit code {self.children.pop(backend).wait()}"
-            ) from None
+            code = self.children.pop(backend).wait()
+            raise WorkerError(f"The {backend} process died with exit code {code}.") from None
         if failed:
             raise WorkerError(f"on {backend}:\n{answer}")
         return answer
@@ -77,8 +76,8 @@ def apply_warning_filters() -> None:
     """The filters that pyproject.toml gives pytest, which are regular expressions, unlike those of python -W."""
     options = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["pytest"]["ini_options"]
     for text in options["filterwarnings"]:
-        action, message, category, module = (text.split(":") + ["", "", ""])[:4]
-        warnings.filterwarnings(action, message, getattr(builtins, category or "Warning"), module)  # type: ignore[arg-type]
+        action, message, category, module = [*text.split(":"), "", "", ""][:4]
+        warnings.filterwarnings(action, message, getattr(builtins, category or "Warning"), module)
 
 
 def serve(backend: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resnetlab import environment
+from resnetlab import environment, results
 from resnetlab.errors import ResnetlabError, UsageError
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def train(
             facts={
                 "data": str(Path(data).resolve()) if Path(data).is_dir() else data,
                 "source": source.name,
+                "commit": results.commit(),
                 "pack": pack.key,
                 "class_names": list(pack.class_names),
                 "model": chosen.model,
@@ -128,7 +129,7 @@ def train(
     from resnetlab.training.progress import TerminalProgress
 
     counts = ", ".join(f"{len(pack.indices(s)):,} {s}" for s in ("train", "validation", "test"))
-    console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+    console = Console(stderr=as_json, highlight=False, markup=False, emoji=False, soft_wrap=True)
     console.print(f"{chosen.model} on {source.name}: {len(pack.class_names)} classes, {counts} images")
     console.print(f"run folder {run.path}")
     with TerminalProgress(console) as progress:
@@ -155,7 +156,7 @@ def evaluate(
 
     from resnetlab.run import Run
 
-    console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+    console = Console(stderr=as_json, highlight=False, markup=False, emoji=False, soft_wrap=True)
     if data is None:
         run, _, _, pack = _reopen(run_folder, None, quiet=as_json)
         _start(backend, device)
@@ -173,7 +174,7 @@ def predict(
         list[str] | None, typer.Argument(metavar="IMAGE...", help="Image files, folders, or quoted globs.")
     ] = None,
     held_out: Annotated[
-        int, typer.Option(help="Predict this many of the run's own test images, and show their true classes.")
+        int, typer.Option(help="Predict this many of the run's own test images, and show their true classes.", min=0)
     ] = 0,
     top: Annotated[int, typer.Option(help="Classes to show for each image.", min=1)] = 3,
     backend: Backend = None,

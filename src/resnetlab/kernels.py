@@ -51,8 +51,8 @@ if BACKEND == "tensorflow":
         )[0]
 
     def momentum_update(
-        variable: tf.Variable,
-        velocity: keras.Variable,
+        variable: Any,
+        velocity: Any,
         gradient: Tensor,
         *,
         rate: Tensor,
@@ -117,7 +117,9 @@ elif BACKEND == "torch":
         y = F.batch_norm(x.permute(0, 3, 1, 2), mean, variance, gamma, beta, training=False, eps=epsilon)
         return y.permute(0, 2, 3, 1)
 
-    def momentum_update(*_: Any, **__: Any) -> bool:
+    def momentum_update(
+        variable: Any, velocity: Any, gradient: Tensor, *, rate: Tensor, momentum: float, nesterov: bool
+    ) -> bool:
         """As on TensorFlow, above."""
         return False  # Keras calls PyTorch's fused updates
 
@@ -167,7 +169,9 @@ elif BACKEND == "jax":
         y = keras.ops.cast(x, "float32") * scale + (beta - mean * scale)
         return keras.ops.cast(y, x.dtype)
 
-    def momentum_update(*_: Any, **__: Any) -> bool:
+    def momentum_update(
+        variable: Any, velocity: Any, gradient: Tensor, *, rate: Tensor, momentum: float, nesterov: bool
+    ) -> bool:
         """As on TensorFlow, above."""
         return False  # XLA fuses what Keras writes
 

@@ -16,11 +16,11 @@ from resnetlab.errors import UsageError, unknown
 class Recipe(BaseModel):
     """How to train. Times are in epochs, images are square with sides in pixels, shares are of the usable images."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = "base"
     description: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
 
     # Network
     model: str = "resnet50"
@@ -69,7 +69,7 @@ class Recipe(BaseModel):
             raise ValueError("early_stopping watches the validation loss: set validation above 0")
         if (self.schedule == "steps") != bool(self.milestones):
             raise ValueError('milestones and schedule="steps" belong together')
-        if self.mixup and self.cutmix and self.batch_size == 1:
+        if (self.mixup or self.cutmix) and self.batch_size == 1:
             raise ValueError("mixing images needs a batch_size of at least 2")
         return self
 
@@ -78,7 +78,7 @@ class Recipe(BaseModel):
         """Side of the stored images: a margin of 8/7 (256 for 224) where a random window is cut out of them."""
         return self.image_size if self.crop != "resized" else round(self.image_size * 8 / 7)
 
-    def changed(self, **changes: Any) -> Recipe:
+    def changed(self, /, **changes: Any) -> Recipe:
         """This recipe with fields replaced; an unknown field or a bad value raises a UsageError."""
         for key in changes:
             if key not in Recipe.model_fields:
@@ -126,7 +126,7 @@ RECIPES: dict[str, Recipe] = {
             flip=False,  # a mirrored digit is another sign
             crop="pad",
             crop_padding=1,
-            epochs=15,
+            epochs=30,
             learning_rate=0.2,
             nesterov=True,
             weight_decay=5e-4,
@@ -216,8 +216,8 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe(name_or_file: str) -> Recipe:
-    """A named recipe, or one from a .toml or .json file that may name its `base`.
+def recipe(name_or_file: str, *, _above: tuple[Path, ...] = ()) -> Recipe:
+    """A named recipe, or one from a .toml or .json file that may name its `base`: a recipe, or a file beside it.
 
     Raises:
         UsageError: an unknown name, a file that cannot be read, an unknown key, a value out of range.
@@ -236,5 +236,12 @@ def recipe(name_or_file: str) -> Recipe:
         raise UsageError(f"Recipe file {path}: not valid {path.suffix[1:].upper()}: {error}.") from None
     if not isinstance(fields, dict):
         raise UsageError(f"Recipe file {path}: received a {type(fields).__name__}, expected a table of keys.")
-    base = fields.pop("base", None)
-    return (recipe(base) if base else BASE).changed(**({"name": path.stem} | fields))
+    base = fields.pop("base", BASE.name)
+    if not isinstance(base, str):
+        raise UsageError(f"Recipe file {path}: base: received {base!r}, expected the name of a recipe or a file.")
+    if path.resolve() in _above:
+        raise UsageError(f"Recipe file {path}: its base leads back to itself. Expected a base such as {BASE.name!r}.")
+    if base.endswith((".toml", ".json")):
+        base = str(path.parent / base)
+    parent = BASE if base == BASE.name else recipe(base, _above=(*_above, path.resolve()))
+    return parent.changed(**({"name": path.stem} | fields))

@@ -29,8 +29,8 @@ ALL = Augmentation(
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
     """Eight patches of photographs: (8, 37, 37, 3) uint8."""
-    return np.concatenate([photo[100 : 100 + SOURCE, 100 : 100 + 4 * SOURCE].reshape(SOURCE, 4, SOURCE, 3).swapaxes(0, 1)
-                           for photo in load_sample_images().images])  # fmt: skip
+    strips = [photo[100 : 100 + SOURCE, 100 : 100 + 4 * SOURCE] for photo in load_sample_images().images]
+    return np.concatenate([strip.reshape(SOURCE, 4, SOURCE, 3).swapaxes(0, 1) for strip in strips])
 
 
 def resampled(images: np.ndarray, windows: list[tuple[float, ...]], size: int) -> np.ndarray:
@@ -44,12 +44,8 @@ def pillow(image: np.ndarray, box: tuple[float, ...], size: int) -> np.ndarray:
     """Pillow's bilinear resize of a window, in floating point; a negative width mirrors."""
     top, left, height, width = box
     edges = (min(left, left + width), top, max(left, left + width), top + height)
-    channels = [
-        np.asarray(
-            Image.fromarray(image[..., c].astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR, edges)
-        )
-        for c in range(3)
-    ]
+    floats = (Image.fromarray(image[..., c].astype(np.float32)) for c in range(3))
+    channels = [np.asarray(x.resize((size, size), Image.Resampling.BILINEAR, edges)) for x in floats]
     return np.stack(channels, axis=-1)[:, :: -1 if width < 0 else 1]
 
 

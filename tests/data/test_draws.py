@@ -1,4 +1,4 @@
-"""What is drawn on the host: within bounds, in the distribution the paper says, and a function of the generator alone."""
+"""What is drawn on the host: within bounds, distributed as the papers say, a function of the generator alone."""
 
 from dataclasses import replace
 

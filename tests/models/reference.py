@@ -1,4 +1,4 @@
-"""What the tests of networks share: weights and statistics that are nowhere at rest, so that every one of them shows."""
+"""What the tests of networks share: weights and statistics that are nowhere at rest, so that each of them shows."""
 
 from collections.abc import Mapping
 

@@ -210,6 +210,6 @@ def test_an_illegal_combination_says_what_was_received_and_expected(
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
-    with pytest.raises(UsageError, match="'resnet51'.*Did you mean.*'resnet50'"):
+    with pytest.raises(UsageError, match=r"'resnet51'.*Did you mean.*'resnet50'"):
         architecture("resnet51")
     assert architecture("resnet50").name == "resnet50"

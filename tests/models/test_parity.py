@@ -186,7 +186,7 @@ def torch_names(arch_name: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet50d", "resnext50-32x4d", "se-resnet50", "wide-resnet50-2"])
+@pytest.mark.parametrize("name", ["resnet50", "resnet50d", "se-resnet50"])
 def test_weights_named_as_torchvision_and_timm_name_them_all_find_their_place(name: str) -> None:
     foreign = randomised(torch_names(name))
     model = build(name)

@@ -1,4 +1,4 @@
-"""The built model: its names, its inputs, its first weights, and that it is an ordinary Keras model on every backend."""
+"""The built model: its names, its inputs, its first weights; and it is an ordinary Keras model on every backend."""
 
 import zlib
 from dataclasses import replace

@@ -199,7 +199,7 @@ def test_an_optimizer_has_the_settings_of_its_recipe(
     optimizer = optimizer_for(Recipe(momentum=0.8, weight_decay=5e-4).changed(**changes), 10)
     assert type(optimizer) is kind
     assert {key: getattr(optimizer, key) for key in expected} == expected
-    with pytest.raises(UsageError, match="Unknown recipe key 'momentun'. Did you mean 'momentum'"):
+    with pytest.raises(UsageError, match=r"Unknown recipe key 'momentun'\. Did you mean 'momentum'"):
         Recipe().changed(momentun=0.8)
 
 

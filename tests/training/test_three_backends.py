@@ -1,4 +1,9 @@
-"""The same twenty training steps on TensorFlow, JAX and PyTorch: same weights, same batches, same losses."""
+"""The same twenty training steps on TensorFlow, JAX and PyTorch: same weights, same batches, same losses.
+
+Training multiplies rounding errors: with ResNet-20 as in the paper at rate 0.02, one backend's losses move by 0.2 % within
+six steps when the first kernel is scaled by 1 + 1e-7. Blocks that begin as the identity keep them small, so that what
+is seen here is the backends' difference and not chaos.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -11,11 +16,11 @@ from sklearn.datasets import load_sample_images
 from resnetlab.data.augment import Augment
 from resnetlab.data.draws import Augmentation
 from resnetlab.data.stream import Stream
-from resnetlab.models import build
+from resnetlab.models import ARCHITECTURES, Architecture, build
 from resnetlab.training.optimizers import SGD, Schedule
 from tests.workers import Workers
 
-STEPS = 20
+STEPS, BATCH = 20, 32
 AUGMENTED = Augmentation(
     source_size=37,
     size=32,
@@ -53,16 +58,16 @@ def stream(batch_size: int) -> Stream:
     )
 
 
-def train(name: str, batch_size: int, rate: float) -> list[float]:
+def train(arch: Architecture) -> list[float]:
     """The losses of the first steps, each of its batch alone."""
-    batches = stream(batch_size)
+    batches = stream(BATCH)
     inputs = {
-        key: keras.Input(array.shape[1:], batch_size, name=key, dtype=str(array.dtype))
+        key: keras.Input(array.shape[1:], BATCH, name=key, dtype=str(array.dtype))
         for key, array in batches.batch(0)[0].items()
     }
-    network = build(name, num_classes=2)
+    network = build(arch, num_classes=2)
     model = keras.Model(inputs, network(Augment(AUGMENTED)(inputs)))
-    schedule = Schedule("cosine", rate, warmup=5.0, total=40.0)
+    schedule = Schedule("cosine", 0.03, warmup=5.0, total=40.0)
     model.compile(
         optimizer=SGD(learning_rate=schedule, momentum=0.9, nesterov=True, l2=5e-4),
         loss=keras.losses.CategoricalCrossentropy(from_logits=True),
@@ -75,14 +80,14 @@ def train(name: str, batch_size: int, rate: float) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize(("name", "batch_size", "rate"), [("resnet-tiny", 32, 0.1), ("resnet20", 16, 0.05)])
-def test_the_same_training_steps_on_every_backend(on: Workers, name: str, batch_size: int, rate: float) -> None:
-    arguments = {"name": name, "batch_size": batch_size, "rate": rate}
-    expected = on("tensorflow")(train, **arguments)
+@pytest.mark.parametrize("name", ["resnet-tiny", "resnet20"])
+def test_the_same_training_steps_on_every_backend(on: Workers, name: str) -> None:
+    arch = replace(ARCHITECTURES[name], zero_init_last=True)
+    expected = on("tensorflow")(train, arch=arch)
     assert len(set(expected)) == STEPS
     assert np.ptp(expected) > 0.1  # it does train
     for backend in ("jax", "torch"):
-        np.testing.assert_allclose(on(backend)(train, **arguments), expected, rtol=1e-3)
+        np.testing.assert_allclose(on(backend)(train, arch=arch), expected, rtol=1e-3)
 
 
 def first_losses(**changes: Any) -> list[float]:

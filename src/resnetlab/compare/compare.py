@@ -104,7 +104,7 @@ def run(
     sizes = _batch_sizes(recipe, devices, batch_sizes)
     output = output or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
 
-    console = Console(stderr=as_json, highlight=False)
+    console = Console(stderr=as_json, highlight=False, markup=False, emoji=False)
     console.print(
         f"{recipe.model} on {source_name}: {images:,} training images at {recipe.image_size}x{recipe.image_size}"
     )

@@ -7,6 +7,8 @@ atomically. Sample order and augmentation need no state: they are functions of (
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def load(path: Path, model: keras.Model) -> dict[str, Any]:
             progress: dict[str, Any] = json.loads(str(file["progress"]))
     except FileNotFoundError:
         raise ResnetlabError(f"{path} does not exist: the run was stopped before its first checkpoint.") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ResnetlabError(f"{path} is damaged ({error}); the weights beside it can still be used.") from None
     received, expected = [a.shape for a in arrays], [tuple(v.shape) for v in variables]
     if received != expected:

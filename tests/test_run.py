@@ -1,0 +1,171 @@
+"""The run folder: nothing is overwritten, nothing is half written, and what is not one is told so."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.recipes import RECIPES
+from resnetlab.run import FORMAT, Run, atomic
+
+
+def make(path: Path) -> Run:
+    return Run.create(path, recipe=RECIPES["quick"], environment={"python": "3"}, facts={"class_names": ["cat", "犬"]})
+
+
+def test_a_run_is_created_and_opened(tmp_path: Path) -> None:
+    made = make(tmp_path / "deep" / "er" / "run with ünicode")
+    made.update(status="finished", epoch=3)
+    run = Run.open(made.path)
+    assert run.recipe() == RECIPES["quick"]
+    assert run.facts() == {"format": FORMAT, "status": "finished", "class_names": ["cat", "犬"], "epoch": 3}
+    assert run.read_json("environment.json") == {"python": "3"}
+    assert run.metrics() == []
+
+
+def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
+    assert make(tmp_path).facts()["status"] == "started"
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    run.update(status="finished")
+    with pytest.raises(UsageError, match=r"is not empty.*--run.*--resume"):
+        make(run.path)
+    assert run.facts()["status"] == "finished"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("all of it")
+    with pytest.raises(UsageError, match="is not empty"):
+        make(tmp_path / "folder")
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UsageError, match=r"Cannot make the run folder .*Choose another with --run"):
+            make(path)
+
+
+def test_what_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(UsageError, match="no such folder"):
+            Run.open(path)
+    with pytest.raises(UsageError, match=r"is not a run folder: it has no run.json"):
+        Run.open(tmp_path)
+    run = make(tmp_path / "run")
+    run.recipe_file.unlink()
+    with pytest.raises(UsageError, match=r"is not a run folder: it has no recipe.json"):
+        Run.open(run.path)
+
+
+@pytest.mark.parametrize("text", ['{"format": 1, ', "", "\x00\x00", "[]", "7"])
+def test_damaged_facts_are_told(tmp_path: Path, text: str) -> None:
+    run = make(tmp_path / "run")
+    (run.path / "run.json").write_text(text)
+    with pytest.raises(ResnetlabError, match=r"run\.json"):
+        Run.open(run.path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"epochs": 0}', '{"of_a_later_version": 1}'])
+def test_a_damaged_recipe_is_told(tmp_path: Path, text: str) -> None:
+    run = make(tmp_path / "run")
+    run.recipe_file.write_text(text)
+    with pytest.raises(ResnetlabError, match=r"recipe\.json"):
+        Run.open(run.path).recipe()
+
+
+def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    (run.path / "run.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(ResnetlabError, match="cannot be read"):
+        run.facts()
+
+
+def test_another_format_is_told(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    run.update(format=FORMAT + 1)
+    with pytest.raises(ResnetlabError, match=f"received run format {FORMAT + 1}, this version reads {FORMAT}"):
+        Run.open(run.path)
+
+
+def test_metrics_go_and_come(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    run.write_metrics([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": float("nan")}])
+    assert run.metrics() == [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": None}]
+    run.metrics_file.write_text('{"epoch": 1}\n{"epo')
+    with pytest.raises(ResnetlabError, match=r"metrics\.jsonl cannot be read"):
+        run.metrics()
+
+
+def test_json_has_neither_nan_nor_infinity(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    run.write_json("a.json", {"a": float("nan"), "b": [1.5, (float("inf"), {"c": -float("inf")})], "d": "NaN"})
+    strict = json.loads((run.path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert strict == {"a": None, "b": [1.5, [None, {"c": None}]], "d": "NaN"}
+
+
+def test_a_split_goes_and_comes(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    with pytest.raises(ResnetlabError, match=r"split\.csv cannot be read"):
+        run.split()
+    run.write_split([('a "quoted", name\nin two lines.jpg', "cät", "train", "00ff"), ("b.jpg", "dog", "test", "01")])
+    assert run.split() == {"00ff": "train", "01": "test"}
+    (run.path / "split.csv").write_text("a;b\n1;2\n")
+    with pytest.raises(ResnetlabError, match=r"split\.csv cannot be read"):
+        run.split()
+
+
+def test_weights_are_the_best_there_are(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    with pytest.raises(ResnetlabError, match=r"no weights yet.*--resume"):
+        run.weights()
+    run.save("last.weights.h5", lambda path: path.write_bytes(b"last") and None)
+    assert run.weights() == run.last_weights
+    run.save("best.weights.h5", lambda path: path.write_bytes(b"best") and None)
+    assert run.weights() == run.best_weights
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MemoryError])
+def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "kept.txt"
+    target.write_text("old")
+
+    def write() -> None:
+        with atomic(target) as temporary:
+            temporary.write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_write_that_ends_well_replaces_and_leaves_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "kept.txt"
+    for text in ("old", "new"):
+        with atomic(target) as temporary:
+            temporary.write_text(text)
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_disk_is_an_error_to_act_on(tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic(tmp_path / "a"):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(ResnetlabError, match=r"Cannot write .*/a: No space left on device\."):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_gone_is_an_error_to_act_on(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    gone = Run(tmp_path / "gone")
+    with pytest.raises(ResnetlabError, match="Cannot write"):
+        gone.write_json("a.json", {})
+    assert Run.open(run.path).facts()["status"] == "started"
