@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one command: within nine minutes, without network, on whichever backends are installed.
+"""Everything that needs a GPU, in one command: in nine minutes, without network, on the backends that are installed.
 
     python benchmarks/gpu.py                    all parts; results in $OUT, or in results/
     python benchmarks/gpu.py --part sweep       one part; may be repeated
@@ -10,21 +10,21 @@ Claims: every model family computes on the GPU what it computes on the CPU; ResN
 Parts, in order of worth:
     machine       environment, and what the doctor finds
     correctness   GPU against CPU: logits of each family (float32 without TF32, and bfloat16), losses of 20 steps
-    throughput    ResNet-50, 224x224, bfloat16, batch 256: ours on each backend, fed by a batch that lies on the device and by
-                  a packed stream of 256x256 images with augmentation; torchvision and timm, eager and compiled
+    throughput    ResNet-50, 224x224, bfloat16, batch 256: ours on each backend, torchvision and timm, eager and compiled,
+                  fed by a batch that lies on the device; ours by a packed stream of 256x256 images too, augmented there
     compare       `resnetlab compare` itself
     original      the original job, ResNet-50 at 64x64: CPU against GPU at batch 32 and at large batches
     sweep         throughput at batch 512, 128, 64, 1024: as time remains, or until memory ends
 
 Prediction, for an H200 (measured there: 790 TFLOP/s bfloat16, 4.3 TB/s). An image takes 24.5 GFLOP: 31 us. Its 11 M
-convolution outputs are touched about 14 times in a step (forward: written, reduced, read, written, read; backward: twice
-for each of batch norm's two passes, and for both gradients of the next convolution): 320 MB, 75 us. So memory traffic
-bounds the step: 13,000 images/s if every elementwise chain is fused and each kernel at full bandwidth; MLPerf 4.0 reaches
-7,970. We expect 4,000-5,500 from XLA, 3,500-4,500 from torch.compile, 2,500-3,200 from eager PyTorch, a knee at batch
-128-256, and the packed stream (50 MB a batch of 256, gathered by one thread) within 10 % of the resident batch.
+convolution outputs are touched about 14 times in a step (forward: written, reduced, read, written, read; backward:
+two passes of batch norm over two tensors, and both gradients of the next convolution): 320 MB, 75 us. So memory traffic
+bounds the step: 13,000 images/s if every elementwise chain is fused and each kernel at full bandwidth; MLPerf 4.0
+reaches 7,970. We expect 4,000-5,500 from XLA, 3,500-4,500 from torch.compile, 2,500-3,200 from eager PyTorch, a knee at
+batch 128-256, and the packed stream (50 MB a batch, gathered by one thread) within 10 % of the resident batch.
 
-Each contender is a process of its own; a failure is a row with its reason, and the rest goes on. Compilers start at the same
-time (there are cores enough); what is timed runs alone, in turns, as in throughput.py.
+Each contender is a process of its own; a failure is a row with its reason, and the rest goes on. PyTorch's compilers
+start at the same time (there are cores enough); what is timed runs alone, in turns, as in throughput.py.
 """
 
 from __future__ import annotations
@@ -142,7 +142,9 @@ def correctness(session: Session) -> None:
 def _compute(session: Session, backend: str, device: str) -> dict[str, Any]:
     """What a child computed, up to where it got: {check and family: numbers}."""
     command = [sys.executable, __file__, "--compute", backend, device, *(["--smoke"] if session.smoke else [])]
-    environ = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | ({"OMP_NUM_THREADS": "1"} if session.smoke else {})
+    environ = (
+        os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | ({"OMP_NUM_THREADS": "1"} if session.smoke else {})
+    )
     limit = session.left(170)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as child:
         try:
@@ -207,7 +209,7 @@ def compute(backend: str, device: str, smoke: bool) -> None:
 
 
 def _logits(family: str, precision: str, size: int) -> Any:
-    """Of eight random images; all vectors (batch norms, biases) are drawn too, so that no branch is multiplied by zero."""
+    """Of eight random images; batch norms and biases are drawn too, so that no branch is multiplied by zero."""
     import numpy as np
 
     from resnetlab.recipes import BASE
@@ -231,7 +233,14 @@ def _losses(family: str, size: int) -> Any:
     from resnetlab.training import fit
 
     recipe = RECIPES["animals"].changed(
-        model=family, image_size=size, batch_size=32, learning_rate=0.01, warmup=0, color_jitter=0.4, mixup=0.2, cutmix=1.0
+        model=family,
+        image_size=size,
+        batch_size=32,
+        learning_rate=0.01,
+        warmup=0,
+        color_jitter=0.4,
+        mixup=0.2,
+        cutmix=1.0,
     )
     rng = np.random.default_rng(2)
     labels = rng.integers(0, 10, 256)
@@ -275,8 +284,8 @@ def contenders(session: Session) -> list[Contender]:
 
 
 def start(session: Session, part: str, wanted: Sequence[tuple[Contender, Job]], *, limit: float) -> list[Child]:
-    """Children that have taken their first step. They start together, but those of one framework that times kernels while it
-    compiles (JAX, TensorFlow) before all others."""
+    """Children that have taken their first step. They start together, but before them, one by one, those of XLA, which
+    chooses kernels by their time while it compiles."""
 
     def begin(pair: tuple[Contender, Job]) -> Child | None:
         contender, job = pair
@@ -300,7 +309,9 @@ def start(session: Session, part: str, wanted: Sequence[tuple[Contender, Job]], 
     return [child for child in children if child]
 
 
-def take_turns(session: Session, part: str, children: list[Child], *, rounds: int, seconds: float) -> dict[str, list[float]]:
+def take_turns(
+    session: Session, part: str, children: list[Child], *, rounds: int, seconds: float
+) -> dict[str, list[float]]:
     """Images/s of each child round by round, and rows of them and of their ratios. Whoever fails drops out."""
     alive: list[tuple[Child, int]] = []
     for child in children:
@@ -421,7 +432,10 @@ def original(session: Session) -> None:
     backends = session.backends if not session.smoke else session.backends[:1]
     for device, batches in devices.items():
         wanted = [
-            (Contender(f"ours, {b}, {device}, batch {batch}, {p}", "ours", {"backend": b}), _original(device, batch, p, session))
+            (
+                Contender(f"ours, {b}, {device}, batch {batch}, {p}", "ours", {"backend": b}),
+                _original(device, batch, p, session),
+            )
             for batch in batches
             for p in (("float32", "bfloat16") if device == "gpu" else ("float32",))
             for b in backends
@@ -450,20 +464,26 @@ def lines(session: Session) -> Iterator[str]:
         worst = max(mine, key=lambda row: row["error"] / row["passed"] if row["passed"] else float("inf"), default=None)
         if worst:
             passed = f"{sum(row['passed'] for row in mine)} of {len(mine)} pass"
-            yield f"{check}: {passed}, worst {worst['error']:.1e} ({worst['contender']}, {worst['family']}), bound {bound:g}"
+            who = f"{worst['contender']}, {worst['family']}"
+            yield f"{check}: {passed}, worst {worst['error']:.1e} ({who}), bound {bound:g}"
     for row in session.rows:
         if "over" in row and row["ours"].startswith("ours"):
             yield f"{row['median']:8.2f} x  {row['ours']} over {row['over']}  [{row['part']}]"
     for row in session.rows:
         if "median" in row and "batch" in row:
-            share = f"{row['share_of_matrix_product']:.0%} of the matrix-product rate" if "share_of_matrix_product" in row else ""
+            share = (
+                f"{row['share_of_matrix_product']:.0%} of the matrix-product rate"
+                if "share_of_matrix_product" in row
+                else ""
+            )
             what = f"batch {row['batch']}, {row['precision']}, {row['input']}"
             yield f"{row['median']:10,.1f} {row['unit']} ± {row['deviation']:.1f}  {row['contender']}  {what}  {share}"
     for row in session.rows:
         if "failed" in row:
             yield f"  failed  [{row['part']}] {row['contender']}: {row['failed']}"
         elif "check" in row and not row["passed"]:
-            yield f"  FAILED  {row['contender']}: {row['check']} of {row['family']}: {row['error']:.2e} > {row['bound']:g}"
+            what = f"{row['check']} of {row['family']}"
+            yield f"  FAILED  {row['contender']}: {what}: {row['error']:.2e}, bound {row['bound']:g}"
 
 
 def passed(session: Session) -> bool:
@@ -475,7 +495,9 @@ def passed(session: Session) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which no part begins, and none goes on for long")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="after which no part begins, and none goes on for long"
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny, on the CPU")
     parser.add_argument("--out", type=Path, help="folder; default: $OUT, or results/")
     parser.add_argument("--compute", nargs=2, help=argparse.SUPPRESS)  # a child of `correctness`

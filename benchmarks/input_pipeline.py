@@ -1,15 +1,16 @@
 """The input pipeline: what it feeds, what the first pass over JPEG files costs, and what training waits for.
 
-Claims: the packed stream feeds 20,000 images/s and more at 64x64 with augmentation draws on one core; the first pass over
-JPEG files is as fast as tf.data's and a PyTorch DataLoader's; on a CPU the loader costs at most 3 % of a training step.
+Claims: the packed stream feeds 20,000 images/s and more at 64x64 with augmentation draws on one core; the first pass
+over JPEG files is as fast as tf.data's and a PyTorch DataLoader's; on a CPU the loader costs at most 3 % of a step.
 
     python benchmarks/input_pipeline.py               everything, about 10 minutes on two cores
     python benchmarks/input_pipeline.py --part decode     one part; may be repeated
     python benchmarks/input_pipeline.py --quick       3 rounds, 4 minutes
 
-Files are Animals-10's (below $RESNETLAB_DATA, or --data), copied under new names, each with a comment segment of its own,
-until there are 2,000. They lie in the system's page cache for everyone. Ours audits while it decodes (every file opened
-whole, hashed, copies found) and writes the pack; the peers only decode. Contenders take turns, as in throughput.py.
+Files are Animals-10's (below $RESNETLAB_DATA, or --data), copied under new names, each with a comment segment of its
+own, until there are 2,000. They lie in the system's page cache for everyone. Ours audits while it decodes (every file
+opened whole, hashed, copies found) and writes the pack; the peers only decode. Contenders take turns, as in
+throughput.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import itertools
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -192,7 +194,7 @@ def torch_loader(job: Job, mark: Mark, *, folder: str, workers: int, cached: boo
 
 
 def end_to_end(job: Job, mark: Mark, *, backend: str, recipe: str) -> Run:
-    """run(n) trains n steps on one batch and n fed by the stream, and returns the loader's share of the latter's time."""
+    """run(n) trains n steps on one batch and n fed by the stream; the loader's share of the latter's time."""
     environment.configure(backend=backend, device="cpu")
     from resnetlab.recipes import RECIPES
     from resnetlab.training import fit
@@ -243,14 +245,17 @@ def take_turns(part: str, contenders: Sequence[Contender], *, amount: float, tim
         except Failed as failure:
             rows.append({"part": part, "contender": contender.name, "failed": str(failure)})
     rates: dict[str, list[float]] = {child.contender.name: [] for child in alive}
+    processor: dict[str, list[float]] = {name: [] for name in rates}
     for number in range(repeats):
         shift = number % max(len(alive), 1)
         for child in [*alive[shift:], *alive[:shift]]:
             rates[child.contender.name].append(amount * times / child.train(times))
+            processor[child.contender.name].append(1e3 * child.processor / (amount * times))
     for child in alive:
         child.close()
     for name, values in rates.items():
-        rows.append({"part": part, "contender": name} | results.Timing.of(values).to_json())
+        row = {"part": part, "contender": name, "processor_ms_per_image": round(statistics.median(processor[name]), 4)}
+        rows.append(row | results.Timing.of(values).to_json())
     mine = contenders[0].name
     for name, values in rates.items():
         if mine in rates and not name.startswith("ours"):
@@ -262,7 +267,7 @@ def take_turns(part: str, contenders: Sequence[Contender], *, amount: float, tim
 def measure_stream(repeats: int) -> list[Any]:
     rows = []
     for batch, (name, settings) in itertools.product((32, 256), (("recipe", {}), ("all options", ALL_OPTIONS))):
-        options = {"batch": batch, "settings": settings, "steps": 20_000 // batch}
+        options = {"batch": batch, "settings": settings, "steps": 100_000 // batch}
         contender = Contender(f"ours, batch {batch}, {name}", "stream_alone", options)
         rows += take_turns("stream", [contender], amount=options["steps"] * batch, times=1, repeats=repeats)
     return rows
@@ -343,7 +348,9 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
                 print(f"  {row['median']:7.2f} x  {row['ours']} over {row['over']}  ({low:.2f} - {high:.2f})")
             else:
                 shown = f"{row['median']:,.4f}" if row["unit"].startswith("share") else f"{row['median']:,.0f}"
-                print(f"  {shown:>9} {row['unit']} ± {row['deviation']:,.3g}  {row['contender']}")
+                spent = row.get("processor_ms_per_image")
+                more = f", {spent:.3g} ms of processor time an image" if spent else ""
+                print(f"  {shown:>9} {row['unit']} ± {row['deviation']:,.3g}  {row['contender']}{more}")
 
 
 def main() -> None:
@@ -376,7 +383,13 @@ def main() -> None:
     if "end-to-end" in parts:
         rows += measure_end_to_end(options.backend, repeats)
 
-    configuration = {"size": SIZE, "batch": BATCH, "files": files, "repeats": repeats, "cores": "one for `stream`, else all"}
+    configuration = {
+        "size": SIZE,
+        "batch": BATCH,
+        "files": files,
+        "repeats": repeats,
+        "cores": "one for `stream`, else all",
+    }
     result = results.result("The input pipeline, ours and the peers'", configuration=configuration, rows=rows)
     out = options.out or SOURCE.parent / "results" / f"input-pipeline-{options.machine}.json"
     results.write(out, result)

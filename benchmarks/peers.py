@@ -11,6 +11,7 @@ random images with cross-entropy and SGD (momentum .9, Nesterov); ours and PyTor
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import queue
@@ -48,7 +49,7 @@ class Job:
 
     @property
     def train_flop(self) -> float:
-        """Of one image: a multiply-add is two operations, and the two gradients cost as much as the forward pass each."""
+        """Of one image: a multiply-add is two operations; each of the two gradients costs as much as a forward pass."""
         from resnetlab.models.architectures import architecture
 
         return 3 * 2 * architecture(self.model).multiply_adds(self.size, self.classes)
@@ -251,7 +252,7 @@ def by_hand(job: Job) -> Any:
     return nn.Sequential(
         convolution(3, 16),
         nn.ReLU(inplace=True),
-        *(Block(a, b) for a, b in zip(widths, widths[1:], strict=False)),
+        *(Block(a, b) for a, b in itertools.pairwise(widths)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(64, job.classes),
@@ -316,7 +317,7 @@ class Child:
         environment = {key: value for key, value in os.environ.items() if key not in dropped}
         environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         environment |= {"TF_FORCE_GPU_ALLOW_GROWTH": "true"} | contender.environment
-        self.said = tempfile.TemporaryFile("w+", errors="replace")
+        self.said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed in `close`)
         began = time.time()
         self.process = subprocess.Popen(
             [sys.executable, script, CHILD, json.dumps([asdict(contender), asdict(job)])],
@@ -407,9 +408,9 @@ def serve(makers: dict[str, Callable[..., Run]]) -> None:
             gc.collect()
             return begin(Job(**request["job"])), {"marks": marks}
         one = timed(run, 1)[0] if request["net"] else 0.0
-        before = time.process_time()
+        before = sum(os.times()[:4])  # with ended children, such as a DataLoader's workers
         seconds, value = timed(run, request["steps"] + request["net"])
-        return run, {"seconds": seconds - one, "value": value, "processor": time.process_time() - before}
+        return run, {"seconds": seconds - one, "value": value, "processor": sum(os.times()[:4]) - before}
 
     run: Run | None = None
     request: dict[str, Any] = {"job": asdict(job)}

@@ -10,8 +10,8 @@ batch in float32, and comes near the rate at which the machine multiplies matric
 
 Every contender is a process kept alive; a round times each of them once, in an order that rotates, so that the
 machine's drift hits all alike. Each round gives its own ratios and its own matrix-product rate (2048 cubed, float32;
-the better of PyTorch's and TensorFlow's); what is told are medians over the rounds. `first-step` times a process from its
-start to the end of its first training step, and `help` times `resnetlab --help`.
+the better of PyTorch's and TensorFlow's); what is told are medians over the rounds. `first-step` times a process from
+its start to the end of its first training step, and `help` times `resnetlab --help`.
 """
 
 from __future__ import annotations

@@ -88,7 +88,10 @@ class Run:
         self.write_json("run.json", known | facts)
 
     def recipe(self) -> Recipe:
-        return Recipe(**self.read_json("recipe.json"))
+        try:
+            return Recipe().changed(**self.read_json("recipe.json"))
+        except UsageError as error:
+            raise ResnetlabError(f"{self.recipe_file} is damaged, or of another version. {error}") from None
 
     def weights(self) -> Path:
         """The best weights there are. Raises ResnetlabError if the run has not finished its first epoch."""
@@ -99,11 +102,14 @@ class Run:
             f"{self.path} has no weights yet: no epoch was finished. Go on with `resnetlab train --resume {self.path}`."
         )
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+            if not isinstance(value, dict):
+                raise ValueError(f"received a {type(value).__name__}, expected an object")
         except (OSError, ValueError) as error:
             raise ResnetlabError(f"{self.path / name} cannot be read: {error}.") from None
+        return value
 
     def write_json(self, name: str, value: Any) -> None:
         text = json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n"
@@ -114,7 +120,10 @@ class Run:
         """The records of the finished epochs."""
         if not self.metrics_file.exists():
             return []
-        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+        try:
+            return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise ResnetlabError(f"{self.metrics_file} cannot be read: {error}.") from None
 
     def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
         with atomic(self.metrics_file) as temporary:

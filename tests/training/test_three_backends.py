@@ -1,8 +1,8 @@
 """The same twenty training steps on TensorFlow, JAX and PyTorch: same weights, same batches, same losses.
 
-Training multiplies rounding errors: with ResNet-20 as in the paper at rate 0.02, one backend's losses move by 0.2 % within
-six steps when the first kernel is scaled by 1 + 1e-7. Blocks that begin as the identity keep them small, so that what
-is seen here is the backends' difference and not chaos.
+Training multiplies rounding errors: with ResNet-20 as in the paper at rate 0.02, one backend's losses move by 0.2 %
+within six steps when the first kernel is scaled by 1 + 1e-7. Blocks that begin as the identity keep them small, so that
+what is seen here is the backends' difference and not chaos.
 """
 
 from dataclasses import replace

@@ -63,9 +63,10 @@ class Stream:
         targets[rows, labels] = own
         if "partner" in draws:
             targets[rows, labels[draws["partner"]]] += 1 - own
+        # A mixed image weighs as its classes do, in their shares.
+        weights = None if self.class_weights is None else targets @ self.class_weights
         if self.label_smoothing:
             targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
-        weights = None if self.class_weights is None else self.class_weights[labels].astype(np.float32)
         return {"image": self.images[chosen], **draws}, targets, weights
 
     def batches(self, start: int, *, ahead: int = 4) -> Iterator[Any]:
@@ -122,4 +123,4 @@ def _permutation(seed: int, number: int, count: int) -> np.ndarray:
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Class weights in inverse proportion to frequency, with mean 1 over the given samples."""
     counts = np.bincount(labels, minlength=num_classes)
-    return (len(labels) / (num_classes * np.maximum(counts, 1))).astype(np.float32)
+    return (len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))).astype(np.float32)

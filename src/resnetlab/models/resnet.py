@@ -65,7 +65,7 @@ def build(
 
     network = _Network(arch, stochastic_depth, seed)
     image = keras.Input(input_shape, name="image")  # uint8 is cast on the device
-    x = Normalize(arch.preprocessing, name="normalize")(image)
+    x = Normalize(arch.preprocessing, dtype="float32", name="normalize")(image)  # bfloat16 would round the means
     x = network.stem(x)  # (batch, h/4, w/4, 64) on ImageNet, (batch, h, w, 16) on CIFAR
     for block in arch.blocks():
         x = network.block(x, block)

@@ -40,7 +40,7 @@ def load(path: Path, model: keras.Model) -> dict[str, Any]:
     """
     variables = state_variables(model)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # it leaves a damaged one open
             arrays = [file[f"{i:05d}"] for i in range(len(file["names"]))]
             progress: dict[str, Any] = json.loads(str(file["progress"]))
     except FileNotFoundError:

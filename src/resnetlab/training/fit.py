@@ -93,7 +93,8 @@ def trainer_for(
     """Augmentation and network as one compiled model, from a stream's batches to logits.
 
     `jit_compile` is Keras's: by default XLA for JAX everywhere, and for TensorFlow on a GPU.
-    The optimizer's variables are made here: made during the first step, they would have it traced twice.
+    The optimizer's variables are made here: made during the first step, they would have it traced twice. So are the
+    metrics', for a checkpoint to be put into.
     """
     side = recipe.pack_size
     inputs = {"image": keras.Input((side, side, 3), name="image")}
@@ -110,6 +111,9 @@ def trainer_for(
     optimizer.build(trainer.trainable_variables)
     metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
     trainer.compile(optimizer, loss, metrics=metrics, jit_compile=jit_compile)
+    empty = np.zeros((1, stream.num_classes), np.float32)
+    trainer.compute_metrics(None, empty, empty)  # Keras makes a metric's variables at its first use
+    trainer.reset_metrics()
     return trainer
 
 

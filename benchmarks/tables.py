@@ -1,0 +1,197 @@
+"""The tables of README.md, written from what is in results/.
+
+    python benchmarks/tables.py             rewrite them
+    python benchmarks/tables.py --check     only say whether they are up to date; exit code 1 where not (a second)
+
+README.md holds `<!-- table: NAME -->` ... `<!-- /table -->`; what stands between is this program's. NAME is a row of
+TABLES below, and shows all results whose file name begins as the row says, one machine each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+MARKERS = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+Result = dict[str, Any]
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose columns but the first are numbers."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in (head, rule, *rows))
+
+
+def conditions(result: Result) -> str:
+    """Under each table: where, when, with what."""
+    device, versions = result["device"], result["environment"]["versions"]
+    names = (("tensorflow", "tensorflow-cpu"), ("torch",), ("jax",), ("keras",))
+    found = [f"{options[0]} {versions[name]}" for options in names for name in options if name in versions]
+    machine = device["gpu"] or f"{device['cpu']}, {device['cores']} cores"
+    more = result["configuration"].get("as installed", "")
+    when = f"{result['measured_at'][:10]}, commit {result['commit']}"
+    return f"\n{machine}; {', '.join(found)}; {when}.{more and f' {more}.'}\n"
+
+
+def throughput(result: Result) -> str:
+    """Ratios of our fastest to each peer, one column for each job; then images/s."""
+    rows = result["rows"]
+    jobs = list(dict.fromkeys(row["job"] for row in rows if "over" in row))
+    rates = {(r["job"], r["contender"]): r for r in rows if r.get("unit") == "images/s"}
+    ratios = {(row["job"], row["ours"], row["over"]): row["median"] for row in rows if "over" in row}
+    fastest = {
+        job: max(
+            (key for key in rates if key[0] == job and key[1].startswith("ours")), key=lambda k: rates[k]["median"]
+        )[1]
+        for job in jobs
+    }
+    names = list(dict.fromkeys(name for _, name in rates))
+
+    def cell(job: str, name: str) -> str:
+        if (job, name) not in rates:
+            return ""
+        rate = f"{rates[job, name]['median']:,.1f}"
+        if name == fastest[job]:
+            return f"**{rate}** ({rates[job, name]['share_of_matrix_product']:.0%} of the matrix-product rate)"
+        ratio = ratios.get((job, fastest[job], name))
+        return f"{rate} (**{ratio:.2f} x**)" if ratio else rate
+
+    table = markdown(["images/s (ours ÷ theirs)", *jobs], ([name, *(cell(j, name) for j in jobs)] for name in names))
+    return table + first_step(result) + conditions(result)
+
+
+def first_step(result: Result) -> str:
+    rows = [row for row in result["rows"] if row.get("job") == "first-step" and "median" in row]
+    keys = ("import", "build", "trace_and_compile")
+    cells = ([r["contender"], f"**{r['median']:.1f}**", *(f"{r['parts'][key]:.1f}" for key in keys)] for r in rows)
+    head = ["seconds to the end of the first step", "in all", "import", "build", "trace, compile"]
+    return "\n" + markdown(head, cells) if rows else ""
+
+
+def input_pipeline(result: Result) -> str:
+    rows = [row for row in result["rows"] if "median" in row]
+    ratios = {(row["part"], row["over"]): f"{row['median']:.2f} x" for row in rows if "over" in row}
+
+    def value(row: dict[str, Any]) -> str:
+        return (
+            f"{row['median']:.1%} of the step" if row["unit"].startswith("share") else f"{row['median']:,.0f} images/s"
+        )
+
+    cells = (
+        [f"{row['part']}: {row['contender']}", value(row), ratios.get((row["part"], row["contender"]), "")]
+        for row in rows
+        if "contender" in row
+    )
+    return markdown(["", "rate", "ours ÷ theirs"], cells) + conditions(result)
+
+
+def gpu(result: Result) -> str:
+    rows = [row for row in result["rows"] if row["part"].startswith(("throughput", "sweep")) and "batch" in row]
+    cells = (
+        [
+            row["contender"],
+            str(row["batch"]),
+            row["input"],
+            f"{row['median']:,.0f}",
+            f"{row['share_of_matrix_product']:.0%}" if "share_of_matrix_product" in row else "",
+        ]
+        for row in rows
+        if row["unit"] == "images/s"
+    )
+    head = ["ResNet-50, 224x224, bfloat16, training", "batch", "input", "images/s", "of the matrix-product rate"]
+    return markdown(head, cells) + conditions(result)
+
+
+def run(result: Result) -> str:
+    """One training run, as record_run.py keeps it."""
+    recipe, judged = result["configuration"], result["evaluation"]
+    low, high = judged["top1_interval"]
+    cells = [
+        f"{recipe['model']}, recipe {recipe['name']}",
+        str(recipe["epochs"]),
+        f"**{judged['top1']:.2%}** ({low:.2%} - {high:.2%})",
+        f"{result['training_seconds'] / 60:,.0f} min",
+    ]
+    return markdown(
+        ["from scratch", "epochs", f"top-1, {judged['n']:,} {judged['subset']} images", "training"], [cells]
+    )
+
+
+def models() -> str:
+    """All architectures, a row for each paper and kind."""
+    from resnetlab.models.architectures import ARCHITECTURES
+
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for arch in ARCHITECTURES.values():
+        kind = (
+            "keras.applications"
+            if arch.name.startswith("keras")
+            else "plain"
+            if arch.shortcut == "none"
+            else arch.paper
+        )
+        groups.setdefault((kind, "CIFAR" if arch.stem == "cifar" else "ImageNet"), []).append(arch)
+    cells = (
+        [
+            ", ".join(f"`{arch.name}`" for arch in group),
+            f"{kind}, {data}",
+            " - ".join(
+                f"{count / 1e6:.1f}" for count in sorted({f(a.parameters() for a in group) for f in (min, max)})
+            ),
+        ]
+        for (kind, data), group in groups.items()
+    )
+    return markdown(["models", "after", "million parameters"], cells)
+
+
+# name of a table: (what the files' names begin with, what makes Markdown of one)
+TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "throughput": ("throughput", throughput),
+    "input-pipeline": ("input-pipeline", input_pipeline),
+    "cifar": ("cifar10", run),
+    "gpu": ("gpu", gpu),
+}
+
+
+def table(name: str, folder: Path) -> str:
+    """The Markdown of a table, for all machines. Raises KeyError for a table that there is not."""
+    if name == "models":
+        return "\n" + models() + "\n"
+    prefix, make = TABLES[name]
+    files = [path for path in sorted(folder.glob(f"{prefix}*.json")) if "smoke" not in path.name]
+    made = [make(json.loads(path.read_text(encoding="utf-8"))) for path in files]
+    return "\n" + "\n".join(made or ["Not measured yet.\n"]) + "\n"
+
+
+def fill(text: str, folder: Path) -> str:
+    """A README's text with its tables made anew."""
+    return MARKERS.sub(lambda found: found[1] + table(found["name"], folder) + found[3], text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    options = parser.parse_args(arguments)
+    before = options.readme.read_text(encoding="utf-8")
+    after = fill(before, options.results)
+    if before == after:
+        return 0
+    if options.check:
+        print(f"{options.readme}: its tables are not those of {options.results}. Do: python benchmarks/tables.py")
+        return 1
+    options.readme.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,334 @@
+"""Training: an interrupted run equals one that never stopped, and what can go wrong leaves a usable run folder."""
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from resnetlab.data.pack import Pack
+from resnetlab.errors import ResnetlabError
+from resnetlab.evaluation.metrics import evaluate_logits
+from resnetlab.inference.predictor import Predictor
+from resnetlab.recipes import Recipe
+from resnetlab.run import Run
+from resnetlab.training.fit import train
+from tests.workers import HERE, WorkerError, Workers
+
+TRAIN, VALIDATION = 96, 40
+BASE = Recipe(
+    model="resnet-tiny",
+    image_size=16,
+    batch_size=16,  # 6 steps an epoch
+    epochs=2,
+    learning_rate=0.05,
+    flip=False,
+    seed=3,
+)
+EVERYTHING = BASE.changed(
+    stochastic_depth=0.5,
+    ema=0.9,
+    crop="pad",
+    crop_padding=2,
+    flip=True,
+    color_jitter=0.3,
+    erase=0.5,
+    mixup=0.2,
+    cutmix=1.0,
+    label_smoothing=0.1,
+    class_weights=True,
+    nesterov=True,
+    warmup=1,
+)
+
+
+class Quiet:
+    """Progress that shows nothing; it asks the process to stop while a step is under way."""
+
+    def __init__(self, stop_at: int = 0, name: signal.Signals = signal.SIGINT) -> None:
+        self.stop_at, self.name = stop_at, name
+        self.steps: list[int] = []
+        self.said: list[str] = []
+
+    def start(self, epochs: int, steps_per_epoch: int, batch_size: int, step: int) -> None: ...
+
+    def step(self, step: int, logs: dict[str, float]) -> None:
+        self.steps.append(step)
+        if step == self.stop_at:
+            signal.raise_signal(self.name)
+
+    def epoch(self, record: dict[str, Any], *, best: bool) -> None: ...
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def digits(*, scrambled: bool = False) -> Pack:
+    """Some of scikit-learn's digits at 16x16; `scrambled` gives the validation images labels of others."""
+    found = load_digits()
+    count = TRAIN + VALIDATION
+    images = (found.images[:count] * 15.9).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
+    labels = found.target[:count].copy()
+    if scrambled:
+        labels[TRAIN:] = (labels[TRAIN:] + 5) % 10
+    return Pack(
+        images=np.repeat(images[..., None], 3, axis=-1),
+        labels=labels,
+        subset=np.repeat(["train", "validation"], [TRAIN, VALIDATION]),
+        hashes=tuple(map(str, range(count))),
+        names=tuple(map(str, range(count))),
+        class_names=tuple("0123456789"),
+        source_name="digits",
+        key="",
+        audit={},
+    )
+
+
+def new_run(path: Path, recipe: Recipe) -> Run:
+    return Run.create(path, recipe=recipe, environment={}, facts={"class_names": list("0123456789"), "model": recipe.model})
+
+
+def state(run: Run) -> dict[str, np.ndarray]:
+    """Everything that training reads and writes, by its name."""
+    with np.load(run.checkpoint) as file:
+        names = [str(name) for name in file["names"]]
+        return {f"{i:03} {name}": file[f"{i:05d}"] for i, name in enumerate(names)}
+
+
+def records(run: Run) -> list[dict[str, Any]]:
+    """The epochs' records without what a clock measured."""
+    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in run.metrics()]
+
+
+# (a) Interrupted and resumed
+
+
+def interrupted_and_not(folder: str) -> dict[str, Any]:
+    """Two epochs at a stretch; and two epochs, stopped in the middle of the second, and gone on with."""
+    pack, whole, parts = digits(), new_run(Path(folder, "whole"), EVERYTHING), new_run(Path(folder, "parts"), EVERYTHING)
+    before = signal.getsignal(signal.SIGINT)
+    statuses = [train(pack, EVERYTHING, whole, progress=Quiet())]
+    stopped, resumed = Quiet(stop_at=8), Quiet()
+    statuses.append(train(pack, EVERYTHING, parts, progress=stopped))
+    halfway = parts.facts()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert parts.weights().exists()  # usable as it is
+    statuses.append(train(pack, EVERYTHING, parts, progress=resumed, resume=True))
+    return {
+        "statuses": statuses,
+        "halfway": halfway,
+        "said": stopped.said,
+        "steps": (stopped.steps, resumed.steps),
+        "states": (state(whole), state(parts)),
+        "records": (records(whole), records(parts)),
+        "best": [Predictor(run).logits(pack.images[-3:]) for run in (whole, parts)],
+    }
+
+
+def test_an_interrupted_run_equals_one_that_never_stopped(on: Workers, backend: str, tmp_path: Path) -> None:
+    found = on(backend)(interrupted_and_not, folder=str(tmp_path))
+    assert found["statuses"] == ["finished", "interrupted", "finished"]
+    assert (found["halfway"]["status"], found["halfway"]["step"]) == ("interrupted", 8)
+    assert found["said"] == [f"Stopped at step 8. Go on with: resnetlab train --resume {tmp_path / 'parts'}"]
+    assert found["steps"] == (list(range(1, 9)), list(range(9, 13)))
+    whole, parts = found["states"]
+    kinds = " ".join(whole)
+    assert all(kind in kinds for kind in ("kernel", "gamma", "moving_variance", "momentum", "average", "seed", "total"))
+    assert whole.keys() == parts.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(parts[name], array, err_msg=name)
+    assert found["records"][1] == found["records"][0]
+    assert [record["step"] for record in found["records"][0]] == [6, 12]
+    np.testing.assert_array_equal(*found["best"])
+
+
+@pytest.mark.parametrize(("stop_at", "steps"), [(6, 7), (12, 12)])
+def test_a_stop_at_the_end_of_an_epoch_loses_no_epoch(tmp_path: Path, stop_at: int, steps: int) -> None:
+    run = new_run(tmp_path / "run", BASE)
+    status = train(digits(), BASE, run, progress=Quiet(stop_at, signal.SIGTERM))
+    assert (status, run.facts()["step"]) == ("interrupted" if steps < 12 else "finished", steps)
+    assert len(run.metrics()) == stop_at // 6
+
+
+# (b) Early stopping
+
+
+def test_early_stopping_stops_and_keeps_the_best(tmp_path: Path) -> None:
+    """What is learned of the training images is wrong of these validation images, so it soon gets worse."""
+    recipe, pack = BASE.changed(epochs=40, early_stopping=2), digits(scrambled=True)
+    run = new_run(tmp_path / "run", recipe)
+    assert train(pack, recipe, run, progress=Quiet()) == "finished"
+    losses = [record["val_loss"] for record in run.metrics()]
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 1 + 2 < 40
+    assert run.facts()["best_epoch"] == best + 1
+    validation = pack.indices("validation")
+    judged = evaluate_logits(Predictor(run).logits(pack.images, validation), pack.labels[validation], pack.class_names)
+    assert judged.loss == pytest.approx(losses[best], rel=1e-5)
+    assert judged.loss != pytest.approx(losses[-1], rel=1e-3)
+
+    quiet = Quiet()  # (f) a run that has finished is gone on with: nothing is left to do
+    assert train(pack, recipe, run, progress=quiet, resume=True) == "finished"
+    assert quiet.steps == []
+    assert [record["val_loss"] for record in run.metrics()] == losses
+
+
+def test_early_stopping_without_validation_images_is_told(tmp_path: Path) -> None:
+    recipe, pack = BASE.changed(early_stopping=2), digits()
+    pack.subset[:] = "train"
+    with pytest.raises(ResnetlabError, match=r"validation set is empty.*--set early_stopping=0"):
+        train(pack, recipe, new_run(tmp_path / "run", recipe), progress=Quiet())
+
+
+# (c) Divergence
+
+
+def diverge(folder: str, rate: float, batch_size: int) -> dict[str, Any]:
+    """An epoch that goes well, and then steps of an absurd length."""
+    calm = BASE.changed(epochs=1, batch_size=batch_size)
+    run, pack = new_run(Path(folder, "run"), calm), digits()
+    train(pack, calm, run, progress=Quiet())
+    best, before = run.best_weights.read_bytes(), run.metrics()
+    wild = calm.changed(epochs=20, schedule="constant", learning_rate=rate, weight_decay=0.01)
+    try:
+        train(pack, wild, run, progress=Quiet(), resume=True)
+        told = ""
+    except ResnetlabError as error:
+        told = str(error)
+    return {
+        "told": told,
+        "status": run.facts()["status"],
+        "kept": run.best_weights.read_bytes() == best,
+        "metrics": run.metrics()[:1] == before,
+    }
+
+
+@pytest.mark.parametrize("batch_size", [16, 96])  # 96: after its one step the training loss is still finite
+def test_divergence_is_told_and_leaves_the_best_weights(tmp_path: Path, batch_size: int) -> None:
+    found = diverge(str(tmp_path), 1e30, batch_size)
+    assert "training diverged. Lower the rate with --set learning_rate=1e+29" in found["told"]
+    assert found["status"] == "diverged"
+    assert found["kept"]
+    assert found["metrics"]
+
+
+def test_a_rate_of_a_million_diverges_on_every_backend(on: Workers, backend: str, tmp_path: Path) -> None:
+    found = on(backend)(diverge, folder=str(tmp_path), rate=1e6, batch_size=16)
+    assert "training diverged" in found["told"]
+    assert found["status"] == "diverged"
+
+
+# (d) Averaged weights
+
+
+def test_averages_are_evaluated_and_training_goes_on_from_live_weights(tmp_path: Path) -> None:
+    pack, plain, averaged = digits(), BASE, BASE.changed(ema=0.9)
+    runs = {recipe: new_run(tmp_path / str(recipe.ema), recipe) for recipe in (plain, averaged)}
+    for recipe, run in runs.items():
+        train(pack, recipe, run, progress=Quiet())
+    without, with_averages = (state(run) for run in runs.values())
+    live = [array for name, array in without.items() if "optimizer" not in name and "kernel" in name]
+    found = [array for name, array in with_averages.items() if "average" in name and "kernel" in name]
+    same = [array for name, array in with_averages.items() if "average" not in name and "kernel" in name][: len(live)]
+    assert live and len(found) >= len(live) // 2
+    for a, b in zip(live, same, strict=True):
+        np.testing.assert_array_equal(a, b)  # averaging changes nothing about training
+
+    network = Predictor(runs[averaged]).network
+    saved = [np.asarray(v) for v in network.trainable_variables if v.path.endswith("kernel")]
+    for weights, average in zip(saved, found, strict=True):
+        np.testing.assert_array_equal(weights, average)
+    assert not np.array_equal(saved[0], same[0])
+    validation = pack.indices("validation")
+    logits = Predictor(runs[averaged]).logits(pack.images, validation)
+    judged = evaluate_logits(logits, pack.labels[validation], pack.class_names)
+    best = runs[averaged].facts()["best_epoch"]
+    assert judged.loss == pytest.approx(runs[averaged].metrics()[best - 1]["val_loss"], rel=1e-5)
+    assert [r["loss"] for r in runs[plain].metrics()] == [r["loss"] for r in runs[averaged].metrics()]
+    assert [r["val_loss"] for r in runs[plain].metrics()] != [r["val_loss"] for r in runs[averaged].metrics()]
+
+
+# (e) Whatever a recipe may ask for
+
+
+def few_steps(folder: str, changes: dict[str, Any]) -> dict[str, Any]:
+    recipe = BASE.changed(epochs=1, batch_size=48, **changes)  # two steps
+    run = new_run(Path(folder, "run"), recipe)
+    train(digits(), recipe, run, progress=Quiet())
+    return run.metrics()[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "lamb", "precision": "bfloat16", "mixup": 0.2, "cutmix": 1.0, "loss": "binary-cross-entropy"},
+        {"optimizer": "adamw", "class_weights": True, "ema": 0.9, "learning_rate": 1e-3, "schedule": "linear"},
+        {"momentum": 0.0, "schedule": "steps", "milestones": [0.5], "validation": 0.0},
+    ],
+    ids=["lamb, bfloat16, mixing", "adamw, class weights, averages", "no momentum"],
+)
+def test_two_steps_of_whatever_a_recipe_asks_for(
+    on: Workers, backend: str, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    record = on(backend)(few_steps, folder=str(tmp_path), changes=changes)
+    assert record["step"] == 2
+    assert 0 < record["loss"] < 10
+    assert 0 < record["val_loss"] < 10
+
+
+# (f) Resuming what cannot be resumed
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    recipe = BASE.changed(epochs=1)
+    run = new_run(tmp_path_factory.mktemp("runs") / "finished", recipe)
+    train(digits(), recipe, run, progress=Quiet())
+    return run
+
+
+@pytest.mark.parametrize("changes", [{"ema": 0.9}, {"optimizer": "adamw"}, {"model": "resnet20"}])
+def test_the_checkpoint_of_another_recipe_is_told(finished: Run, changes: dict[str, Any]) -> None:
+    with pytest.raises(ResnetlabError, match="state of another model"):
+        train(digits(), BASE.changed(**changes), finished, progress=Quiet(), resume=True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "noise", "bits", "text", "none"])
+def test_a_damaged_checkpoint_is_told(finished: Run, tmp_path: Path, damage: str) -> None:
+    run = Run(shutil.copytree(finished.path, tmp_path / "run"))
+    whole = run.checkpoint.read_bytes()
+    middle = len(whole) // 2
+    broken = {
+        "cut": whole[:middle],
+        "empty": b"",
+        "noise": whole[:middle] + bytes(len(whole) - middle),
+        "bits": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
+        "text": b"once upon a time",
+        "none": None,
+    }[damage]
+    run.checkpoint.unlink() if broken is None else run.checkpoint.write_bytes(broken)
+    with pytest.raises(ResnetlabError, match="does not exist" if broken is None else "damaged"):
+        train(digits(), BASE, run, progress=Quiet(), resume=True)
+    assert run.weights().exists()
+
+
+def test_the_stop_requests_of_a_child_come_back_as_errors_do(on: Workers, tmp_path: Path) -> None:
+    """Two SIGINTs: whoever presses Ctrl-C again means it. In a child, so that pytest is not interrupted."""
+    other = next((b for b in ("jax", "torch") if b != HERE), "jax")
+    with pytest.raises(WorkerError, match="Stopped for good"):
+        on(other)(twice, folder=str(tmp_path))
+
+
+def twice(folder: str) -> None:
+    class Impatient(Quiet):
+        def step(self, step: int, logs: dict[str, float]) -> None:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    try:
+        train(digits(), BASE, new_run(Path(folder, "run"), BASE), progress=Impatient())
+    except KeyboardInterrupt:
+        raise RuntimeError("Stopped for good") from None
