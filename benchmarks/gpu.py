@@ -10,8 +10,9 @@ Claims: every model family computes on the GPU what it computes on the CPU; ResN
 Parts, in order of worth:
     machine       environment, and what the doctor finds
     correctness   GPU against CPU: logits of each family (float32 without TF32, and bfloat16), losses of 20 steps
-    throughput    ResNet-50, 224x224, bfloat16, batch 256: ours on each backend, torchvision and timm, eager and compiled,
-                  fed by a batch that lies on the device; ours by a packed stream of 256x256 images too, augmented there
+    throughput    ResNet-50, 224x224, bfloat16, batch 256: ours on each backend, torchvision and timm, eager and
+                  compiled, fed by a batch that lies on the device; ours also by a packed stream of 256x256 images,
+                  augmented on the device
     compare       `resnetlab compare` itself
     original      the original job, ResNet-50 at 64x64: CPU against GPU at batch 32 and at large batches
     sweep         throughput at batch 512, 128, 64, 1024: as time remains, or until memory ends
@@ -39,6 +40,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +205,9 @@ def compute(backend: str, device: str, smoke: bool) -> None:
     for family in SMOKE_FAMILIES if smoke else FAMILIES:
         precisions = ("float32", "bfloat16") if smoke or device == "gpu" else ("float32",)
         for precision in precisions:
-            say(f"{precision} logits: {family}", lambda f=family, p=precision: _logits(f, p, 32 if smoke else 64))
+            say(f"{precision} logits: {family}", partial(_logits, family, precision, 32 if smoke else 64))
         if family in (SMOKE_FAMILIES[0], FAMILIES[1]):
-            say(f"losses of 20 steps: {family}", lambda f=family: _losses(f, 16 if smoke else 64))
+            say(f"losses of 20 steps: {family}", partial(_losses, family, 16 if smoke else 64))
 
 
 def _logits(family: str, precision: str, size: int) -> Any:
@@ -236,7 +238,7 @@ def _losses(family: str, size: int) -> Any:
         model=family,
         image_size=size,
         batch_size=32,
-        learning_rate=0.01,
+        learning_rate=0.003,
         warmup=0,
         color_jitter=0.4,
         mixup=0.2,
@@ -503,7 +505,8 @@ def main() -> int:
     parser.add_argument("--compute", nargs=2, help=argparse.SUPPRESS)  # a child of `correctness`
     options = parser.parse_args()
     if options.compute:
-        compute(*options.compute, smoke=options.smoke)
+        backend, device = options.compute
+        compute(backend, device, options.smoke)
         return 0
 
     folder = options.out or Path(os.environ.get("OUT") or SOURCE.parent / "results")

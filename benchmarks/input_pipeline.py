@@ -123,7 +123,7 @@ def cached_ours(job: Job, mark: Mark, *, folder: str) -> Run:
     steps = -(-count // BATCH)
 
     def run(times: int) -> float:
-        batches = stream.batches(0)
+        batches: Any = stream.batches(0)
         for _ in itertools.islice(batches, times * steps):
             pass
         batches.close()
@@ -267,7 +267,7 @@ def take_turns(part: str, contenders: Sequence[Contender], *, amount: float, tim
 def measure_stream(repeats: int) -> list[Any]:
     rows = []
     for batch, (name, settings) in itertools.product((32, 256), (("recipe", {}), ("all options", ALL_OPTIONS))):
-        options = {"batch": batch, "settings": settings, "steps": 100_000 // batch}
+        options: dict[str, Any] = {"batch": batch, "settings": settings, "steps": 100_000 // batch}
         contender = Contender(f"ours, batch {batch}, {name}", "stream_alone", options)
         rows += take_turns("stream", [contender], amount=options["steps"] * batch, times=1, repeats=repeats)
     return rows

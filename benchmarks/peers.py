@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def ours(
         inputs, targets = keras.tree.map_structure(keras.ops.convert_to_tensor, (inputs, targets))
 
     def run(steps: int) -> float:
-        batches = stream.batches(0) if job.packed else _forever((inputs, targets))
+        batches: Any = stream.batches(0) if job.packed else _forever((inputs, targets))
         history = trainer.fit(batches, steps_per_epoch=steps, verbose=0, shuffle=False).history
         batches.close()
         return float(history["loss"][-1])
@@ -164,7 +164,7 @@ def keras_applications(job: Job, mark: Mark, *, backend: str) -> Run:
     return run
 
 
-def _forever(batch: Any) -> Iterator[Any]:
+def _forever(batch: Any) -> Generator[Any, None, None]:
     while True:
         yield batch
 

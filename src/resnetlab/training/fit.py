@@ -159,7 +159,7 @@ def train(pack: Pack, recipe: Recipe, run: Run, *, progress: Progress, resume: b
                 steps_per_epoch=steps - done,
                 shuffle=False,
                 verbose=0,
-                callbacks=[_Watch(step, progress, stop, partial)],
+                callbacks=[_Watch(trainer, step, progress, stop, partial)],
             ).history
             batches.close()  # type: ignore[attr-defined]
             step, partial = int(trainer.optimizer.iterations), None
@@ -180,14 +180,12 @@ def train(pack: Pack, recipe: Recipe, run: Run, *, progress: Progress, resume: b
                 "seconds": seconds,
             }
             if not np.isfinite(record["loss"]):
-                run.update(status="diverged", step=step)
-                raise ResnetlabError(
-                    f"The loss of epoch {epoch + 1} is {record['loss']}: training diverged. Lower the rate with --set "
-                    f"learning_rate={recipe.learning_rate / 10:g} or lengthen the warm-up with --set warmup=5."
-                )
+                raise _diverged(run, recipe, step, f"The loss of epoch {epoch + 1} is {record['loss']}")
             with averaged_weights(trainer) if recipe.ema else nullcontext():
                 if len(validation):
                     logits = predict_logits(network, pack.images, validation, size=recipe.image_size)
+                    if not np.isfinite(logits).all():
+                        raise _diverged(run, recipe, step, f"After epoch {epoch + 1} the logits are not finite")
                     judged = evaluate_logits(logits, pack.labels[validation], pack.class_names)
                     record |= {"val_loss": judged.loss, "val_top1": judged.top1}
                 best = state["best_loss"] is None or record.get("val_loss", -step) < state["best_loss"]
@@ -203,6 +201,14 @@ def train(pack: Pack, recipe: Recipe, run: Run, *, progress: Progress, resume: b
 
     run.update(status="finished")
     return "finished"
+
+
+def _diverged(run: Run, recipe: Recipe, step: int, found: str) -> ResnetlabError:
+    run.update(status="diverged", step=step)
+    return ResnetlabError(
+        f"{found}: training diverged. Lower the rate with --set learning_rate={recipe.learning_rate / 10:g} or lengthen "
+        "the warm-up with --set warmup=5."
+    )
 
 
 def _exhausted(recipe: Recipe, records: list[Record], state: Record) -> bool:
@@ -229,19 +235,28 @@ class _Watch(keras.callbacks.Callback):
 
     async_safe = True  # keeps JAX and PyTorch from waiting for the device at every step
 
-    def __init__(self, start: int, progress: Progress, stop: threading.Event, partial: list[np.ndarray] | None) -> None:
+    def __init__(
+        self,
+        trainer: keras.Model,
+        start: int,
+        progress: Progress,
+        stop: threading.Event,
+        partial: list[np.ndarray] | None,
+    ) -> None:
         super().__init__()
+        # Not `self.model`: on JAX that property writes the state back, here while the main thread donates it to a step.
+        self.trainer = trainer
         self.start, self.progress, self.stop, self.partial = start, progress, stop, partial
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.partial is not None:  # an epoch that is gone on with: Keras has just reset its metrics
-            for variable, value in zip(self.model.metrics_variables, self.partial, strict=True):
+            for variable, value in zip(self.trainer.metrics_variables, self.partial, strict=True):
                 variable.assign(value)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.progress.step(self.start + batch + 1, logs or {})
         if self.stop.is_set():
-            self.model.stop_training = True
+            self.trainer.stop_training = True
 
 
 def _metric_values(trainer: keras.Model) -> list[np.ndarray]:
