@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -50,6 +51,9 @@ Verbose = Annotated[
 
 def main() -> None:
     """Run the command line: exit code 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is shown by its codes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except ResnetlabError as error:
@@ -136,7 +140,10 @@ def train(
         status = fit(pack, chosen, run, progress=progress, resume=resume is not None)
     if status == "interrupted":
         sys.exit(130)
-    _evaluate_run(run, pack, as_json=as_json, console=console)
+    if len(pack.indices("test")) or len(pack.indices("validation")):
+        _evaluate_run(run, pack, as_json=as_json, console=console)
+    else:
+        console.print("No test or validation images: nothing is evaluated. Try `resnetlab evaluate RUN DATA`.")
     console.print(f"run folder {run.path}")
 
 

@@ -94,6 +94,8 @@ elif BACKEND == "torch":
     import torch
     import torch.nn.functional as F
 
+    torch.backends.cudnn.benchmark = True  # shapes do not change from step to step: let cuDNN choose by trying
+
     # A permuted view of a (batch, height, width, channels) tensor *is* PyTorch's channels_last: nothing is copied.
 
     def convolution(x: Tensor, kernel: Tensor, *, stride: int, groups: int) -> Tensor:

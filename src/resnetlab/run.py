@@ -27,6 +27,7 @@ from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.recipes import Recipe
 
 FORMAT = 1
+UNDECODABLE = "backslashreplace"  # bytes of a file's name that are no UTF-8 become what JSON has for them: \\udc..
 
 
 class Run:
@@ -114,7 +115,7 @@ class Run:
     def write_json(self, name: str, value: Any) -> None:
         text = json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n"
         with atomic(self.path / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors=UNDECODABLE)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of the finished epochs."""
@@ -132,7 +133,7 @@ class Run:
 
     def write_split(self, rows: Iterable[tuple[str, str, str, str]]) -> None:
         """Rows of (name, class name, subset, content hash)."""
-        with atomic(self.path / "split.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        with atomic(self.path / "split.csv") as temporary, temporary.open("w", newline="", encoding="utf-8", errors=UNDECODABLE) as file:
             writer = csv.writer(file)
             writer.writerow(("name", "class", "subset", "hash"))
             writer.writerows(rows)

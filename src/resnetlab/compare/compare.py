@@ -10,8 +10,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -197,15 +199,14 @@ def _child(
     assert process.stdout is not None
     rows: list[Row] = []
     said: list[str] = []
+    drain = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)  # type: ignore[arg-type]
+    killer = threading.Timer(CHILD_LIMIT, process.kill)
     try:
-        import threading
-
-        drain = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)  # type: ignore[arg-type]
         drain.start()
-        killer = threading.Timer(CHILD_LIMIT, process.kill)
         killer.start()
-        process.stdin.write(json.dumps(job))
-        process.stdin.close()
+        with suppress(BrokenPipeError):  # it died at once: its exit code says how
+            process.stdin.write(json.dumps(job))
+            process.stdin.close()
         tell("starting")
         for line in process.stdout:
             if not line.startswith("@row "):
@@ -218,11 +219,16 @@ def _child(
             rows.append(facts | row)
             left = wanted[len(rows) :]
             tell(f"batch size {left[0]}" if left else "ending")
-        killer.cancel()
         code = process.wait()
         drain.join(timeout=5)
     finally:
+        killer.cancel()  # or an interrupted comparison would wait for it
         process.kill()
+        process.wait()
+        drain.join(timeout=5)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            with suppress(BrokenPipeError):
+                pipe.close()
     reason = _reason(code, said, time.perf_counter() - began)
     rows += [facts | {"batch_size": size, "problem": reason} for size in wanted[len(rows) :]]
     return rows
@@ -276,7 +282,7 @@ def verdict(rows: Sequence[Row], batch_size: int, no_gpu: str) -> list[str]:
         if at_recipe["cpu"] and at_recipe["gpu"]:
             ratio = _rate(at_recipe["gpu"]) / _rate(at_recipe["cpu"])
             sentences.append(f"At the recipe's batch size {batch_size} it is {ratio:.1f} times as fast.")
-        sentences.append(_crossover(done))
+        sentences += filter(None, [_crossover(done)])
     onednn = _pair(done, lambda r: r["device"] == "cpu" and r["backend"] == "tensorflow", "onednn")
     if onednn:
         sentences.append(f"oneDNN makes TensorFlow on this CPU {onednn:.2f} times as fast.")
@@ -303,7 +309,9 @@ def _crossover(rows: Sequence[Row]) -> str:
     }
     from_here = [size for size in sizes if all(wins[later] for later in sizes if later >= size)]
     if not from_here:
-        return "The GPU does not win at any batch size that both were measured at."
+        if any(wins.values()):
+            return "The GPU does not win at the largest batch sizes that both were measured at."
+        return "The GPU does not win at any batch size that both were measured at." if sizes else ""
     if from_here[0] == sizes[0]:
         return f"The GPU wins from the smallest batch size on ({sizes[0]})."
     return f"The GPU wins from batch size {from_here[0]} on."

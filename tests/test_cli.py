@@ -1,0 +1,344 @@
+"""The command line as a user meets it: exit codes, messages, and nothing but JSON where JSON was asked for."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnetlab.cli import main
+from resnetlab.recipes import recipe as find_recipe
+from resnetlab.run import Run
+from tests.data import make_images
+
+Cli = Callable[..., tuple[int, str, str]]
+TINY = ("--model", "resnet-tiny", "--set", "image_size=16", "--set", "batch_size=8", "--set", "epochs=1")
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, cache: Path
+) -> Cli:
+    """Run a command in an empty folder: its exit code, what it printed, and what it complained of."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RESNETLAB_CACHE", str(cache))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["resnetlab", *map(str, arguments)])
+        capfd.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        return int(code or 0), out, err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A run of three epochs on digits, made by the command itself in a process of its own."""
+    run = tmp_path_factory.mktemp("digits") / "run"
+    command = ["train", "digits", "--set", "epochs=3", "--run", run, "--device", "cpu"]
+    child = process(*command, RESNETLAB_CACHE=str(cache))
+    assert child.returncode == 0, child.stderr
+    assert child.stderr == ""
+    assert child.stdout.startswith("resnet-tiny on digits: 10 classes, 1,290 train, 171 validation, 336 test images\n")
+    assert child.stdout.count("validation loss") == 3
+    assert child.stdout.endswith(f"run folder {run}\n")
+    return run
+
+
+def process(*arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TF_")} | settings
+    command = [sys.executable, "-m", "resnetlab.cli", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; sys.argv = ['resnetlab', '--help']\n"
+        "from resnetlab.cli import main\n"
+        "try: main()\n"
+        "finally: print([m for m in ('keras', 'tensorflow', 'jax', 'torch', 'numpy', 'PIL') if m in sys.modules])"
+    )
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.splitlines()[-1] == "[]"
+    for command in ("train", "evaluate", "predict", "models", "audit", "doctor", "compare"):
+        assert f" {command} " in child.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "models", "audit", "doctor", "compare"])
+def test_every_command_has_help_json_and_verbose(cli: Cli, command: str) -> None:
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    assert "--json" in out
+    assert "--verbose" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train"], "Missing DATA"),
+        (["train", "no/such/folder"], "Unknown data set or folder 'no/such/folder'"),
+        (["train", "digit"], "Did you mean 'digits'"),
+        (["train", "digits", "--model", "resnet5"], "or 'resnet50'"),
+        (["train", "digits", "--recipe", "quik"], "Unknown recipe 'quik'. Did you mean 'quick'"),
+        (["train", "digits", "--recipe", "mine.toml"], "mine.toml: No such file"),
+        (["train", "digits", "--set", "epoch=3"], "Unknown recipe key 'epoch'. Did you mean 'epochs'"),
+        (["train", "digits", "--set", "epochs"], "expected key=value"),
+        (["train", "digits", "--set", "epochs=0"], "epochs: received 0, expected: Input should be greater than"),
+        (["train", "digits", "--set", "model=resnet5"], "or 'resnet50'"),
+        (["train", "digits", "--seed", "-1"], "seed: received -1"),
+        (["train", "digits", "--seed", "x"], "Invalid value for '--seed'"),
+        (["train", "digits", "--device", "gpuu", "--run", "run"], "Unknown device 'gpuu'. Did you mean 'gpu'"),
+        (["train", "digits", "--backend", "tensorflw", "--run", "run"], "Did you mean 'tensorflow'"),
+        (["train", "digits", "--resume", "run", "--set", "epochs=3"], "--resume goes on with the run's own recipe"),
+        (["train", "--resume", "run"], "run: no such folder"),
+        (["train", "--resume", "."], "is not a run folder: it has no run.json"),
+        (["evaluate", "."], "is not a run folder: it has no run.json"),
+        (["evaluate", "none"], "none: no such folder"),
+        (["predict", "none", "a.jpg"], "none: no such folder"),
+        (["predict"], "Missing argument 'RUN'"),
+        (["models", "resnet5"], "or 'resnet50'"),
+        (["audit", "none"], "Unknown data set or folder 'none'"),
+        (["compare", "digits", "--devices", "gpuu"], "Unknown device 'gpuu'"),
+        (["compare", "digits", "--backends", "numpy"], "Unknown backend 'numpy'"),
+        (["compare", "digits", "--batch-sizes", "8,x"], "expected whole numbers separated by commas"),
+        (["compare", "digits", "--batch-sizes", "0,8"], "expected each to be at least 1"),
+        (["compare", "digits", "--repeats", "0"], "Invalid value for '--repeats'"),
+        (["dance"], "No such command 'dance'"),
+        (["train", "digits", "--sett", "epochs=3"], "No such option: --sett"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_told_and_the_exit_code_is_2(cli: Cli, tmp_path: Path, arguments: list[str], told: str) -> None:
+    code, out, err = cli(*arguments)
+    assert (code, out) == (2, "")
+    assert told in " ".join(err.split())
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+# Data that cannot be learned from
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({}, "No images in data"),
+        ({"1.jpg": make_images.jpeg(1)}, "1 images lie in data itself, in no class folder"),
+        ({"cat/1.jpg": make_images.jpeg(1)}, "Only one class in data: 'cat'"),
+        ({"cat/1.jpg": make_images.jpeg(1), "dog/notes.txt": b"none"}, "No image in data for the class 'dog'"),
+        ({f"{k}/{i}.jpg": b"only text" for k in ("cat", "dog") for i in range(3)}, "No usable image in the class 'cat'"),
+        (
+            {"cat/1.jpg": make_images.jpeg(1), "cat/2.jpg": make_images.jpeg(2), "dog/1.jpg": b""},
+            "No usable image in the class 'dog'",
+        ),
+    ],
+    ids=["nothing", "no class folders", "one class", "an empty class", "text named .jpg", "an unusable class"],
+)
+@pytest.mark.parametrize("command", ["train", "audit"])
+def test_data_that_cannot_be_learned_from(
+    cli: Cli, tmp_path: Path, command: str, files: dict[str, bytes], told: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data", files)
+    code, out, err = cli(command, "data")
+    assert code == 1, (out, err)
+    assert told in err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
+
+
+def test_defective_images_among_good_ones_are_set_aside_and_training_goes_through(cli: Cli, tmp_path: Path) -> None:
+    data = make_images.write_classes(tmp_path / "my data ü", {"cat": 12, "dog [x]": 12})
+    good = make_images.jpeg(99)
+    bad = {
+        "cat/truncated.jpg": good[: len(good) // 2],
+        "cat/empty.jpg": b"",
+        "cat/text.jpg": b"only text",
+        "dog [x]/enormous.png": make_images.enormous_png(),
+    }
+    odd = {
+        "cat/cmyk.jpg": make_images.cmyk_jpeg(),
+        "cat/grey.png": make_images.grey16_png(),
+        "cat/deep/in/there.jpg": make_images.jpeg(101),
+        "dog [x]/animated.gif": make_images.animation(),
+        "dog [x]/rotated.jpg": make_images.rotated_jpeg(6),
+        "dog [x]/float.tiff": make_images.float_tiff(),
+    }
+    write(data, bad | odd)
+    code, out, err = cli("train", data, *TINY, "--run", "a [run]")
+    assert (code, err) == (0, "")
+    assert "4 of 34 images are set aside: see `resnetlab audit" in out
+    assert "run folder a [run]\n" in out
+    run = Run.open(tmp_path / "a [run]")
+    assert run.facts()["status"] == "finished"
+    assert {row["name"] for row in run.read_json("audit.json")["set_aside"]} == bad.keys()
+    for name in ("best.weights.h5", "evaluation.json", "curves.png", "confusion.png", "reliability.png", "split.csv"):
+        assert (run.path / name).stat().st_size > 0
+
+    code, out, err = cli("train", data, *TINY, "--run", "a [run]")
+    assert code == 2
+    assert "is not empty. Choose another with --run, or go on with --resume" in err
+
+    code, out, err = cli("predict", run.path, data / "cat", "--json", "--top", "1")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert code == 1
+    assert "3 of 18 files could not be used; the others are above." in err
+    assert {Path(a["path"]).name for a in answers if "problem" in a} == {"truncated.jpg", "empty.jpg", "text.jpg"}
+
+    code, out, err = cli("train", "--resume", run.path)  # it has finished: nothing is left to do but to evaluate
+    assert (code, err) == (0, "")
+    write(data, {"cat/new.jpg": good})
+    code, out, err = cli("train", "--resume", run.path)
+    assert code == 1
+    assert "files were added, removed or changed" in err
+
+
+# Digits, end to end
+
+
+def test_evaluate_says_the_same_again(cli: Cli, digits: Path) -> None:
+    kept = json.loads((digits / "evaluation.json").read_text())
+    code, out, err = cli("evaluate", digits, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["subset"] == "test"
+    assert found["n"] == 336
+    assert found["top1"] == kept["top1"] > 0.3
+    assert found["loss"] == pytest.approx(kept["loss"], rel=1e-4)
+    code, out, _ = cli("evaluate", digits)
+    assert code == 0
+    assert "on 336 images" in out
+
+
+def test_predict_held_out_shows_true_classes(cli: Cli, digits: Path) -> None:
+    code, out, err = cli("predict", digits, "--held-out", "10")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 10
+    assert all(" is " in line and ("right" in line or "wrong" in line) for line in out.splitlines())
+    code, out, err = cli("predict", digits, "--held-out", "10", "--json", "--top", "2")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert (code, err, len(rows)) == (0, "", 10)
+    assert all(len(row["classes"]) == 2 and row["true"] in "0123456789" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "Give either images, folders or globs to predict, or --held-out N"),
+        (["a.jpg", "--held-out", "3"], "Give either images, folders or globs"),
+        (["--held-out", "-3"], "Invalid value for '--held-out'"),
+        (["gone*.jpg"], "No file matches 'gone*.jpg'"),
+        (["a.jpg", "--top", "0"], "Invalid value for '--top'"),
+    ],
+)
+def test_predict_used_wrongly(cli: Cli, digits: Path, arguments: list[str], told: str) -> None:
+    code, out, err = cli("predict", digits, *arguments)
+    assert (code, out) == (2, "")
+    assert told in " ".join(err.split())
+
+
+def test_evaluating_other_data_leaves_out_what_was_trained_on(cli: Cli, digits: Path, tmp_path: Path) -> None:
+    code, out, err = cli("evaluate", digits, "digits", "--json")
+    assert code == 0, err
+    assert json.loads(out)["n"] == 336 + 171
+    assert "1290 of 1797 images left out" in err
+
+    other = make_images.write_classes(tmp_path / "other", {"3": 2, "7": 3})
+    code, out, err = cli("evaluate", digits, other)
+    assert (code, err) == (0, "")
+    assert "on 5 images" in out
+    make_images.write_classes(other, {"cat": 1}, start=50)
+    code, out, err = cli("evaluate", digits, other)
+    assert code == 2
+    assert "classes that the run does not know: cat. Expected some of: 0, 1, 2" in err
+
+
+def test_json_is_all_that_train_prints(cli: Cli, tmp_path: Path) -> None:
+    data = make_images.write_classes(tmp_path / "data", {"cat": 12, "dog": 12})
+    write(data, {"cat/text.jpg": b"only text"})
+    code, out, err = cli("train", data, *TINY, "--json", "--run", "run")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["run"] == "run"
+    assert found["n"] == sum(score["support"] for score in found["classes"])
+    assert "epoch 1/1" in err
+    assert find_recipe("run/recipe.json") == Run.open(Path("run")).recipe()
+
+
+def test_a_damaged_run_folder_is_told(cli: Cli, digits: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(digits, tmp_path / "run"))
+    (run / "best.weights.h5").write_bytes(b"noise")
+    code, _, err = cli("predict", run, "--held-out", "1")
+    assert code == 1
+    assert "cannot be loaded into resnet-tiny" in err
+    (run / "run.json").write_text("{")
+    code, _, err = cli("predict", run, "--held-out", "1")
+    assert code == 1
+    assert "run.json cannot be read" in err
+
+
+# Lists
+
+
+def test_models_as_json_and_as_text(cli: Cli) -> None:
+    code, out, err = cli("models", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert (code, err) == (0, "")
+    assert rows["resnet50"]["parameters"] == 25_557_032
+    code, out, _ = cli("models", "resnet50", "--json")
+    assert json.loads(out)["stages"][-1]["shape"] == [7, 7, 2048]
+    code, out, _ = cli("models", "resnet50")
+    assert "25,557,032 parameters" in out
+    assert "7 x 7 x 2048" in out
+    code, out, _ = cli("models")
+    assert {line.split()[0] for line in out.splitlines()[1:]} == rows.keys()
+
+
+def test_audit_as_json(cli: Cli, tmp_path: Path) -> None:
+    data = make_images.write_classes(tmp_path / "data", {"cat": 3, "dog": 3})
+    write(data, {"cat/text.jpg": b"only text", "dog/copy.jpg": make_images.jpeg(4)})
+    code, out, err = cli("audit", data, "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert found["found"] == 8
+    assert [row["name"] for row in found["set_aside"]] == ["cat/text.jpg"]
+    code, out, _ = cli("audit", data)
+    assert code == 0
+    assert "text.jpg" in out
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "resnetlab.cli", "models", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(60)
+        assert b"Traceback" not in child.stderr.read()
