@@ -22,9 +22,7 @@ TINY = ("--model", "resnet-tiny", "--set", "image_size=16", "--set", "batch_size
 
 
 @pytest.fixture
-def cli(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, cache: Path
-) -> Cli:
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, cache: Path) -> Cli:
     """Run a command in an empty folder: its exit code, what it printed, and what it complained of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RESNETLAB_CACHE", str(cache))
@@ -152,7 +150,10 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
         ({"1.jpg": make_images.jpeg(1)}, "1 images lie in data itself, in no class folder"),
         ({"cat/1.jpg": make_images.jpeg(1)}, "Only one class in data: 'cat'"),
         ({"cat/1.jpg": make_images.jpeg(1), "dog/notes.txt": b"none"}, "No image in data for the class 'dog'"),
-        ({f"{k}/{i}.jpg": b"only text" for k in ("cat", "dog") for i in range(3)}, "No usable image in the class 'cat'"),
+        (
+            {f"{k}/{i}.jpg": b"only text" for k in ("cat", "dog") for i in range(3)},
+            "No usable image in the class 'cat'",
+        ),
         (
             {"cat/1.jpg": make_images.jpeg(1), "cat/2.jpg": make_images.jpeg(2), "dog/1.jpg": b""},
             "No usable image in the class 'dog'",
@@ -288,6 +289,24 @@ def test_json_is_all_that_train_prints(cli: Cli, tmp_path: Path) -> None:
     assert found["n"] == sum(score["support"] for score in found["classes"])
     assert "epoch 1/1" in err
     assert find_recipe("run/recipe.json") == Run.open(Path("run")).recipe()
+
+
+def test_without_images_to_evaluate_on_training_still_ends_well(cli: Cli, tmp_path: Path) -> None:
+    data = make_images.write_classes(tmp_path / "data", {"cat": 1, "dog": 1})
+    settings = [argument for key in ("validation", "test", "early_stopping") for argument in ("--set", f"{key}=0")]
+    code, out, err = cli("train", data, *TINY, *settings, "--run", "run")
+    assert (code, err) == (0, "")
+    assert "No test or validation images: nothing is evaluated." in out
+    code, _, err = cli("evaluate", "run")
+    assert code == 1
+    assert "neither test nor validation images" in err
+
+
+def test_a_name_that_is_too_long_is_told(cli: Cli) -> None:
+    for command in ("train", "audit", "evaluate"):
+        code, _, err = cli(command, "x" * 300)
+        assert code == 1
+        assert "File name too long" in err
 
 
 def test_a_damaged_run_folder_is_told(cli: Cli, digits: Path, tmp_path: Path) -> None:

@@ -33,7 +33,13 @@ def answer(program: str, **settings: str) -> Any:
 
 
 def test_configure_sets_what_it_says_and_imports_nothing() -> None:
-    keys = [*OURS, "TF_ENABLE_ONEDNN_OPTS", "TF_CPP_MIN_LOG_LEVEL", "TF_FORCE_GPU_ALLOW_GROWTH", "TF_NUM_INTRAOP_THREADS"]
+    keys = [
+        *OURS,
+        "TF_ENABLE_ONEDNN_OPTS",
+        "TF_CPP_MIN_LOG_LEVEL",
+        "TF_FORCE_GPU_ALLOW_GROWTH",
+        "TF_NUM_INTRAOP_THREADS",
+    ]
     name, env, heavy = answer(
         "name = environment.configure(backend='tensorflow', device='cpu', threads=3, keep_memory=True)\n"
         f"env = {{key: os.environ.get(key) for key in {keys}}}\n"
@@ -125,7 +131,9 @@ def test_start_is_quiet_and_gives_the_terminal_back() -> None:
 
 
 def test_what_was_said_is_shown_where_the_import_fails(tmp_path: Path) -> None:
-    (tmp_path / "keras.py").write_text("import os; os.write(2, b'libbroken.so: no'); raise ImportError('half installed')")
+    (tmp_path / "keras.py").write_text(
+        "import os; os.write(2, b'libbroken.so: no'); raise ImportError('half installed')"
+    )
     program = "from resnetlab import environment; environment.start(backend='tensorflow')"
     child = run(program, PYTHONPATH=str(tmp_path))
     assert child.returncode == 1
@@ -152,8 +160,9 @@ def test_a_snapshot_has_versions_and_tells_nothing_of_the_owner() -> None:
 
 def test_a_gpu_that_is_not_there_is_told_with_what_was_looked_for(tmp_path: Path) -> None:
     settings = {"CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow", "RESNETLAB_CACHE": str(tmp_path)}
+    run_folder = str(tmp_path / "run")
     program = (
-        f"import sys; sys.argv = ['resnetlab', 'train', 'digits', '--device', 'gpu', '--run', {str(tmp_path / 'run')!r}]\n"
+        f"import sys; sys.argv = ['resnetlab', 'train', 'digits', '--device', 'gpu', '--run', {run_folder!r}]\n"
         "from resnetlab.cli import main; main()"
     )
     child = run(program, **settings)

@@ -71,7 +71,7 @@ def test_a_key_that_python_knows_is_unknown_all_the_same(key: str) -> None:
         ("optimizer=adam", "optimizer", "'adam'", "'sgd', 'adamw' or 'lamb'"),
         ("precision=float16", "precision", "'float16'", "'float32' or 'bfloat16'"),
         ("flip=perhaps", "flip", "'perhaps'", "boolean"),
-        ("milestones=[1,\"x\"]", "milestones.1", "'x'", "number"),
+        ('milestones=[1,"x"]', "milestones.1", "'x'", "number"),
     ],
 )
 def test_a_value_out_of_range_names_key_received_and_expected(
@@ -104,7 +104,15 @@ def test_values_that_contradict_each_other(settings: list[str], told: str) -> No
 
 def test_settings_are_json_or_text() -> None:
     changed = BASE.with_settings(
-        ["epochs=5", "learning_rate = 1e-3", "flip=false", "schedule=steps", "milestones=[2, 3.5]", 'crop="pad"', "seed=7"]
+        [
+            "epochs=5",
+            "learning_rate = 1e-3",
+            "flip=false",
+            "schedule=steps",
+            "milestones=[2, 3.5]",
+            'crop="pad"',
+            "seed=7",
+        ]
     )
     assert (changed.epochs, changed.learning_rate, changed.flip) == (5, 1e-3, False)
     assert (changed.schedule, changed.milestones, changed.crop, changed.seed) == ("steps", (2.0, 3.5), "pad", 7)
@@ -196,7 +204,10 @@ def test_cifar_is_the_papers() -> None:
     epoch = stream.steps_per_epoch
     assert epoch == 391
     assert abs(cifar.epochs * epoch - 64_000) <= epoch
-    assert [abs(milestone * epoch - updates) <= epoch for milestone, updates in zip(cifar.milestones, (32e3, 48e3), strict=True)] == [True] * 2
+    assert [
+        abs(milestone * epoch - updates) <= epoch
+        for milestone, updates in zip(cifar.milestones, (32e3, 48e3), strict=True)
+    ] == [True] * 2
     assert (cifar.batch_size, cifar.learning_rate, cifar.momentum, cifar.weight_decay) == (128, 0.1, 0.9, 1e-4)
     assert (cifar.optimizer, cifar.nesterov, cifar.schedule) == ("sgd", False, "steps")
     assert (cifar.crop, cifar.crop_padding, cifar.flip, cifar.pack_size) == ("pad", 4, True, 32)

@@ -1,6 +1,7 @@
 """The run folder: nothing is overwritten, nothing is half written, and what is not one is told so."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,12 @@ def test_a_folder_that_is_gone_is_an_error_to_act_on(tmp_path: Path) -> None:
     with pytest.raises(ResnetlabError, match="Cannot write"):
         gone.write_json("a.json", {})
     assert Run.open(run.path).facts()["status"] == "started"
+
+
+def test_a_name_that_is_no_utf8_goes_and_comes(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9/\xff.jpg")
+    run = make(tmp_path / "run")
+    run.update(data=name)
+    assert run.facts()["data"] == name
+    run.write_split([(name, "cat", "train", "00")])
+    assert run.split() == {"00": "train"}

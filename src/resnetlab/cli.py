@@ -66,6 +66,11 @@ def main() -> None:
     except BrokenPipeError:  # `resnetlab models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a name that is too long, a folder that is not ours to read
+        if os.environ.get("RESNETLAB_VERBOSE"):
+            raise
+        print(f"resnetlab: {error}. See where with --verbose.", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.command()

@@ -133,7 +133,10 @@ class Run:
 
     def write_split(self, rows: Iterable[tuple[str, str, str, str]]) -> None:
         """Rows of (name, class name, subset, content hash)."""
-        with atomic(self.path / "split.csv") as temporary, temporary.open("w", newline="", encoding="utf-8", errors=UNDECODABLE) as file:
+        with (
+            atomic(self.path / "split.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors=UNDECODABLE) as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(("name", "class", "subset", "hash"))
             writer.writerows(rows)

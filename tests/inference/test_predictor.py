@@ -3,11 +3,9 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -23,7 +21,14 @@ from tests.data import make_images
 from tests.workers import Workers
 
 RECIPE = BASE.changed(
-    model="resnet-tiny", image_size=24, batch_size=8, epochs=2, crop="resized", crop_scale=0.5, precision="bfloat16", seed=1
+    model="resnet-tiny",
+    image_size=24,
+    batch_size=8,
+    epochs=2,
+    crop="resized",
+    crop_scale=0.5,
+    precision="bfloat16",
+    seed=1,
 )
 
 
@@ -41,8 +46,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path, Pack]:
 
 
 @pytest.fixture(scope="module")
-def predictor(trained: tuple[Run, Path, Pack]) -> Iterator[Predictor]:
-    yield Predictor(trained[0])
+def predictor(trained: tuple[Run, Path, Pack]) -> Predictor:
+    return Predictor(trained[0])
 
 
 def predict(run: str, paths: list[str]) -> list[dict[str, Any]]:

@@ -226,7 +226,7 @@ def _child(
         process.kill()
         process.wait()
         drain.join(timeout=5)
-        for pipe in (process.stdin, process.stdout, process.stderr):
+        for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
             with suppress(BrokenPipeError):
                 pipe.close()
     reason = _reason(code, said, time.perf_counter() - began)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -46,7 +47,9 @@ class Predictor:
         self.network: keras.Model = network_for(self.recipe, len(self.class_names))
         weights = run.weights()
         try:
-            self.network.load_weights(weights)
+            with warnings.catch_warnings():  # beside its error, Keras warns of each part that does not fit
+                warnings.simplefilter("ignore", UserWarning)
+                self.network.load_weights(weights)
         except (OSError, ValueError, KeyError) as error:
             raise ResnetlabError(f"{weights} cannot be loaded into {self.recipe.model}: {error}.") from None
 

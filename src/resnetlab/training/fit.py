@@ -206,8 +206,8 @@ def train(pack: Pack, recipe: Recipe, run: Run, *, progress: Progress, resume: b
 def _diverged(run: Run, recipe: Recipe, step: int, found: str) -> ResnetlabError:
     run.update(status="diverged", step=step)
     return ResnetlabError(
-        f"{found}: training diverged. Lower the rate with --set learning_rate={recipe.learning_rate / 10:g} or lengthen "
-        "the warm-up with --set warmup=5."
+        f"{found}: training diverged. Lower the rate with --set learning_rate={recipe.learning_rate / 10:g} or "
+        "lengthen the warm-up with --set warmup=5."
     )
 
 
@@ -271,16 +271,23 @@ def _save_weights(network: keras.Model, path: Any) -> None:
 
 @contextmanager
 def _stop_requests() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one interrupts at once."""
+    """An event that the first SIGINT or SIGTERM sets; a later one interrupts at once.
+
+    Not one within a second: `timeout` and other supervisors signal the process and then its group.
+    """
     requested = threading.Event()
+    first = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield requested
         return
     before: dict[signal.Signals, Any] = {}
 
     def request(number: int, frame: Any) -> None:
-        if requested.is_set():
+        nonlocal first
+        if requested.is_set() and time.monotonic() - first > 1:
             raise KeyboardInterrupt
+        if not requested.is_set():
+            first = time.monotonic()
         requested.set()
 
     handler: Callable[[int, Any], None] = request
