@@ -1,6 +1,6 @@
 """Keep a training run in `results/`: its recipe, its line for each epoch, its evaluation, its conditions.
 
-    python benchmarks/record_run.py runs/cifar10-resnet20-... results/cifar10-resnet20-quick.json
+python benchmarks/record_run.py runs/cifar10-resnet20-... results/cifar10-resnet20-quick.json
 """
 
 from __future__ import annotations

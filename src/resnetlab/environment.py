@@ -128,7 +128,7 @@ def _keep_freed_memory() -> None:
 def snapshot() -> dict[str, Any]:
     """The conditions a figure was measured under: versions, machine, settings. Imports nothing heavy."""
     packages = ("resnetlab", "keras", "numpy", *(name for names in _DISTRIBUTIONS.values() for name in names))
-    settings = ("KERAS_BACKEND", "TF_ENABLE_ONEDNN_OPTS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS")
+    settings = ("KERAS_BACKEND", "TF_ENABLE_ONEDNN_OPTS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -43,8 +43,17 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, *, recipe: Recipe, environment: dict[str, Any], facts: dict[str, Any]) -> Run:
-        """Make the folder. Raises UsageError where something is in the way: a run is never overwritten."""
+        """Make the folder and begin a run in it. Raises UsageError as `require_vacant` does."""
+        cls.require_vacant(path)
         run = cls(path)
+        run.write_json("recipe.json", recipe.model_dump(mode="json"))
+        run.write_json("environment.json", environment)
+        run.update(format=FORMAT, status="started", **facts)
+        return run
+
+    @staticmethod
+    def require_vacant(path: Path) -> None:
+        """Make the folder. Raises UsageError where something is in the way: a run is never overwritten."""
         try:
             path.mkdir(parents=True, exist_ok=True)
             occupied = any(path.iterdir())
@@ -56,10 +65,6 @@ class Run:
             raise UsageError(
                 f"The run folder {path} is not empty. Choose another with --run, or go on with --resume {path}."
             )
-        run.write_json("recipe.json", recipe.model_dump(mode="json"))
-        run.write_json("environment.json", environment)
-        run.update(format=FORMAT, status="started", **facts)
-        return run
 
     @classmethod
     def open(cls, path: Path) -> Run:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resnetlab import environment, results
 from resnetlab.doctor import why_no_gpu
@@ -25,6 +25,9 @@ from resnetlab.errors import UsageError, unknown
 from resnetlab.models.architectures import architecture
 from resnetlab.recipes import Recipe
 from resnetlab.run import atomic
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 Row = dict[str, Any]
 CHILD_LIMIT = 900.0  # seconds: a child that hangs is ended, and what it has measured is kept
@@ -111,17 +114,21 @@ def run(
         f"{recipe.model} on {source_name}: {images:,} training images at {recipe.image_size}x{recipe.image_size}"
     )
     began, rows = time.perf_counter(), []
-    for configuration in configurations(devices, backends):
-        with console.status(configuration.label) as status:
-            rows += _child(
-                configuration,
-                {"data": data, "recipe": recipe.model_dump(mode="json"), "repeats": repeats, "budget": budget},
-                sizes,
-                lambda text, label=configuration.label, status=status: status.update(f"{label}: {text}"),  # type: ignore[misc]
-            )
-        for row in rows:
-            if row["configuration"] == configuration.label:
-                console.print(_line(row), soft_wrap=True)
+    job = {"data": data, "recipe": recipe.model_dump(mode="json"), "repeats": repeats, "budget": budget}
+    try:
+        for configuration in configurations(devices, backends):
+            with console.status(configuration.label) as status:
+
+                def tell(text: str, label: str = configuration.label, status: Status = status) -> None:
+                    status.update(f"{label}: {text}")
+
+                measured = _child(configuration, job, sizes, tell)
+            rows += measured
+            console.print(*map(_line, measured), sep="\n", soft_wrap=True)
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+        console.print("Interrupted: what was measured until then follows.")
 
     _add_shares(rows, recipe, images)
     found = results.result(

@@ -228,9 +228,15 @@ def _subfolders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__")))
+            names = [name for name in names if not _holds_runs(folder / name)]
     except OSError:  # a file, absent, or not ours to read
         return []
     return [folder / name for name in names]
+
+
+def _holds_runs(folder: Path) -> bool:
+    """Whether a folder is `runs/` or a run folder, left there by training inside the data's folder: not a class."""
+    return (folder / "run.json").is_file() or any(folder.glob("*/run.json"))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -44,7 +44,7 @@ def load(path: Path, model: keras.Model) -> dict[str, Any]:
             arrays = [file[f"{i:05d}"] for i in range(len(file["names"]))]
             progress: dict[str, Any] = json.loads(str(file["progress"]))
     except FileNotFoundError:
-        raise ResnetlabError(f"{path} does not exist: the run was stopped before its first checkpoint.") from None
+        raise ResnetlabError(f"{path} does not exist: the run ended before its first checkpoint. Start anew.") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ResnetlabError(f"{path} is damaged ({error}); the weights beside it can still be used.") from None
     received, expected = [a.shape for a in arrays], [tuple(v.shape) for v in variables]

@@ -133,10 +133,7 @@ def train(pack: Pack, recipe: Recipe, run: Run, *, progress: Progress, resume: b
     steps = stream.steps_per_epoch
     validation = pack.indices("validation")
     if recipe.early_stopping and not len(validation):
-        raise ResnetlabError(
-            "Early stopping watches the validation loss, and the validation set is empty. Raise it with "
-            "--set validation=0.2, or turn early stopping off with --set early_stopping=0."
-        )
+        raise ResnetlabError("Early stopping watches the validation loss, and the validation set is empty.")
 
     state: Record = {"best_epoch": 0, "best_loss": None, "partial": None}
     records: list[Record] = []
