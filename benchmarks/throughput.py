@@ -127,6 +127,7 @@ def rounds(
     for number in range(repeats):
         shift = number * 3 % len(alive)  # another order each round, so that no one always follows the same neighbour
         for child, count in [*alive[shift:], *alive[:shift]]:
+            child.train(1)  # untimed: the system takes memory back from processes that wait for their turn
             amount = 2 * MATRIX_SIDE["float32"] ** 3 / 1e9 if child.contender in MACHINE else job.batch
             rates[child.contender.name].append(count * amount / child.train(count))
             processor[child.contender.name].append(1e3 * child.processor / (count * amount))
@@ -244,7 +245,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3 rounds of 2 seconds")
     parser.add_argument("--variants", action="store_true", help="ours with one setting changed, instead of the peers")
     parser.add_argument("--preload", action="append", default=[], help="an allocator's library to try as a variant")
-    parser.add_argument("--only", help="contenders whose name has this text")
+    parser.add_argument("--only", help="contenders whose name matches this regular expression")
     parser.add_argument("--machine", default=machine_name(), help="what to call this machine")
     parser.add_argument("--out", type=Path, help="default: results/throughput-MACHINE.json")
     options = parser.parse_args()
@@ -259,7 +260,9 @@ def main() -> None:
         job = JOBS[name]
         peers = [*(KERAS_PEERS if job.model == "resnet50" else ()), *native_peers(job)]
         contenders = variants([*allocators(), *options.preload]) if options.variants else [*OURS, *peers]
-        contenders = [contender for contender in contenders if not options.only or options.only in contender.name]
+        contenders = [
+            contender for contender in contenders if not options.only or re.search(options.only, contender.name)
+        ]
         rows += rounds(name, job, contenders, repeats=repeats, seconds=seconds, steps=options.steps)
 
     onednn = "on" if tensorflow_turns_onednn_on() else "off"
