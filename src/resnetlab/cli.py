@@ -316,7 +316,7 @@ def compare(
         str | None, typer.Option(help="Such as 8,32,128.", show_default="around the recipe's")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Of each measurement.", min=1)] = 3,
-    budget: Annotated[float, typer.Option(help="Seconds for each measurement of a rate.", min=0.1)] = 4.0,
+    budget: Annotated[float, typer.Option(help="Seconds for each measurement of a rate.", min=0.1)] = 2.0,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the table, chart and JSON.", show_default="runs/compare-TIME")
     ] = None,

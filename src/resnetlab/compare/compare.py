@@ -78,7 +78,7 @@ def run(
     backends: Sequence[str] | None = None,
     batch_sizes: Sequence[int] | None = None,
     repeats: int = 3,
-    budget: float = 4.0,
+    budget: float = 2.0,
     output: Path | None = None,
     as_json: bool = False,
 ) -> dict[str, Any]:
