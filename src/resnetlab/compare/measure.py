@@ -3,8 +3,9 @@
 Reads a job (JSON) from stdin and writes lines of "@row {...}" to stdout, each as soon as it is known, so that what was
 measured before a crash or a kill is not lost. The parent (`compare.py`) never imports Keras.
 
-A rate is (T(n) - T(1)) / (n - 1) for whole calls of `fit` over n steps: both ends wait for the device, and what `fit`
-itself costs cancels. "Compute" feeds the same batch again and again, "end to end" feeds the training stream.
+On a CPU a rate is read from the clock at the end of the first and of the last step. On a GPU, where that would keep
+the device waiting, it is n - 1 steps over T(n) - T(1) for whole calls of `fit`: both ends wait for the device, and what
+`fit` itself costs cancels. "Compute" feeds the same batch again and again, "end to end" feeds the training stream.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def main() -> None:
 
 def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     """Time to the first step, and rates of training and inference, at one batch size."""
+    import keras
     import numpy as np
 
     from resnetlab.data.pack import default_cache_dir, pack
@@ -89,36 +91,34 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     inputs, targets, weights = stream.batch(0)
     batch = (inputs, targets) if weights is None else (inputs, targets, weights)
 
-    def fit(steps: int, batches: Iterator[Any]) -> float:
-        clock = time.perf_counter()
-        trainer.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
-        return time.perf_counter() - clock
+    clocked = job["device"] == "cpu"  # a clock that reads each step's end would keep a GPU waiting
+
+    def fit(steps: int, batches: Iterator[Any]) -> tuple[float, float]:
+        """Seconds in all, and (on a CPU) from the end of the first step to the end of the last."""
+        ends: list[float] = []
+        clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: ends.append(time.perf_counter()))
+        began = time.perf_counter()
+        trainer.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[clock] if clocked else [])
+        return time.perf_counter() - began, ends[-1] - ends[0] if ends else 0.0
 
     def same() -> Iterator[Any]:
         while True:
             yield batch
 
-    first = fit(1, same())
-    warm = fit(2, same())
-    step = warm / 2  # what `fit` itself costs is in it: rather too long than too short
+    first, _ = fit(1, same())
+    warm, between = fit(2, same())
+    step = between or warm / 2
     steps = int(min(max(job["budget"] / step, 1), MOST_STEPS))
     repeats = job["repeats"] if step < job["budget"] else min(job["repeats"], 2)  # slow steps: two turns are enough
 
-    whole: dict[str, list[float]] = {"compute": [], "end_to_end": []}
-    single: dict[str, list[float]] = {"compute": [], "end_to_end": []}
+    rates: dict[str, list[float]] = {"train": [], "end_to_end": []}
     for _ in range(repeats):  # in turn, so that the machine's drift hits both alike
-        for kind in whole:
-            batches = same() if kind == "compute" else stream.batches(0)
-            single[kind].append(fit(1, batches))
-            whole[kind].append(fit(steps + 1, batches))
+        for kind, found in rates.items():
+            batches = same() if kind == "train" else stream.batches(0)
+            single = 0.0 if clocked else fit(1, batches)[0]
+            whole, between = fit(steps + 1, batches)
+            found.append(steps * batch_size / max(between if clocked else whole - single, 1e-9))
             batches.close()  # type: ignore[attr-defined]
-    rates = {}
-    for kind, seconds in whole.items():
-        overhead = min(single[kind])  # with one step in it
-        net = [
-            steps * batch_size / (s - overhead) if s > 1.5 * overhead else (steps + 1) * batch_size / s for s in seconds
-        ]
-        rates[kind] = Timing.of(net).to_json()
 
     images = centre_crop(inputs["image"], recipe.image_size)
     inference = _rates(lambda: network.predict_on_batch(images), batch_size, job)
@@ -129,8 +129,8 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
         "build_seconds": build,
         "first_step_seconds": first,
         "compile_seconds": max(first - step, 0.0),
-        "train": rates["compute"],
-        "end_to_end": rates["end_to_end"],
+        "train": Timing.of(rates["train"]).to_json(),
+        "end_to_end": Timing.of(rates["end_to_end"]).to_json(),
         "inference": inference.to_json(),
         "loader": loader,
         "image_size": recipe.image_size,
