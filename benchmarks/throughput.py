@@ -127,7 +127,6 @@ def rounds(
     for number in range(repeats):
         shift = number * 3 % len(alive)  # another order each round, so that no one always follows the same neighbour
         for child, count in [*alive[shift:], *alive[:shift]]:
-            child.train(1)  # untimed: the system takes memory back from processes that wait for their turn
             amount = 2 * MATRIX_SIDE["float32"] ** 3 / 1e9 if child.contender in MACHINE else job.batch
             rates[child.contender.name].append(count * amount / child.train(count))
             processor[child.contender.name].append(1e3 * child.processor / (count * amount))
