@@ -117,12 +117,10 @@ def train(
         if run_folder:
             Run.require_vacant(run_folder)  # before anything is decoded
         source, pack = _open_data(data, chosen, quiet=as_json)
-        if chosen.early_stopping and not len(pack.indices("validation")):
-            raise ResnetlabError(
-                "Early stopping watches the validation loss, and too few images leave the validation set empty. Raise "
-                "its share with --set validation=0.3, or turn early stopping off with --set early_stopping=0."
-            )
         _start(backend, device)
+        from resnetlab.training.fit import require_validation
+
+        require_validation(chosen, pack)  # before there is a run folder
         run = Run.create(
             run_folder or Run.default_path(source.name, chosen.model),
             recipe=chosen,

@@ -117,6 +117,15 @@ def trainer_for(
     return trainer
 
 
+def require_validation(recipe: Recipe, pack: Pack) -> None:
+    """Raise ResnetlabError where early stopping has no validation images to watch."""
+    if recipe.early_stopping and not len(pack.indices("validation")):
+        raise ResnetlabError(
+            "Early stopping watches the validation loss, and the validation set is empty. Raise its share with "
+            "--set validation=0.3, or turn early stopping off with --set early_stopping=0."
+        )
+
+
 def train(pack: Pack, recipe: Recipe, run: Run, *, progress: Progress, resume: bool = False) -> str:
     """Train until the epochs are over, early stopping says so, or the process is asked to stop.
 
@@ -132,8 +141,7 @@ def train(pack: Pack, recipe: Recipe, run: Run, *, progress: Progress, resume: b
     trainer = trainer_for(network, recipe, stream)
     steps = stream.steps_per_epoch
     validation = pack.indices("validation")
-    if recipe.early_stopping and not len(validation):
-        raise ResnetlabError("Early stopping watches the validation loss, and the validation set is empty.")
+    require_validation(recipe, pack)
 
     state: Record = {"best_epoch": 0, "best_loss": None, "partial": None}
     records: list[Record] = []
