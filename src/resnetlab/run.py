@@ -45,6 +45,10 @@ class Run:
     def create(cls, path: Path, *, recipe: Recipe, environment: dict[str, Any], facts: dict[str, Any]) -> Run:
         """Make the folder and begin a run in it. Raises UsageError as `require_vacant` does."""
         cls.require_vacant(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_make(path, error) from None
         run = cls(path)
         run.write_json("recipe.json", recipe.model_dump(mode="json"))
         run.write_json("environment.json", environment)
@@ -53,14 +57,11 @@ class Run:
 
     @staticmethod
     def require_vacant(path: Path) -> None:
-        """Make the folder. Raises UsageError where something is in the way: a run is never overwritten."""
+        """Raise UsageError where something is in the way: a run is never overwritten."""
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            occupied = any(path.iterdir())
+            occupied = path.exists() and any(path.iterdir())
         except OSError as error:
-            raise UsageError(
-                f"Cannot make the run folder {path}: {error.strerror}. Choose another with --run."
-            ) from None
+            raise _cannot_make(path, error) from None
         if occupied:
             raise UsageError(
                 f"The run folder {path} is not empty. Choose another with --run, or go on with --resume {path}."
@@ -158,6 +159,10 @@ class Run:
         """Have `write` make a file of this name, atomically."""
         with atomic(self.path / name) as temporary:
             write(temporary)
+
+
+def _cannot_make(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"Cannot make the run folder {path}: {error.strerror}. Choose another with --run.")
 
 
 @contextmanager
