@@ -128,8 +128,18 @@ def test_balanced_weights_even_the_classes_out_and_have_mean_one(counts: list[in
 
 def test_samples_weigh_what_their_class_weighs() -> None:
     class_weights = np.array([1.0, 2.0, 0.5, 4.0])
-    inputs, _, weights = stream(class_weights=class_weights).batch(2)
+    inputs, _, weights = stream(class_weights=class_weights, augmentation=PLAIN).batch(2)
     np.testing.assert_array_equal(weights, class_weights[inputs["image"][:, 0, 0, 0] % 4])
+
+
+def test_a_mixed_image_weighs_as_its_classes_do_in_their_shares() -> None:
+    class_weights = np.array([1.0, 2.0, 0.5, 4.0])
+    inputs, targets, weights = stream(class_weights=class_weights, label_smoothing=0.0).batch(2)
+    assert ((targets > 0).sum(axis=1) == 2).any()
+    own = inputs["image"][:, 0, 0, 0] % 4
+    partner = own[inputs["partner"]]
+    share = targets[np.arange(len(own)), own]  # 1 where both are of one class
+    np.testing.assert_allclose(weights, share * class_weights[own] + (1 - share) * class_weights[partner], rtol=1e-5)
 
 
 def test_an_error_in_the_producer_is_raised_where_the_batch_is_waited_for() -> None:
