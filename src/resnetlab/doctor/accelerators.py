@@ -22,7 +22,7 @@ GPU_INSTALL = {
     "tensorflow": 'pip install "resnetlab[gpu]"',
     "jax": 'pip install "resnetlab[jax-gpu]"',
     # PyPI has the CUDA build for Linux; a CPU build that came from elsewhere is only replaced by force.
-    "torch": "pip install --force-reinstall --index-url https://pypi.org/simple torch",
+    "torch": "pip install --force-reinstall torch",
 }
 TORCH_SELECTOR = "https://pytorch.org/get-started/locally"
 WSL_DRIVER = "Install or update the NVIDIA driver in Windows (none inside WSL), then wsl --shutdown"
