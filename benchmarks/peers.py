@@ -74,14 +74,12 @@ def ours(
     *,
     backend: str,
     threads: int | None = None,
-    keep_memory: bool | None = None,
     compiled: bool | None = None,
 ) -> Run:
     """What `resnetlab train` runs, `fit` included; None stands for its own choice."""
     from resnetlab import environment
 
-    memory = {} if keep_memory is None else {"keep_memory": keep_memory}
-    environment.configure(backend=backend, device=job.device, threads=threads, **memory)
+    environment.configure(backend=backend, device=job.device, threads=threads)
     import keras
     import numpy as np
 

@@ -63,22 +63,15 @@ def native_peers(job: Job) -> list[Contender]:
 
 
 def variants(preload: Sequence[str]) -> list[Contender]:
-    """Ours with one setting changed: freed memory kept or not, other allocators, huge pages, threads."""
+    """Ours, and with one setting changed: freed memory, huge pages, other allocators, threads."""
     made = []
     for backend in ("tensorflow", "torch"):
-        for keep in (True, False):
-            options = {"backend": backend, "keep_memory": keep}
-            made.append(Contender(f"ours, {backend}, keep_memory={keep}", "ours", options))
-        options = {"backend": backend, "keep_memory": False}
-        tunables = {
-            "huge pages": "glibc.malloc.hugetlb=1",
-            "one arena kept": "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647",
-        }
-        for name, tunable in tunables.items():
-            made.append(Contender(f"ours, {backend}, {name}", "ours", options, {"GLIBC_TUNABLES": tunable}))
-        for library in preload:
-            name = Path(library).name.split(".so")[0]
-            made.append(Contender(f"ours, {backend}, {name}", "ours", options, {"LD_PRELOAD": library}))
+        settings = {"": {}, ", freed memory returned": {"MALLOC_MMAP_MAX_": "65536"}}  # that is glibc's default
+        settings[", huge pages"] = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        settings |= {f", {Path(library).name.split('.so')[0]}": {"LD_PRELOAD": library} for library in preload}
+        made += [
+            Contender(f"ours, {backend}{name}", "ours", {"backend": backend}, env) for name, env in settings.items()
+        ]
         made.append(Contender(f"ours, {backend}, 1 thread", "ours", {"backend": backend, "threads": 1}))
     return made
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_configure_sets_what_it_says_and_imports_nothing() -> None:
         "TF_NUM_INTRAOP_THREADS",
     ]
     name, env, heavy = answer(
-        "name = environment.configure(backend='tensorflow', device='cpu', threads=3, keep_memory=True)\n"
+        "name = environment.configure(backend='tensorflow', device='cpu', threads=3)\n"
         f"env = {{key: os.environ.get(key) for key in {keys}}}\n"
         "heavy = [m for m in ('keras', 'tensorflow', 'jax', 'torch', 'numpy') if m in sys.modules]\n"
         "print(json.dumps([name, env, heavy]))"
@@ -60,6 +61,30 @@ def test_configure_sets_what_it_says_and_imports_nothing() -> None:
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "TF_NUM_INTRAOP_THREADS": "3",
     }
+
+
+FAULTS_OF_REUSE = """
+import ctypes, resource
+environment.configure(backend="tensorflow", device="cpu")
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def use(size=64 << 20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(json.dumps([use(), use()]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's own")
+def test_memory_that_is_freed_is_kept_unless_the_user_has_tuned_malloc() -> None:
+    pages = (64 << 20) // 4096
+    first, again = answer(FAULTS_OF_REUSE)
+    assert again < pages / 100 < first
+    first, again = answer(FAULTS_OF_REUSE, MALLOC_MMAP_MAX_="65536")
+    assert again > pages / 2
 
 
 def test_the_users_settings_stay_and_no_gpu_is_hidden_unasked() -> None:

@@ -109,6 +109,7 @@ class Architecture:
     width_factor: int = 1
     squeeze_reduction: int = 0
     conv_bias: Literal["none", "all", "outer"] = "none"  # outer: stem, projections, last of a block
+    batch_norm: bool = True
     batch_norm_epsilon: float = 1e-5
     zero_init_last: bool = False  # gamma of each block's last batch norm (Goyal 2017, section 5.1)
     preprocessing: Preprocessing = "imagenet"
@@ -141,6 +142,11 @@ class Architecture:
             not (self.preactivation and self.shortcut == "none"),
             "a pre-activation network without shortcuts",
             "a shortcut: pre-activation is about what the shortcut carries",
+        )
+        require(
+            self.batch_norm or (self.conv_bias == "all" and not self.zero_init_last),
+            f"batch_norm=False with conv_bias={self.conv_bias!r}, zero_init_last={self.zero_init_last}",
+            "conv_bias='all' and no zero_init_last, as there is no beta to shift and no gamma to zero",
         )
         require(
             not (self.zero_init_last and (self.shortcut == "none" or self.preactivation)),
@@ -254,6 +260,8 @@ class Architecture:
 
     def batch_norm_channels(self) -> int:
         """Channels of all batch norms together."""
+        if not self.batch_norm:
+            return 0
         if not self.preactivation:
             return sum(conv.out_channels for conv in self.convs())  # one after each convolution
         # One before each convolution of a branch, and one before the head; a deep stem keeps its inner ones.
@@ -450,7 +458,7 @@ def _table() -> dict[str, Architecture]:
     # The plain networks of the degradation study: He 2015, figures 1 and 4.
     for depth in (18, 34):
         add(basic, name=f"plain{depth}", depths=basic_depths[depth], shortcut="none")
-    for depth in (20, 56):
+    for depth in (20, 32, 44, 56):
         add(cifar, name=f"plain{depth}", depths=((depth - 2) // 6,) * 3, shortcut="none")
 
     # Small enough to train in seconds: for tests, and for the quick start on 8x8 digits.

@@ -93,6 +93,8 @@ class _Network:
         )(x)
 
     def norm(self, x: Tensor, name: str, *, gamma: str = "ones") -> Tensor:
+        if not self.arch.batch_norm:
+            return x
         return BatchNorm(epsilon=self.arch.batch_norm_epsilon, gamma_initializer=gamma, name=name)(x)
 
     def relu(self, x: Tensor, name: str) -> Tensor:

@@ -74,6 +74,11 @@ CELL_COUNTS = 20  # classes up to which the counts are written into the cells
 NAMED_CLASSES = 100  # ... and up to which each has its name beside its row
 
 
+def shades(count: int) -> list[tuple[float, float, float, float]]:
+    """So many colours of one hue, from pale to dark: for what has an order, such as depth."""
+    return [SHADES(place) for place in np.linspace(0.3, 0.95, count)]
+
+
 def curves(metrics: Sequence[dict[str, Any]], path: str | PathLike[str]) -> None:
     """Draw loss, top-1 and learning rate over the epochs.
 
