@@ -110,6 +110,19 @@ def gpu(result: Result) -> str:
     return markdown(head, cells) + conditions(result)
 
 
+def study(result: Result) -> str:
+    """What a study found, under its figure."""
+    found = "\n".join(f"- {key}: **{value}**" for key, value in result["findings"].items())
+    chosen = result["configuration"]
+    how = "quick" if chosen["quick"] else "full"
+    size = chosen["image_size"]
+    more = f", {chosen['epochs']} epochs" if "epochs" in chosen else ""
+    return (
+        f"**{result['what']}** ({how}: {size}x{size} pixels{more}; seed {chosen['seed']})\n\n"
+        f"![{result['what']}](results/{result['figure']})\n\n{found}\n{conditions(result)}"
+    )
+
+
 def run(result: Result) -> str:
     """One training run, as record_run.py keeps it."""
     recipe, judged = result["configuration"], result["evaluation"]
@@ -158,6 +171,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "input-pipeline": ("input-pipeline", input_pipeline),
     "cifar": ("cifar10", run),
     "gpu": ("gpu", gpu),
+    "studies": ("study", study),
 }
 
 

@@ -121,7 +121,7 @@ def rounds(
         shift = number * 3 % len(alive)  # another order each round, so that no one always follows the same neighbour
         for child, count in [*alive[shift:], *alive[:shift]]:
             amount = 2 * MATRIX_SIDE["float32"] ** 3 / 1e9 if child.contender in MACHINE else job.batch
-            rates[child.contender.name].append(count * amount / child.train(count))
+            rates[child.contender.name].append(count * amount / child.train(count, net=True))
             processor[child.contender.name].append(1e3 * child.processor / (count * amount))
         say(f"{name}: round {number + 1} of {repeats}")
     for child, _ in alive:
