@@ -27,12 +27,13 @@ more := $(patsubst torch,test-torch,$(subst $(comma),$(space),$(EXTRAS)))
 FOR_TRAINING := $(VENV)/.installed-$(call extras,cpu)
 FOR_TESTS := $(VENV)/.installed-$(call extras,cpu jax test $(more))
 FOR_LINT := $(VENV)/.installed-$(call extras,dev)
+FOR_NOTEBOOK := $(VENV)/.installed-$(call extras,cpu notebook)
 FOR_CHECK := $(VENV)/.installed-$(call extras,cpu dev jax test $(more))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart test check lint format constraints clean run-lint run-tests
+.PHONY: help quickstart notebook test check lint format constraints clean run-lint run-tests
 
 help: ## Say what there is (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +41,10 @@ help: ## Say what there is (this)
 quickstart: $(FOR_TRAINING) ## Train a ResNet on digits (a minute or two), then predict ten held-out images
 	$(BIN)/resnetlab train digits --recipe quick --run $(RUN)
 	$(BIN)/resnetlab predict $(RUN) --held-out 10
+
+notebook: $(FOR_NOTEBOOK) ## Run the notebook from top to bottom (ten minutes), into build/ as .ipynb and .html
+	$(BIN)/jupyter nbconvert --execute --to notebook --output-dir build notebooks/resnet_from_scratch.ipynb
+	$(BIN)/jupyter nbconvert --to html --output-dir build build/resnet_from_scratch.ipynb
 
 test: $(FOR_TESTS) run-tests ## Run the tests on TensorFlow and JAX (EXTRAS=torch: on PyTorch too; ARGS=…: for pytest)
 

@@ -244,32 +244,31 @@ def main() -> None:
     repeats, seconds = (3, 2.0) if options.quick else (options.repeats, options.seconds)
     jobs = options.job or [*JOBS, *STARTS]
 
+    onednn = "on" if tensorflow_turns_onednn_on() else "off"
+    kind = "variants" if options.variants else "throughput"
+    out = options.out or SOURCE.parent / "results" / f"{kind}-{options.machine}.json"
     rows: list[dict[str, Any]] = []
     for name in jobs:
         if name in STARTS:
             rows += first_step(min(repeats, 3)) if name == "first-step" else help_time(max(repeats, 10))
-            continue
-        job = JOBS[name]
-        peers = [*(KERAS_PEERS if job.model == "resnet50" else ()), *native_peers(job)]
-        contenders = variants([*allocators(), *options.preload]) if options.variants else [*OURS, *peers]
-        contenders = [
-            contender for contender in contenders if not options.only or re.search(options.only, contender.name)
-        ]
-        rows += rounds(name, job, contenders, repeats=repeats, seconds=seconds, steps=options.steps)
-
-    onednn = "on" if tensorflow_turns_onednn_on() else "off"
-    configuration = {
-        "precision": "float32",
-        "optimizer": "SGD, momentum 0.9, Nesterov",
-        "threads": f"each contender's own default on {environment.usable_cores()} cores",
-        "as installed": f"TensorFlow's own rule turns oneDNN {onednn} on this processor",
-        "repeats": repeats,
-        "load at the end": [round(load, 2) for load in os.getloadavg()],
-    }
-    result = results.result("Training throughput, us and the peers", configuration=configuration, rows=rows)
-    kind = "variants" if options.variants else "throughput"
-    out = options.out or SOURCE.parent / "results" / f"{kind}-{options.machine}.json"
-    results.write(out, result)
+        else:
+            job = JOBS[name]
+            peers = [*(KERAS_PEERS if job.model == "resnet50" else ()), *native_peers(job)]
+            contenders = variants([*allocators(), *options.preload]) if options.variants else [*OURS, *peers]
+            contenders = [each for each in contenders if not options.only or re.search(options.only, each.name)]
+            rows += rounds(name, job, contenders, repeats=repeats, seconds=seconds, steps=options.steps)
+        configuration = {
+            "precision": "float32",
+            "optimizer": "SGD, momentum 0.9, Nesterov",
+            "threads": f"each contender's own default on {environment.usable_cores()} cores",
+            "as installed": f"TensorFlow's own rule turns oneDNN {onednn} on this processor",
+            "repeats": repeats,
+            "load at the end": [round(load, 2) for load in os.getloadavg()],
+        }
+        # After each job, so that what was measured stays if a later one is cut short.
+        results.write(
+            out, results.result("Training throughput, us and the peers", configuration=configuration, rows=rows)
+        )
     show(rows)
     print(f"\n'as installed' here: oneDNN {onednn}. Written to {out}")
 

@@ -1,0 +1,33 @@
+"""What of the loss's gradient arrives at each layer: the measurement behind "shortcuts let gradients through"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+
+class GradientRecorder(keras.optimizers.SGD):
+    """Keras's SGD, which also keeps the gradients of its last step; with a rate of 0 it only looks.
+
+    The same on every backend, as an optimizer is where Keras hands the gradients over.
+    """
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        super().build(variables)
+        self.last = [self.add_variable_from_reference(variable, name="gradient") for variable in variables]
+
+    def update_step(self, gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
+        self.assign(self.last[self._get_variable_index(variable)], gradient)
+        super().update_step(gradient, variable, learning_rate)
+
+    def norms(self, network: keras.Model) -> dict[str, float]:
+        """The norm of the last gradient at the kernel of each convolution on the longest path, from stem to head."""
+        places = {variable.path: i for i, variable in enumerate(self._trainable_variables)}
+        return {
+            layer.name: float(np.linalg.norm(keras.ops.convert_to_numpy(self.last[places[layer.kernel.path]])))
+            for layer in network.layers
+            if hasattr(layer, "kernel") and len(layer.kernel.shape) == 4 and "shortcut" not in layer.name
+        }

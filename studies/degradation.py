@@ -1,0 +1,78 @@
+"""Degradation: a deeper plain network trains *worse*; with shortcuts, depth no longer hurts.
+
+Claim   Of plain networks the one with 56 layers has the higher training error than the one with 20, so it is not
+        overfitting that holds it back. Of residual networks it has not.
+Source  K. He et al. 2015, arXiv:1512.03385, section 4.2 and figure 6.
+Cost    Eight networks, 164 epochs of CIFAR-10 each: hours on one GPU, so it is for a GPU.
+        --quick: depths 20 and 56, images of 16x16 pixels, 4 epochs: about 25 minutes on two CPU cores.
+
+    python studies/degradation.py [--quick]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiment import Row, arguments, cifar10, keep, recipe_for, trained
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from resnetlab.models import architecture
+from resnetlab.report import plots
+
+KINDS = {"plain": "Plain networks", "resnet": "Residual networks"}
+
+
+def draw(figure: Figure, rows: Sequence[Row]) -> None:
+    """Training error thin, test error thick, as in the paper's figure 6."""
+    depths = sorted({row["depth"] for row in rows})
+    colours = dict(zip(depths, plots.shades(len(depths)), strict=True))
+    for axes, (kind, title) in zip(figure.subplots(1, 2, sharey=True), KINDS.items(), strict=True):
+        for depth in depths:
+            mine = [row for row in rows if row["network"] == f"{kind}{depth}"]
+            for key, style in (("training_error", "--"), ("test_error", "-")):
+                points = [(row["epoch"], row[key]) for row in mine if key in row]
+                axes.plot(*zip(*points, strict=True), style, color=colours[depth], label=f"{depth} layers, {key[:-6]}")
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.tick_params(labelleft=True)
+    axes.legend()
+    figure.axes[0].set_ylabel("error")
+
+
+def main() -> None:
+    options = arguments(__doc__ or "")
+    depths = (20, 56) if options.quick else (20, 32, 44, 56)
+    recipe = recipe_for(options)
+    data = cifar10(recipe.image_size)
+
+    rows: list[Row] = []
+    for kind in KINDS:
+        for depth in depths:
+            name = f"{kind}{depth}"
+            _, epochs = trained(architecture(name), recipe, data, test_every=1 if options.quick else 4)
+            rows += [{"network": name, "depth": depth} | row for row in epochs]
+
+    last = {row["network"]: row for row in rows}
+    shallow, deep = min(depths), max(depths)
+    findings = {
+        f"{what} {kind}{deep} minus {kind}{shallow}, points": round(
+            100 * (last[f"{kind}{deep}"][what] - last[f"{kind}{shallow}"][what]), 2
+        )
+        for kind in KINDS
+        for what in ("training_error", "test_error")
+    }
+    keep(
+        "degradation",
+        "Training and test error by depth, plain and residual networks on CIFAR-10",
+        options,
+        configuration=recipe.model_dump(mode="json"),
+        rows=rows,
+        findings=findings,
+        draw=draw,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What the studies share: CIFAR-10 in memory, one way to train on it, a recorder of gradients, the command line."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "src"))  # run as `python studies/NAME.py` from a checkout, installed or not
+
+from resnetlab import environment  # noqa: E402
+
+environment.start()  # before Keras is imported: the studies take `keras` from here
+
+import keras  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from resnetlab import results  # noqa: E402
+from resnetlab.data.pack import Pack, default_cache_dir, pack  # noqa: E402
+from resnetlab.data.sources import resolve  # noqa: E402
+from resnetlab.evaluation.logits import predict_logits  # noqa: E402
+from resnetlab.models.architectures import Architecture  # noqa: E402
+from resnetlab.models.resnet import build  # noqa: E402
+from resnetlab.recipes import RECIPES, Recipe  # noqa: E402
+from resnetlab.report import plots  # noqa: E402
+from resnetlab.run import atomic  # noqa: E402
+from resnetlab.training import fit  # noqa: E402
+
+Row = dict[str, Any]
+
+
+QUICK: Row = {
+    "image_size": 16,
+    "crop_padding": 2,
+    "epochs": 4,
+    "schedule": "linear",
+    "milestones": (),
+    "warmup": 0.5,
+}  # what --quick changes in the recipe of the paper
+
+
+def recipe_for(options: argparse.Namespace) -> Recipe:
+    """He et al. 2015, section 4.2, or its quick form."""
+    return RECIPES["cifar"].changed(seed=options.seed, **(QUICK if options.quick else {}))
+
+
+def cifar10(size: int = 32) -> Pack:
+    """CIFAR-10 with its own test part, at `size` pixels a side; from $RESNETLAB_DATA, ./data or a download."""
+    return pack(resolve("cifar10"), size=size, cache_dir=default_cache_dir(), validation=0.0, test=0.0)
+
+
+def trained(arch: Architecture, recipe: Recipe, data: Pack, *, test_every: int = 1) -> tuple[keras.Model, list[Row]]:
+    """A network trained by `recipe`, and a row for each epoch: the error on the training images as they were shown,
+    that on the test images (every `test_every` epochs and at the end), loss, step and seconds.
+
+    Kept in the cache: studies that look at the same network train it once between them.
+    """
+    network = build(arch, num_classes=len(data.class_names), seed=recipe.seed)
+    asked = json.dumps([asdict(arch), recipe.model_dump(), data.key, keras.backend.backend()], default=str)
+    kept = default_cache_dir() / "studies" / f"{arch.name}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
+    weights, rows = kept.with_suffix(".weights.h5"), kept.with_suffix(".json")
+    if rows.exists():
+        network.load_weights(weights)
+        say(f"{arch.name}: trained before ({kept})")
+        return network, json.loads(rows.read_text("utf-8"))
+    found = list(_epochs(network, recipe, data, test_every, arch.name))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    network.save_weights(weights)
+    with atomic(rows) as temporary:  # last: whoever finds it finds the weights
+        temporary.write_text(json.dumps(found), "utf-8")
+    return network, found
+
+
+def _epochs(network: keras.Model, recipe: Recipe, data: Pack, test_every: int, label: str) -> Iterator[Row]:
+    stream = fit.stream_for(recipe, data)
+    trainer = fit.trainer_for(network, recipe, stream)
+    steps = stream.steps_per_epoch
+    for epoch in range(1, recipe.epochs + 1):
+        began = time.perf_counter()
+        batches = stream.batches((epoch - 1) * steps)
+        logs = trainer.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0).history
+        batches.close()  # type: ignore[attr-defined]
+        row: Row = {"epoch": epoch, "step": epoch * steps, "loss": logs["loss"][-1]}
+        row |= {"training_error": 1 - logs["accuracy"][-1], "seconds": time.perf_counter() - began}
+        if epoch % test_every == 0 or epoch == recipe.epochs:
+            row["test_error"] = _error_on_test(network, data, recipe.image_size)
+        shown = "".join(f"  {key.replace('_', ' ')} {100 * row[key]:.1f} %" for key in row if key.endswith("error"))
+        say(f"{label} epoch {epoch} of {recipe.epochs}: loss {row['loss']:.3f}{shown}  {row['seconds']:.0f} s")
+        yield {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def _error_on_test(network: keras.Model, data: Pack, size: int) -> float:
+    """Share of the test images whose class is not the one with the largest logit."""
+    test = data.indices("test")
+    logits = predict_logits(network, data.images, test, size=size, batch_size=250)
+    return float((logits.argmax(axis=1) != data.labels[test]).mean())
+
+
+def arguments(documentation: str, **more: Any) -> argparse.Namespace:
+    """Every study's options."""
+    parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the reduced form for two CPU cores")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder for the data and the figure")
+    for name, options in more.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+    return parser.parse_args()
+
+
+def keep(
+    name: str,
+    what: str,
+    options: argparse.Namespace,
+    *,
+    configuration: Row,
+    rows: Sequence[Row],
+    findings: Row,
+    draw: Callable[[Figure, Sequence[Row]], None],
+    size: tuple[float, float] = (8, 4.5),
+) -> None:
+    """Write `NAME[-quick].json` and its figure, and tell the findings."""
+    stem = options.out / (f"study-{name}-quick" if options.quick else f"study-{name}")
+    environment_of = {"backend": keras.backend.backend(), "seed": options.seed, "quick": options.quick}
+    found = results.result(what, configuration=environment_of | configuration, rows=rows)
+    figure_path = stem.with_suffix(".png")
+    results.write(stem.with_suffix(".json"), found | {"findings": findings, "figure": figure_path.name})
+    plots.write(lambda figure: draw(figure, rows), figure_path, size=size)
+    print("\n".join(f"{key}: {value}" for key, value in findings.items()))
+    print(f"Written to {stem}.json and .png")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

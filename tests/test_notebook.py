@@ -1,0 +1,48 @@
+"""The notebook is committed as it ran, and runs: here the short pass, with the same cells and assertions."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "resnet_from_scratch.ipynb"
+
+
+@pytest.fixture(scope="module")
+def cells() -> list[dict]:
+    return [c for c in json.loads(NOTEBOOK.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
+
+
+def test_it_is_committed_with_its_outputs_of_one_run(cells: list[dict]) -> None:
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 6
+
+
+def test_it_names_no_path_of_the_machine_it_ran_on(cells: list[dict]) -> None:
+    text = json.dumps([cell["outputs"] for cell in cells])
+    assert str(Path.home()) not in text
+    assert str(NOTEBOOK.parents[1]) not in text
+
+
+def test_it_shows_its_blocks_in_at_most_40_lines(cells: list[dict]) -> None:
+    (blocks,) = [cell for cell in cells if any(line.startswith("def bottleneck") for line in cell["source"])]
+    assert len(blocks["source"]) <= 40
+
+
+def test_it_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nbconvert", "--execute", "--to", "notebook"]
+    ran = subprocess.run(
+        [*command, "--output-dir", str(tmp_path), str(NOTEBOOK)],
+        env=os.environ | {"RESNETLAB_NOTEBOOK": "short", "RESNETLAB_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert ran.returncode == 0, ran.stderr[-5000:]
+    written = json.loads((tmp_path / NOTEBOOK.name).read_text("utf-8"))
+    assert all(cell["execution_count"] for cell in written["cells"] if cell["cell_type"] == "code")
