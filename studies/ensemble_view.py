@@ -14,6 +14,7 @@ could change a shape.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -42,6 +43,8 @@ class Blocks:
         self.head = keras.Model(ends[-1], network.output)
         self.keeps_shape = [b.name for b in blocks if b.stride == 1 and b.in_channels == b.out_channels]
         self.stage = {b.name: b.stage for b in blocks}
+        pairs = itertools.combinations(self.keeps_shape, 2)
+        self.pairs = [(one, other) for one, other in pairs if self.stage[one] == self.stage[other]]
 
     def error(self, order: Iterable[str], images: np.ndarray, labels: np.ndarray) -> float:
         """Share of `images` that the blocks, in this order, take for another class."""
@@ -57,9 +60,8 @@ class Blocks:
         """The order of all blocks after exchanging two of one stage so many times."""
         order = list(self.blocks)
         for _ in range(times):
-            first = str(rng.choice(self.keeps_shape))
-            others = [n for n in self.keeps_shape if self.stage[n] == self.stage[first] and n != first]
-            i, j = order.index(first), order.index(str(rng.choice(others)))
+            first, second = self.pairs[rng.integers(len(self.pairs))]
+            i, j = order.index(first), order.index(second)
             order[i], order[j] = order[j], order[i]
         return order
 

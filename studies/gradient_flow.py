@@ -71,8 +71,17 @@ def draw(figure: Figure, rows: Sequence[Row]) -> None:
             if mine:
                 places = [row["place"] for row in mine]
                 axes.plot(places, [row["gradient_norm"] for row in mine], style, color=colour, label=name)
-        axes.set_yscale("log")
+        plots.log_scale(axes)
+        gone = [
+            name
+            for name in shown
+            if not any(r["gradient_norm"] for r in rows if (r["network"], r["steps"]) == (name, when))
+        ]
         axes.set_title("At initialisation" if not when else f"After {when} steps")
+        if gone:
+            axes.text(
+                0.98, 0.97, f"diverged: {', '.join(gone)}", transform=axes.transAxes, ha="right", va="top", fontsize=8
+            )
         axes.set_xlabel("convolution, from stem to head")
         axes.tick_params(labelleft=True)
     figure.axes[0].set_ylabel("norm of the loss's gradient")

@@ -79,6 +79,12 @@ def shades(count: int) -> list[tuple[float, float, float, float]]:
     return [SHADES(place) for place in np.linspace(0.3, 0.95, count)]
 
 
+def log_scale(axes: Axes) -> None:
+    """A logarithmic vertical axis whose labels are plain numbers: the house's style sets no formulas."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def curves(metrics: Sequence[dict[str, Any]], path: str | PathLike[str]) -> None:
     """Draw loss, top-1 and learning rate over the epochs.
 
@@ -117,8 +123,7 @@ def curves(metrics: Sequence[dict[str, Any]], path: str | PathLike[str]) -> None
         if not values.size:
             top.set_yticks([])
         elif values.min() > 0 and values.max() > 100 * values.min():
-            top.set_yscale("log")
-            top.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            log_scale(top)
         _frame(middle, np.concatenate([accuracy, val_top1]), least=0.1)
         middle.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
         _frame(bottom, np.append(rate, 0.0))
