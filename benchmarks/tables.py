@@ -36,9 +36,9 @@ def conditions(result: Result) -> str:
     names = (("tensorflow", "tensorflow-cpu"), ("torch",), ("jax",), ("keras",))
     found = [f"{options[0]} {versions[name]}" for options in names for name in options if name in versions]
     machine = device["gpu"] or f"{device['cpu']}, {device['cores']} cores"
-    more = result["configuration"].get("as installed", "")
+    more = "".join(f" {text}." for key in ("as installed", "clock") if (text := result["configuration"].get(key)))
     when = f"{result['measured_at'][:10]}, commit {result['commit']}"
-    return f"\n{machine}; {', '.join(found)}; {when}.{more and f' {more}.'}\n"
+    return f"\n{machine}; {', '.join(found)}; {when}.{more}\n"
 
 
 def throughput(result: Result) -> str:

@@ -3,8 +3,8 @@
 Claim   Deleting any one block of a trained residual network costs a few points of accuracy at most, as most paths
         through it do not pass there; deleting one of a plain network leaves guessing. Exchanging blocks tells the same.
 Source  A. Veit et al. 2016, arXiv:1605.06431, figures 3, 4 and 5.
-Cost    That of training its networks (`degradation.py` leaves them in the cache), then some minutes.
-        --quick: depths 20 and 56 on images of 16x16 pixels, 4 epochs: 25 minutes on two CPU cores, if not in the cache.
+Cost    That of training its networks (what `degradation.py` or `layer_responses.py` has trained is taken from the
+        cache), then minutes. --quick: depths 20 and 56 on images of 16x16 pixels, 4 epochs: 15 minutes on two CPU cores.
 
 Only blocks that keep their input's shape are deleted or exchanged: without its block, a plain network has nothing that
 could change a shape.

@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,13 @@ def cifar10(size: int = 32) -> Pack:
     return pack(resolve("cifar10"), size=size, cache_dir=default_cache_dir(), validation=0.0, test=0.0)
 
 
+def fewer(data: Pack, count: int) -> Pack:
+    """The same data with only its first `count` training images."""
+    subset = data.subset.copy()
+    subset[data.indices("train")[count:]] = "left out"[: subset.itemsize // 4]
+    return replace(data, subset=subset)
+
+
 def trained(arch: Architecture, recipe: Recipe, data: Pack, *, test_every: int = 1) -> tuple[keras.Model, list[Row]]:
     """A network trained by `recipe`, and a row for each epoch: the error on the training images as they were shown,
     that on the test images (every `test_every` epochs and at the end), loss, step and seconds.
@@ -63,7 +70,9 @@ def trained(arch: Architecture, recipe: Recipe, data: Pack, *, test_every: int =
     Kept in the cache: studies that look at the same network train it once between them.
     """
     network = build(arch, num_classes=len(data.class_names), seed=recipe.seed)
-    asked = json.dumps([asdict(arch), recipe.model_dump(), data.key, keras.backend.backend()], default=str)
+    asked = json.dumps(
+        [asdict(arch), recipe.model_dump(), data.key, len(data.indices("train")), keras.backend.backend()]
+    )
     kept = default_cache_dir() / "studies" / f"{arch.name}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
     weights, rows = kept.with_suffix(".weights.h5"), kept.with_suffix(".json")
     if rows.exists():

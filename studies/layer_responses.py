@@ -4,8 +4,8 @@ Claim   The responses of a residual network's layers (after batch norm, before t
         standard deviations than those of a plain network, and a deeper residual network's are smaller still: each
         block only modifies its input.
 Source  K. He et al. 2015, arXiv:1512.03385, section 4.2, "Analysis of Layer Responses", and figure 7.
-Cost    That of training its networks (`degradation.py` leaves most of them in the cache), then a minute.
-        --quick: depths 20 and 56 on images of 16x16 pixels, 4 epochs: 25 minutes on two CPU cores, if not in the cache.
+Cost    That of training its networks (what `degradation.py` or `ensemble_view.py` has trained is taken from the cache),
+        then a minute. --quick: depths 20 and 56 on images of 16x16 pixels, 4 epochs: 12 minutes on two CPU cores.
 
     python studies/layer_responses.py [--quick]
 """
