@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from experiment import Row, arguments, cifar10, keep, keras, recipe_for, trained
+from experiment import Row, arguments, cifar10, keep, keras, recipe_for, some_of_test, trained
 from matplotlib.figure import Figure
 
 from resnetlab.data.pack import Pack
@@ -28,7 +28,7 @@ IMAGES = 500
 def responses(network: keras.Model, data: Pack) -> list[Row]:
     """Standard deviation of each 3x3 layer's output, over images, places and channels."""
     norms = [layer for layer in network.layers if "bn" in layer.name and "shortcut" not in layer.name]
-    images = data.images[data.indices("test")[:IMAGES]]
+    images, _ = some_of_test(data, IMAGES, 0)
     watched = keras.Model(network.input, [layer.output for layer in norms])
     outputs = watched.predict(images, batch_size=100, verbose=0)
     return [

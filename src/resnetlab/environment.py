@@ -113,13 +113,14 @@ def usable_cores() -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc reuse large blocks, unless the user has tuned it.
+    """Have glibc reuse large blocks, unless the user has tuned it (MALLOC_MMAP_MAX_=65536 is glibc's default).
 
     By default each of TensorFlow's feature maps is mapped anew, and its pages are faulted in and zeroed by the kernel,
     at every step: 70,000 faults and 15 % of the processor's time in a step of ResNet-50 at 64x64, batch 32. PyTorch
     does not gain, and XLA allocates by other ways.
     """
-    tuned = any(key.startswith("MALLOC_") for key in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    knobs = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+    tuned = any(key in os.environ for key in knobs) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if tuned or platform.libc_ver()[0] != "glibc":
         return
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of <malloc.h>

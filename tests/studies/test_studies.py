@@ -112,9 +112,18 @@ def test_responses_are_those_after_each_batch_norm_of_the_path(digits: Any) -> N
     model, _ = network("resnet20")
     rows = study("layer_responses").responses(model, digits)
     assert [row["layer"] for row in rows][:3] == ["stem_bn1", "stage1_block1_bn1", "stage1_block1_bn2"]
-    images = digits.images[digits.indices("test")[: study("layer_responses").IMAGES]]
+    images, _ = study("experiment").some_of_test(digits, study("layer_responses").IMAGES, 0)
     stem = keras.Model(model.input, model.get_layer("stem_bn1").output).predict(images, verbose=0)
     assert rows[0]["deviation"] == pytest.approx(float(stem.std()), rel=1e-4)
+
+
+def test_some_of_the_test_images_are_of_all_classes_where_a_pack_is_sorted(digits: Any) -> None:
+    order = np.argsort(digits.labels, kind="stable")
+    by_class = replace(digits, images=digits.images[order], labels=digits.labels[order], subset=digits.subset[order])
+    images, labels = study("experiment").some_of_test(by_class, 100, 0)
+    assert images.shape == (100, 16, 16, 3)
+    assert len(set(labels)) == 10
+    assert set(map(bytes, images)) <= set(map(bytes, digits.images[digits.indices("test")]))
 
 
 def test_gradients_are_looked_at_before_and_after_the_steps(digits: Any) -> None:
