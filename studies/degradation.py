@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from experiment import Row, arguments, cifar10, keep, recipe_for, trained
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from resnetlab.models import architecture
 from resnetlab.report import plots
@@ -38,6 +38,7 @@ def draw(figure: Figure, rows: Sequence[Row]) -> None:
                 axes.plot(*zip(*points, strict=True), style, color=colours[depth], label=f"{depth} layers, {key[:-6]}")
         axes.set_title(title)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         axes.tick_params(labelleft=True)
     axes.legend()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ sys.path.insert(0, str(ROOT / "src"))  # run as `python studies/NAME.py` from a 
 from resnetlab import environment  # noqa: E402
 
 environment.start()  # before Keras is imported: the studies take `keras` from here
+
+logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of many small models, as ensemble_view's blocks are
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
