@@ -1,4 +1,4 @@
-"""What the studies share: CIFAR-10 in memory, one way to train on it, a recorder of gradients, the command line."""
+"""What the studies share: CIFAR-10 in memory, one way to train on it, the command line."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def some_of_test(data: Pack, count: int, seed: int) -> tuple[np.ndarray, np.ndar
     return data.images[chosen], data.labels[chosen]
 
 
-def trained(arch: Architecture, recipe: Recipe, data: Pack, *, test_every: int = 1) -> tuple[keras.Model, list[Row]]:
+def trained(arch: Architecture, recipe: Recipe, data: Pack) -> tuple[keras.Model, list[Row]]:
     """A network trained by `recipe`, and a row for each epoch: the error on the training images as they were shown,
-    that on the test images (every `test_every` epochs and at the end), loss, step and seconds.
+    that on the test images (about forty times in all, and at the end), loss, step and seconds.
 
     Kept in the cache: studies that look at the same network train it once between them.
     """
@@ -82,7 +82,7 @@ def trained(arch: Architecture, recipe: Recipe, data: Pack, *, test_every: int =
         network.load_weights(weights)
         say(f"{arch.name}: trained before ({kept})")
         return network, json.loads(rows.read_text("utf-8"))
-    found = list(_epochs(network, recipe, data, test_every, arch.name))
+    found = list(_epochs(network, recipe, data, arch.name))
     kept.parent.mkdir(parents=True, exist_ok=True)
     network.save_weights(weights)
     with atomic(rows) as temporary:  # last: whoever finds it finds the weights
@@ -90,10 +90,10 @@ def trained(arch: Architecture, recipe: Recipe, data: Pack, *, test_every: int =
     return network, found
 
 
-def _epochs(network: keras.Model, recipe: Recipe, data: Pack, test_every: int, label: str) -> Iterator[Row]:
+def _epochs(network: keras.Model, recipe: Recipe, data: Pack, label: str) -> Iterator[Row]:
     stream = fit.stream_for(recipe, data)
     trainer = fit.trainer_for(network, recipe, stream)
-    steps = stream.steps_per_epoch
+    steps, test_every = stream.steps_per_epoch, max(1, recipe.epochs // 40)
     for epoch in range(1, recipe.epochs + 1):
         began = time.perf_counter()
         batches = stream.batches((epoch - 1) * steps)
@@ -137,9 +137,9 @@ def keep(
 ) -> None:
     """Write `NAME[-quick].json` and its figure, and tell the findings."""
     stem = options.out / (f"study-{name}-quick" if options.quick else f"study-{name}")
-    environment_of = {"backend": keras.backend.backend(), "seed": options.seed, "quick": options.quick}
+    shared = {"backend": keras.backend.backend(), "seed": options.seed, "quick": options.quick}
     gpu = next(iter(kernels.gpus()), None)
-    found = results.result(what, configuration=environment_of | configuration, rows=rows, gpu=gpu)
+    found = results.result(what, configuration=shared | configuration, rows=rows, gpu=gpu)
     figure_path = stem.with_suffix(".png")
     results.write(stem.with_suffix(".json"), found | {"findings": findings, "figure": figure_path.name})
     plots.write(lambda figure: draw(figure, rows), figure_path, size=size)

@@ -66,17 +66,15 @@ def draw(figure: Figure, rows: Sequence[Row]) -> None:
         "plain56, no batch norm": (plots.ORANGE, ":"),
     }
     for axes, when in zip(figure.subplots(1, 2, sharey=True), (0, steps), strict=True):
+        gone = []
         for name, (colour, style) in shown.items():
             mine = [row for row in rows if row["network"] == name and row["steps"] == when and row["gradient_norm"]]
             if mine:
                 places = [row["place"] for row in mine]
                 axes.plot(places, [row["gradient_norm"] for row in mine], style, color=colour, label=name)
+            else:
+                gone.append(name)
         plots.log_scale(axes)
-        gone = [
-            name
-            for name in shown
-            if not any(r["gradient_norm"] for r in rows if (r["network"], r["steps"]) == (name, when))
-        ]
         axes.set_title("At initialisation" if not when else f"After {when} steps")
         if gone:
             axes.text(
@@ -96,15 +94,16 @@ def main() -> None:
     images, labels = data.images[np.sort(chosen)], data.labels[np.sort(chosen)]
     order = np.random.default_rng(options.seed).permutation(len(images))
 
+    looked_at = networks()
     rows: list[Row] = []
-    for name, arch in networks().items():
+    for name, arch in looked_at.items():
         say(name)
         found = look(arch, images[order], labels[order], steps=steps, batch=batch, seed=options.seed)
         rows += [{"network": name, "depth": arch.depth} | row for row in found]
         keras.backend.clear_session()
 
     at_start = {
-        name: [r["gradient_norm"] for r in rows if r["network"] == name and r["steps"] == 0] for name in networks()
+        name: [r["gradient_norm"] for r in rows if r["network"] == name and r["steps"] == 0] for name in looked_at
     }
     findings = {}
     for name, norms in at_start.items():

@@ -66,7 +66,7 @@ def main() -> None:
     rows: list[Row] = []
     for name in names:
         arch = architecture(name)
-        network, _ = trained(arch, recipe, data, test_every=1 if options.quick else 4)
+        network, _ = trained(arch, recipe, data)
         rows += [{"network": name, "depth": arch.depth} | row for row in responses(network, data)]
     findings = {
         f"{name}: mean standard deviation of a response": round(

@@ -10,11 +10,16 @@ from resnetlab.models import ARCHITECTURES, build
 from tests.workers import Workers
 
 
-def recorded(images: np.ndarray, labels: np.ndarray, rate: float, steps: int) -> tuple[dict[str, float], list]:
-    """Norms after so many steps, and what the weights are then."""
+def compiled(rate: float) -> tuple[keras.Model, GradientRecorder]:
     network = build(replace(ARCHITECTURES["resnet-tiny"], zero_init_last=False), num_classes=10, seed=3)
     recorder = GradientRecorder(rate)
     network.compile(recorder, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return network, recorder
+
+
+def recorded(images: np.ndarray, labels: np.ndarray, rate: float, steps: int) -> tuple[dict[str, float], list]:
+    """Norms after so many steps, and what the weights are then."""
+    network, recorder = compiled(rate)
     for _ in range(steps):
         network.train_on_batch(images, labels)
     return recorder.norms(network), [keras.ops.convert_to_numpy(v) for v in network.trainable_variables]
@@ -22,9 +27,7 @@ def recorded(images: np.ndarray, labels: np.ndarray, rate: float, steps: int) ->
 
 def moved(images: np.ndarray, labels: np.ndarray, rate: float) -> tuple[dict[str, float], dict[str, float]]:
     """Norms as recorded, and as the way that each kernel moved tells them."""
-    network = build(replace(ARCHITECTURES["resnet-tiny"], zero_init_last=False), num_classes=10, seed=3)
-    recorder = GradientRecorder(rate)
-    network.compile(recorder, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    network, recorder = compiled(rate)
     convolutions = [layer for layer in network.layers if hasattr(layer, "kernel") and "conv" in layer.name]
     before = {layer.name: keras.ops.convert_to_numpy(layer.kernel).copy() for layer in convolutions}
     network.train_on_batch(images, labels)

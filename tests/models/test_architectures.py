@@ -176,6 +176,13 @@ def test_counts_are_those_of_the_whole_network_at_its_reference_size(name: str) 
     keras.backend.clear_session()
 
 
+def test_counts_without_batch_norm_are_those_of_the_built_network() -> None:
+    arch = replace(small(ARCHITECTURES["resnet20"]), batch_norm=False, conv_bias="all")
+    model = build(arch, num_classes=7)
+    assert (arch.parameters(7), arch.parameters(7, statistics=True)) == built_parameters(model)
+    assert not [layer for layer in model.layers if "bn" in layer.name]
+
+
 LEGAL = {"name": "mine", "paper": "none", "depths": (1, 1, 1, 1), "block": "bottleneck"}
 ILLEGAL = [
     ({"block": "botleneck"}, "block='botleneck'", "'bottleneck'"),
@@ -192,6 +199,7 @@ ILLEGAL = [
     ({"preactivation": True, "shortcut": "none"}, "pre-activation", "a shortcut"),
     ({"zero_init_last": True, "shortcut": "none"}, "zero_init_last", "with shortcuts"),
     ({"zero_init_last": True, "preactivation": True}, "zero_init_last", "post-activation"),
+    ({"batch_norm": False}, "batch_norm=False with conv_bias='none'", "conv_bias='all'"),
     ({"squeeze_reduction": 1024}, "squeeze_reduction=1024", "at most the channels"),
 ]
 
