@@ -240,6 +240,11 @@ def test_stored_images_have_a_margin_only_where_it_is_cut(crop: str) -> None:
     assert BASE.changed(crop=crop).pack_size == (256 if crop == "resized" else 224)
 
 
+def test_stored_images_are_as_large_as_the_crop_of_the_weights_says() -> None:
+    assert BASE.changed(crop="resized", image_size=288, crop_pct=0.95).pack_size == 303
+    assert BASE.changed(crop="resized", crop_pct=1.0).pack_size == 224
+
+
 def test_seeds_of_any_size_that_is_taken_make_batches() -> None:
     stream = Stream(
         images=np.zeros((4, 8, 8, 3), np.uint8),

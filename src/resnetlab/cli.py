@@ -387,6 +387,7 @@ def _open_data(spec: str, recipe: Recipe, *, quiet: bool) -> tuple[Source, Pack]
         packed = pack(
             source,
             size=recipe.pack_size,
+            interpolation=recipe.interpolation,
             cache_dir=default_cache_dir(),
             validation=recipe.validation,
             test=recipe.test,

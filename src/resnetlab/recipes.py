@@ -24,11 +24,14 @@ class Recipe(BaseModel):
 
     # Network
     model: str = "resnet50"
+    preprocessing: Literal["imagenet", "cifar10", "caffe", "unit"] | None = None  # None: the architecture's own
     stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0)
     precision: Literal["float32", "bfloat16"] = "float32"
 
     # Data
     image_size: int = Field(224, ge=8, le=4096)
+    crop_pct: float = Field(0.875, gt=0.5, le=1.0)  # share of the stored side that the image_size is, for "resized"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # from the files to the stored images
     batch_size: int = Field(32, ge=1)
     validation: float = Field(0.1, ge=0.0, lt=1.0)
     test: float = Field(0.1, ge=0.0, lt=1.0)
@@ -75,8 +78,8 @@ class Recipe(BaseModel):
 
     @property
     def pack_size(self) -> int:
-        """Side of the stored images: a margin of 8/7 (256 for 224) where a random window is cut out of them."""
-        return self.image_size if self.crop != "resized" else round(self.image_size * 8 / 7)
+        """Side of the stored images: with a margin (256 for 224) where a random window is cut out of them."""
+        return self.image_size if self.crop != "resized" else round(self.image_size / self.crop_pct)
 
     def changed(self, /, **changes: Any) -> Recipe:
         """This recipe with fields replaced; an unknown field or a bad value raises a UsageError."""

@@ -50,6 +50,14 @@ def test_a_pack_holds_what_prediction_would_see(photos, build):
         np.testing.assert_array_equal(image, fit_square(decode(photos / name, size=16).image, 16))
 
 
+def test_a_pack_of_another_interpolation_is_another_pack(photos, build):
+    bilinear, bicubic = build(photos), build(photos, interpolation="bicubic")
+    for name, image in zip(bicubic.names, bicubic.images, strict=True):
+        np.testing.assert_array_equal(image, fit_square(decode(photos / name, size=16).image, 16, "bicubic"))
+    assert bilinear.key != bicubic.key
+    assert (bilinear.images != bicubic.images).any()
+
+
 def test_subsets_partition_the_images(photos, build):
     packed = build(photos)
     rows = np.concatenate([packed.indices(subset) for subset in ("train", "validation", "test")])
@@ -132,11 +140,11 @@ def test_digits_are_enlarged(tmp_path):
 def test_a_crash_in_the_middle_leaves_nothing(photos, build, tmp_path, monkeypatch):
     calls = []
 
-    def crash(image, size):
-        calls.append(image)
+    def crash(*args):
+        calls.append(args)
         if len(calls) > 10:
             raise KeyboardInterrupt
-        return fit_square(image, size)
+        return fit_square(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(audit_module, "fit_square", crash)

@@ -77,6 +77,7 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     packed = pack(
         resolve(job["data"]),
         size=recipe.pack_size,
+        interpolation=recipe.interpolation,
         cache_dir=default_cache_dir(),
         validation=recipe.validation,
         test=recipe.test,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resnetlab.data.images import ImageProblem, Pixels, decode, fit_square, pillow_without_warnings
+from resnetlab.data.images import ImageProblem, Interpolation, Pixels, decode, fit_square, pillow_without_warnings
 from resnetlab.data.sources import Sample, Source
 from resnetlab.environment import usable_cores
 from resnetlab.errors import ResnetlabError
@@ -39,7 +39,9 @@ class Record:
     conversions: tuple[str, ...] = ()
 
 
-def inspect(sample: Sample, content: bytes, *, size: int) -> tuple[Record, Pixels | None]:
+def inspect(
+    sample: Sample, content: bytes, *, size: int, interpolation: Interpolation = "bilinear"
+) -> tuple[Record, Pixels | None]:
     """Decode one file: its record, and its (size, size, 3) pixels if it can be used."""
     record = Record(sample.name, sample.label, sample.subset, hashlib.sha256(content).hexdigest())
     try:
@@ -47,11 +49,16 @@ def inspect(sample: Sample, content: bytes, *, size: int) -> tuple[Record, Pixel
     except ImageProblem as problem:
         return replace(record, problem=str(problem)), None
     record = replace(record, width=decoded.width, height=decoded.height, conversions=decoded.conversions)
-    return record, fit_square(decoded.image, size)
+    return record, fit_square(decoded.image, size, interpolation)
 
 
 def inspect_all(
-    source: Source, *, size: int, workers: int | None = None, progress: Progress | None = None
+    source: Source,
+    *,
+    size: int,
+    interpolation: Interpolation = "bilinear",
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[Record, Pixels | None]]:
     """`inspect` of every sample, in order, a few chunks ahead of the consumer: memory does not grow with n.
 
@@ -65,7 +72,7 @@ def inspect_all(
     with source.reader() as read, ThreadPoolExecutor(workers) as pool, pillow_without_warnings():
 
         def examine(chunk: range) -> list[tuple[Record, Pixels | None]]:
-            return [_examine(source, index, read, size) for index in chunk]
+            return [_examine(source, index, read, size, interpolation) for index in chunk]
 
         pending: deque[Future[list[tuple[Record, Pixels | None]]]] = deque()
         done = 0
@@ -80,20 +87,22 @@ def inspect_all(
                     progress(done, total)
 
 
-def _examine(source: Source, index: int, read: Callable[[Sample], bytes], size: int) -> tuple[Record, Pixels | None]:
+def _examine(
+    source: Source, index: int, read: Callable[[Sample], bytes], size: int, interpolation: Interpolation
+) -> tuple[Record, Pixels | None]:
     sample = source.samples[index]
     if source.images is not None:
         pixels = source.images[index]  # (height, width, 3)
         height, width = pixels.shape[:2]
         digest = hashlib.sha256(pixels.tobytes()).hexdigest()
         record = Record(sample.name, sample.label, sample.subset, digest, width, height)
-        return record, fit_square(Image.fromarray(pixels), size)
+        return record, fit_square(Image.fromarray(pixels), size, interpolation)
     try:
         content = read(sample)
     except Exception as error:  # no permission, a dangling link, a damaged or encrypted zip file
         reason = getattr(error, "strerror", None) or error
         return Record(sample.name, sample.label, sample.subset, "", problem=f"unreadable ({reason})"), None
-    return inspect(sample, content, size=size)
+    return inspect(sample, content, size=size, interpolation=interpolation)
 
 
 # --------------------------------------------------------------------------------------- records to a verdict

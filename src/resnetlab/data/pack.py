@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,8 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetlab.data.audit import Audit, Progress, inspect_all
-from resnetlab.data.images import MAX_PIXELS
+from resnetlab.data.audit import Audit, Progress, Record, inspect_all
+from resnetlab.data.images import MAX_PIXELS, Interpolation, Pixels
 from resnetlab.data.sources import Source
 from resnetlab.data.split import check_shares, split
 from resnetlab.errors import ResnetlabError, UsageError
@@ -62,6 +63,7 @@ def pack(
     validation: float,
     test: float,
     seed: int = 0,
+    interpolation: Interpolation = "bilinear",
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Pack:
@@ -75,12 +77,12 @@ def pack(
         raise UsageError(f"image size {size}: expected at least 1 pixel.")
     check_shares(validation=validation, test=test)
 
-    key = _key(source, size)
+    key = _key(source, size, interpolation)
     folder = cache_dir / f"{source.name}-{size}-{key[:16]}"
     stored = _load(folder, key)
     if stored is None:
         try:
-            _build(folder, source, size, key, workers, progress)
+            _build(folder, source, size, interpolation, key, workers, progress)
         except OSError as error:
             megabytes = len(source.samples) * size * size * 3 / 1e6
             raise ResnetlabError(
@@ -117,10 +119,12 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("RESNETLAB_CACHE") or Path.home() / ".cache" / "resnetlab")
 
 
-def _key(source: Source, size: int) -> str:
+def _key(source: Source, size: int, interpolation: Interpolation) -> str:
     """A hash of the settings and of how the files look from outside; where there are none, of the pixels."""
     digest = hashlib.sha256()
     digest.update(json.dumps([FORMAT, MAX_PIXELS, size, source.name, source.class_names]).encode())
+    if interpolation != "bilinear":
+        digest.update(interpolation.encode())
     if source.images is not None:
         digest.update(np.ascontiguousarray(source.images).data)
         digest.update(str(source.images.shape).encode())
@@ -153,7 +157,15 @@ def _load(folder: Path, key: str) -> tuple[NDArray[np.uint8], dict[str, Any]] | 
     return images, meta
 
 
-def _build(folder: Path, source: Source, size: int, key: str, workers: int | None, progress: Progress | None) -> None:
+def _build(
+    folder: Path,
+    source: Source,
+    size: int,
+    interpolation: Interpolation,
+    key: str,
+    workers: int | None,
+    progress: Progress | None,
+) -> None:
     cache_dir = folder.parent
     cache_dir.mkdir(parents=True, exist_ok=True)
     _sweep(cache_dir)
@@ -162,7 +174,8 @@ def _build(folder: Path, source: Source, size: int, key: str, workers: int | Non
     try:
         # A large buffer: each write lets go of the interpreter, and then has to win it back from the decoders.
         with open(building / "images.npy", "w+b", buffering=1 << 22) as file:
-            audit = _write_images(file, source, size, workers, progress)
+            records = inspect_all(source, size=size, interpolation=interpolation, workers=workers, progress=progress)
+            audit = _write_images(file, source, size, records)
             _sync(file)
         usable = audit.usable
         meta = {
@@ -188,7 +201,9 @@ def _build(folder: Path, source: Source, size: int, key: str, workers: int | Non
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _write_images(file: BinaryIO, source: Source, size: int, workers: int | None, progress: Progress | None) -> Audit:
+def _write_images(
+    file: BinaryIO, source: Source, size: int, inspected: Iterable[tuple[Record, Pixels | None]]
+) -> Audit:
     """Write the usable images as .npy, in order; not by a memory map, where a full disk is a crash.
 
     How many there are, and which are copies not to be used, is known only after the last: those are then
@@ -197,7 +212,7 @@ def _write_images(file: BinaryIO, source: Source, size: int, workers: int | None
     row_bytes = size * size * 3
     start = _write_header(file, (len(source.samples), size, size, 3))
     records = []
-    for record, pixels in inspect_all(source, size=size, workers=workers, progress=progress):
+    for record, pixels in inspected:
         records.append(record)
         if pixels is not None:
             file.write(pixels.tobytes())

@@ -67,7 +67,7 @@ class Predictor:
             for place, path in enumerate(batch):
                 try:
                     size = self.recipe.pack_size
-                    images.append(fit_square(decode(path, size=size).image, size))
+                    images.append(fit_square(decode(path, size=size).image, size, self.recipe.interpolation))
                 except ImageProblem as problem:
                     problems[place] = str(problem)
             ranked = iter(self.rank(np.stack(images), top=top) if images else ())

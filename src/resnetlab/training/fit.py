@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import keras
@@ -23,6 +24,7 @@ from resnetlab.data.stream import Stream, balanced_weights
 from resnetlab.errors import ResnetlabError
 from resnetlab.evaluation.logits import predict_logits
 from resnetlab.evaluation.metrics import evaluate_logits
+from resnetlab.models.architectures import Architecture, architecture
 from resnetlab.models.resnet import build
 from resnetlab.recipes import Recipe
 from resnetlab.run import Run
@@ -41,13 +43,19 @@ class Progress(Protocol):
     def say(self, text: str) -> None: ...
 
 
+def architecture_of(recipe: Recipe) -> Architecture:
+    """The row that a recipe names, with the recipe's own preprocessing where it has one."""
+    row = architecture(recipe.model)
+    return row if recipe.preprocessing is None else replace(row, preprocessing=recipe.preprocessing)
+
+
 def network_for(recipe: Recipe, num_classes: int) -> keras.Model:
     """The network of a recipe, with its weights in float32 and its arithmetic in the recipe's precision."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
     try:
         return build(
-            recipe.model,
+            architecture_of(recipe),
             num_classes=num_classes,
             stochastic_depth=recipe.stochastic_depth,
             seed=recipe.seed,
