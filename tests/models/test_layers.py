@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
+from resnetlab.models.architectures import PREPROCESSING
 from resnetlab.models.layers import (
-    PREPROCESSING,
     BatchNorm,
     Conv2D,
     HostNormal,
@@ -186,9 +186,10 @@ def test_batch_norm_in_bfloat16_stays_close(on: Workers, backend: str, training:
         assert_close(half[name], full[name], tolerance)
 
 
-def test_a_frozen_batch_norm_uses_its_running_statistics(on: Workers, backend: str) -> None:
+@pytest.mark.parametrize("settings", [{"trainable": False}, {"frozen_statistics": True}], ids=["all", "statistics"])
+def test_a_frozen_batch_norm_uses_its_running_statistics(on: Workers, backend: str, settings: dict[str, bool]) -> None:
     arguments = {"x": 2 * normal(4, 5, 7, 6) + 1, "weights": batch_norm_weights(6)}
-    frozen = on(backend)(apply_batch_norm, training=True, trainable=False, **arguments)
+    frozen = on(backend)(apply_batch_norm, training=True, **settings, **arguments)
     inference = on(backend)(apply_batch_norm, training=False, **arguments)
     np.testing.assert_array_equal(frozen["y"], inference["y"])
     np.testing.assert_array_equal(frozen["mean"], arguments["weights"][2])

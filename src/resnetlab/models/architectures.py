@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Literal, get_args
 
 from resnetlab.errors import UsageError, unknown
@@ -26,7 +27,16 @@ StemKind = Literal["imagenet", "cifar", "deep"]
 ShortcutKind = Literal["A", "B", "C", "D", "none"]
 Preprocessing = Literal["imagenet", "cifar10", "caffe", "unit"]
 
+# Mean and scale of each RGB channel, in units of a byte, as the weights that are published for an architecture expect.
+PREPROCESSING: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "cifar10": ((125.307, 122.950, 113.865), (62.993, 62.089, 66.705)),
+    "caffe": ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),  # and then BGR
+    "unit": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+}
+
 BOTTLENECK_EXPANSION = 4  # He 2015, figure 5
+STATISTICS = ("moving_mean", "moving_variance")  # of a batch norm: kept, not trained
 
 
 @dataclass(frozen=True)
@@ -44,10 +54,6 @@ class Conv:
     def weights(self) -> int:
         """Weights of the kernel, without the bias."""
         return self.kernel**2 * (self.in_channels // self.groups) * self.out_channels
-
-    @property
-    def parameters(self) -> int:
-        return self.weights + (self.out_channels if self.bias else 0)
 
     def output_size(self, size: int) -> int:
         return (size + 2 * (self.kernel // 2) - self.kernel) // self.stride + 1
@@ -251,37 +257,45 @@ class Architecture:
 
     # What follows counts; `tests/models/test_architectures.py` holds it to the built networks.
 
-    def convs(self) -> Iterator[Conv]:
-        yield from self.stem_convs
-        for block in self.blocks():
-            yield from block.convs
-            if block.projection:
-                yield block.projection
+    def weights(self, num_classes: int | None = None) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """(layer, weight, shape) of all weights, under the names that `resnet.py` gives them."""
 
-    def batch_norm_channels(self) -> int:
-        """Channels of all batch norms together."""
-        if not self.batch_norm:
-            return 0
-        if not self.preactivation:
-            return sum(conv.out_channels for conv in self.convs())  # one after each convolution
-        # One before each convolution of a branch, and one before the head; a deep stem keeps its inner ones.
-        inner_stem = sum(conv.out_channels for conv in self.stem_convs[:-1])
-        return inner_stem + sum(c.in_channels for b in self.blocks() for c in b.convs) + self.features
+        def conv(name: str, conv: Conv) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+            yield name, "kernel", (conv.kernel, conv.kernel, conv.in_channels // conv.groups, conv.out_channels)
+            if conv.bias:
+                yield name, "bias", (conv.out_channels,)
+
+        def norm(name: str, channels: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+            for weight in ("gamma", "beta", *STATISTICS) if self.batch_norm else ():
+                yield name, weight, (channels,)
+
+        def dense(name: str, inputs: int, units: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+            yield name, "kernel", (inputs, units)
+            yield name, "bias", (units,)
+
+        for i, c in enumerate(self.stem_convs, start=1):
+            yield from conv(f"stem_conv{i}", c)
+            if i < len(self.stem_convs) or not self.preactivation:
+                yield from norm(f"stem_bn{i}", c.out_channels)
+        for block in self.blocks():
+            for i, c in enumerate(block.convs, start=1):
+                yield from conv(f"{block.name}_conv{i}", c)
+                yield from norm(f"{block.name}_bn{i}", c.in_channels if self.preactivation else c.out_channels)
+            if block.projection:
+                yield from conv(f"{block.name}_shortcut_conv", block.projection)
+                if not self.preactivation:
+                    yield from norm(f"{block.name}_shortcut_bn", block.out_channels)
+            if block.squeeze_width:
+                yield from dense(f"{block.name}_se_reduce", block.out_channels, block.squeeze_width)
+                yield from dense(f"{block.name}_se_expand", block.squeeze_width, block.out_channels)
+        if self.preactivation:
+            yield from norm("head_bn", self.features)
+        yield from dense("head_logits", self.features, num_classes or self.num_classes)
 
     def parameters(self, num_classes: int | None = None, *, statistics: bool = False) -> int:
         """Trainable parameters; with `statistics`, also the running means and variances."""
-        num_classes = num_classes or self.num_classes
-        squeeze = sum(
-            2 * block.out_channels * block.squeeze_width + block.out_channels + block.squeeze_width
-            for block in self.blocks()
-            if block.squeeze_width
-        )
-        return (
-            sum(conv.parameters for conv in self.convs())
-            + self.batch_norm_channels() * (4 if statistics else 2)
-            + squeeze
-            + (self.features + 1) * num_classes
-        )
+        shapes = (shape for _, weight, shape in self.weights(num_classes) if statistics or weight not in STATISTICS)
+        return sum(map(prod, shapes))
 
     def multiply_adds(self, size: int | None = None, num_classes: int | None = None) -> int:
         """Multiply-adds of convolutions and dense layers for one forward pass of a (size, size, 3) image."""

@@ -10,16 +10,10 @@ import numpy as np
 from keras import ops
 
 from resnetlab import kernels
+from resnetlab.models.architectures import PREPROCESSING
 
 Shape = tuple[int | None, ...]
 Tensor = Any
-
-# Mean and scale of each channel, in units of a byte, as the weights that are published for an architecture expect.
-_IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-_CIFAR10 = ((125.307, 122.950, 113.865), (62.993, 62.089, 66.705))
-_CAFFE = ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))  # and BGR
-_UNIT = ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
-PREPROCESSING = {"imagenet": _IMAGENET, "cifar10": _CIFAR10, "caffe": _CAFFE, "unit": _UNIT}
 
 
 @keras.saving.register_keras_serializable("resnetlab")
@@ -118,21 +112,30 @@ class BatchNorm(keras.layers.BatchNormalization):
 
     Weights, gradients and running statistics are those of `keras.layers.BatchNormalization`; momentum .9 suits runs of
     a few thousand steps, where Keras's .99 leaves the running statistics behind.
+
+    With `frozen_statistics` it normalises with the running statistics in training too, and they stay as they are, while
+    gamma and beta learn. What `trainable=False` freezes is all of it.
     """
 
-    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any) -> None:
+    def __init__(
+        self, momentum: float = 0.9, epsilon: float = 1e-5, *, frozen_statistics: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
+        self.frozen_statistics = frozen_statistics
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
         gamma, beta, moving_mean, moving_variance = (  # float32 under mixed precision too
             ops.convert_to_tensor(v, "float32") for v in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
         )
-        if not (training and self.trainable):
+        if not training or not self.trainable or self.frozen_statistics:
             return kernels.batch_norm_inference(inputs, gamma, beta, moving_mean, moving_variance, epsilon=self.epsilon)
         y, mean, variance = kernels.batch_norm(inputs, gamma, beta, epsilon=self.epsilon)
         self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
         self.moving_variance.assign(moving_variance * self.momentum + variance * (1.0 - self.momentum))
         return y
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"frozen_statistics": self.frozen_statistics}
 
 
 @keras.saving.register_keras_serializable("resnetlab")

@@ -1,130 +1,34 @@
-"""Weights in: from other implementations of the same architecture, each with its own names and layouts.
+"""Weights in: other implementations' weights become a run folder like any other, checked against their source.
 
-A reference model is a mapping of names to arrays (`arrays_of`). A `Naming` says under which of those names each of our
-layers finds its weights. `port` copies them, and accepts nothing left over, nothing missing and no other shape.
+Every array of the source and every weight of our network is used exactly once, or nothing is (`naming.py`); what the
+source says of normalisation, size, crop, interpolation, class names and licence goes along (`checkpoints.py`); and
+where the source's own implementation is installed, its logits are compared with ours (`references.py`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from resnetlab import environment, results
 from resnetlab.errors import ResnetlabError, UsageError
-from resnetlab.models.architectures import Architecture
+from resnetlab.models import references
+from resnetlab.models.checkpoints import Checkpoint, class_names_for
+from resnetlab.models.naming import Arrays, Naming, listing, recognise
+from resnetlab.models.resnet import build
+from resnetlab.recipes import BASE
+from resnetlab.run import Run
 
-Arrays = Mapping[str, np.ndarray]
-
-_STEPS_SEEN = "num_batches_tracked"  # PyTorch counts them in each batch norm; nothing here needs them
-
-_TORCH_WEIGHTS = {
-    "kernel": "weight",
-    "bias": "bias",
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Naming:
-    """How a reference implementation names and lays out what our layers need.
-
-    Args:
-        outside: our names of the layers of stem and head to theirs.
-        block: (stage, block), both from 1, to what their names of a block's layers begin with.
-        parts: what our names of a block's layers end with ("conv1", "shortcut_bn") to what theirs end with.
-        weights: our names of one layer's weights to theirs, where they differ.
-        separator: between a layer's name and a weight's.
-        transposed: kernels are (out, in, k, k) and (out, in), where ours are (k, k, in, out) and (in, out).
-    """
-
-    outside: Mapping[str, str]
-    block: Callable[[int, int], str]
-    parts: Mapping[str, str]
-    weights: Mapping[str, str]
-    separator: str
-    transposed: bool
-
-    def of(self, layer: str, weight: str) -> str:
-        """Their name of our `layer`'s `weight`."""
-        if match := re.fullmatch(r"stage(\d+)_block(\d+)_(\w+)", layer):
-            theirs = self.block(int(match[1]), int(match[2])) + self.parts.get(match[3], f"({layer})")
-        else:
-            theirs = self.outside.get(layer, f"({layer})")  # in brackets: a name that nothing has
-        return theirs + self.separator + self.weights.get(weight, weight)
-
-    def layout(self, array: np.ndarray, rank: int) -> np.ndarray:
-        """Their array, laid out as ours of `rank` dimensions."""
-        if not self.transposed or array.ndim < 2:
-            return array
-        if rank == 2 and array.shape[2:] == (1, 1):  # a 1x1 convolution where we have a dense layer
-            array = array[:, :, 0, 0]
-        return np.moveaxis(array, (0, 1), (-1, -2))
-
-
-def keras_applications(arch: Architecture) -> Naming:
-    """keras.applications' ResNet50 ... ResNet152V2, for our rows `keras-resnet50` ... `keras-resnet152v2`."""
-    parts = {f"conv{i}": f"{i}_conv" for i in (1, 2, 3)} | {"shortcut_conv": "0_conv", "shortcut_bn": "0_bn"}
-    if arch.preactivation:
-        parts |= {"bn1": "preact_bn", "bn2": "1_bn", "bn3": "2_bn"}
-    else:
-        parts |= {f"bn{i}": f"{i}_bn" for i in (1, 2, 3)}
-    return Naming(
-        outside={
-            "stem_conv1": "conv1_conv",
-            "stem_bn1": "conv1_bn",
-            "head_bn": "post_bn",
-            "head_logits": "predictions",
-        },
-        block=lambda stage, block: f"conv{stage + 1}_block{block}_",
-        parts=parts,
-        weights={},
-        separator="/",
-        transposed=False,
-    )
-
-
-def torchvision(arch: Architecture) -> Naming:
-    """torchvision's post-activation networks, and timm's, which have the same names (also of -D and SE networks)."""
-    _require_postactivation(arch, "torchvision")
-    if arch.stem == "deep":  # a Sequential of convolution, batch norm, ReLU, ...; the last batch norm stands outside it
-        stem = {f"stem_conv{i + 1}": f"conv1.{3 * i}" for i in range(3)}
-        stem |= {"stem_bn1": "conv1.1", "stem_bn2": "conv1.4", "stem_bn3": "bn1"}
-    else:
-        stem = {"stem_conv1": "conv1", "stem_bn1": "bn1"}
-    first = 1 if arch.shortcut == "D" else 0  # 0 is the average pool
-    return Naming(
-        outside=stem | {"head_logits": "fc"},
-        block=lambda stage, block: f"layer{stage}.{block - 1}.",
-        parts={f"{kind}{i}": f"{kind}{i}" for kind in ("conv", "bn") for i in (1, 2, 3)}
-        | {"shortcut_conv": f"downsample.{first}", "shortcut_bn": f"downsample.{first + 1}"}
-        | {"se_reduce": "se.fc1", "se_expand": "se.fc2"},
-        weights=_TORCH_WEIGHTS,
-        separator=".",
-        transposed=True,
-    )
-
-
-def transformers(arch: Architecture) -> Naming:
-    """The `transformers` library's ResNetForImageClassification."""
-    _require_postactivation(arch, "transformers")
-    kinds = {"conv": "convolution", "bn": "normalization"}
-    return Naming(
-        outside={f"stem_{kind}1": f"resnet.embedder.embedder.{theirs}" for kind, theirs in kinds.items()}
-        | {"head_logits": "classifier.1"},
-        block=lambda stage, block: f"resnet.encoder.stages.{stage - 1}.layers.{block - 1}.",
-        parts={f"{kind}{i}": f"layer.{i - 1}.{theirs}" for kind, theirs in kinds.items() for i in (1, 2, 3)}
-        | {f"shortcut_{kind}": f"shortcut.{theirs}" for kind, theirs in kinds.items()},
-        weights=_TORCH_WEIGHTS,
-        separator=".",
-        transposed=True,
-    )
+_STATED = ("image_size", "crop_pct", "interpolation", "preprocessing")
+TOLERANCE = 1e-4  # of the logits' scale: what float32 leaves between two ways to compute them
 
 
 def arrays_of(reference: Any) -> dict[str, np.ndarray]:
@@ -147,30 +51,117 @@ def port(model: keras.Model, source: Arrays, naming: Naming) -> None:
     Raises:
         ResnetlabError: an array is missing, left over, or of another shape. The model is then as it was.
     """
-    targets = [(layer.name, variable) for layer in model.layers for variable in layer.weights]
-    names = [naming.of(layer, variable.name) for layer, variable in targets]
-    left_over = [name for name in source if not name.endswith(_STEPS_SEEN) and name not in set(names)]
-    problems = [f"received {name}, expected no such array" for name in left_over]
-
-    arrays: list[np.ndarray] = []
-    for name, (layer, variable) in zip(names, targets, strict=True):
-        if name not in source:
-            problems.append(f"received no {name}, expected it for {layer}/{variable.name}")
-            continue
-        array, expected = naming.layout(source[name], len(variable.shape)), tuple(variable.shape)
-        if array.shape != expected:
-            problems.append(f"{name}: received {array.shape}, expected {expected} for {layer}/{variable.name}")
-        arrays.append(array)
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ResnetlabError(f"These are not the weights of {model.name!r}: {'; '.join(problems[:5])}{more}.")
-
-    for (_, variable), array in zip(targets, arrays, strict=True):
-        variable.assign(array)
+    variables = [(layer.name, variable) for layer in model.layers for variable in layer.weights]
+    targets = [(layer, variable.name, tuple(variable.shape)) for layer, variable in variables]
+    if problems := naming.problems(source, targets):
+        raise ResnetlabError(f"These are not the weights of {model.name!r}: {listing(problems)}.")
+    for layer, variable in variables:
+        array = source[naming.of(layer, variable.name)]
+        variable.assign(naming.layout(array, len(variable.shape)))
 
 
-def _require_postactivation(arch: Architecture, source: str) -> None:
-    if arch.preactivation:
+def port_to_run(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    model: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    class_names: tuple[str, ...] | None = None,
+) -> Run:
+    """Make a run folder of a checkpoint, whose `port.json` says where it came from and how it was checked.
+
+    Args:
+        checkpoint: as `checkpoints.read` returns it.
+        folder: of the new run.
+        model: row of the table, where weights of the same shapes are not enough to tell.
+        settings: of a recipe (image_size, crop_pct, interpolation, preprocessing), over what the checkpoint says.
+        class_names: one for each logit, over the checkpoint's.
+
+    Raises:
+        ResnetlabError: not the weights of any network here, or our logits are not the source implementation's.
+        UsageError: the folder is not vacant, or a setting is out of range.
+    """
+    Run.require_vacant(folder)
+    arch, naming, num_classes = recognise(checkpoint.arrays, model=model, stride_on=checkpoint.stride_on)
+    names = class_names or class_names_for(checkpoint, num_classes)
+    if len(names) != num_classes or len(set(names)) != num_classes:
         raise UsageError(
-            f"{source} has no pre-activation networks. Received {arch.name!r}, expected one without preactivation."
+            f"Received {len(set(names))} different class names, expected {num_classes}: one for each logit."
         )
+    stated = checkpoint.settings | dict(settings or {})
+    # What a source does not say is what is usual: the shorter side to 256, the middle 224 of it.
+    recipe = BASE.changed(
+        name="ported",
+        description=f"weights of {checkpoint.origin}",
+        **({"model": arch.name, "crop": "resized", "image_size": arch.reference_size} | stated),
+    )
+    arch = replace(arch, preprocessing=recipe.preprocessing or arch.preprocessing)
+    network = build(arch, num_classes=num_classes)
+    port(network, checkpoint.arrays, naming)
+    check = _check(network, checkpoint.origin, arch.name, naming.family, recipe.image_size, arch.preprocessing)
+
+    building = folder.with_name(f".{folder.name}-{os.getpid()}")  # renamed when whole
+    try:
+        run = Run.create(
+            building,
+            recipe=recipe,
+            environment=environment.snapshot(),
+            facts={
+                "data": None,
+                "source": checkpoint.origin,
+                "commit": results.commit(),
+                "class_names": list(names),
+                "model": arch.name,
+            },
+        )
+        run.write_split(())
+        run.save("best.weights.h5", lambda path: _save_weights(network, path))
+        told = {
+            "origin": checkpoint.origin,
+            "sha256": _digest(checkpoint.arrays),
+            "family": naming.family,
+            "arrays": len(checkpoint.arrays),
+            "licence": checkpoint.licence,
+            "assumed": [key for key in _STATED if key not in stated]
+            + ([] if class_names or checkpoint.class_names else ["class names"]),
+            "check": check,
+        }
+        run.write_json("port.json", told)
+        run.update(status="ported")
+        building.replace(folder)
+    except OSError as error:
+        raise ResnetlabError(f"Cannot write the run folder {folder}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return Run.open(folder)
+
+
+def _check(network: keras.Model, source: str, row: str, family: str, size: int, preprocessing: str) -> dict[str, Any]:
+    """Our logits against the source implementation's, where that can run."""
+    reference = references.logits(source, row, family, size=size, preprocessing=preprocessing)
+    if isinstance(reference, str):
+        return {"against": None, "why": reference}
+    expected, by = reference
+    received = np.asarray(network.predict_on_batch(references.images(size)), np.float32)
+    scale = float(np.abs(expected).max())
+    difference = float(np.abs(received - expected).max()) / scale
+    if not difference <= TOLERANCE:
+        raise ResnetlabError(
+            f"The logits of {row!r} with the weights of {source} differ from those of {by} by {difference:.1e} "
+            f"of their scale, expected at most {TOLERANCE:.0e}. Nothing was written. Choose another row with --model."
+        )
+    return {"against": by, "difference": difference, "scale": scale}
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
+
+
+def _save_weights(network: keras.Model, path: Path) -> None:
+    named = path.with_name(path.name + ".weights.h5")  # the ending that Keras asks for
+    network.save_weights(named)
+    named.replace(path)

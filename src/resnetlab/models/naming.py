@@ -1,0 +1,178 @@
+"""How other implementations name and lay out the weights of a residual network, and whose a set of weights is.
+
+A `Naming` says under which name each of our layers finds its weights. `recognise` finds the row of the table and the
+naming under which a set of arrays has exactly the names and shapes it should have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from resnetlab.errors import ResnetlabError
+from resnetlab.models.architectures import ARCHITECTURES, Architecture, architecture
+
+Arrays = Mapping[str, np.ndarray]
+Target = tuple[str, str, tuple[int, ...]]  # layer, weight, shape: as `Architecture.weights` lists them
+
+_STEPS_SEEN = "num_batches_tracked"  # PyTorch counts them in each batch norm; nothing here needs them
+
+_TORCH_WEIGHTS = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Naming:
+    """How a reference implementation names and lays out what our layers need.
+
+    Args:
+        family: the implementation's name.
+        outside: our names of the layers of stem and head to theirs.
+        block: (stage, block), both from 1, to what their names of a block's layers begin with.
+        parts: what our names of a block's layers end with ("conv1", "shortcut_bn") to what theirs end with.
+        weights: our names of one layer's weights to theirs, where they differ.
+        separator: between a layer's name and a weight's.
+        transposed: kernels are (out, in, k, k) and (out, in), where ours are (k, k, in, out) and (in, out).
+    """
+
+    family: str
+    outside: Mapping[str, str]
+    block: Callable[[int, int], str]
+    parts: Mapping[str, str]
+    weights: Mapping[str, str]
+    separator: str
+    transposed: bool
+
+    def of(self, layer: str, weight: str) -> str:
+        """Their name of our `layer`'s `weight`."""
+        if match := re.fullmatch(r"stage(\d+)_block(\d+)_(\w+)", layer):
+            theirs = self.block(int(match[1]), int(match[2])) + self.parts.get(match[3], f"({layer})")
+        else:
+            theirs = self.outside.get(layer, f"({layer})")  # in brackets: a name that nothing has
+        return theirs + self.separator + self.weights.get(weight, weight)
+
+    def layout(self, array: np.ndarray, rank: int) -> np.ndarray:
+        """Their array, laid out as ours of `rank` dimensions."""
+        if not self.transposed or array.ndim < 2:
+            return array
+        if rank == 2 and array.shape[2:] == (1, 1):  # a 1x1 convolution where we have a dense layer
+            array = array[:, :, 0, 0]
+        return np.moveaxis(array, (0, 1), (-1, -2))
+
+    def problems(self, source: Arrays, targets: Iterable[Target]) -> list[str]:
+        """What keeps `source` from being exactly the `targets`: missing, of another shape, left over."""
+        problems, names = [], set()
+        for layer, weight, expected in targets:
+            name = self.of(layer, weight)
+            names.add(name)
+            if name not in source:
+                problems.append(f"received no {name}, expected it for {layer}/{weight}")
+            elif (received := self.layout(source[name], len(expected)).shape) != expected:
+                problems.append(f"{name}: received {received}, expected {expected} for {layer}/{weight}")
+        left_over = (name for name in source if not name.endswith(_STEPS_SEEN) and name not in names)
+        return problems + [f"received {name}, expected no such array" for name in left_over]
+
+
+def keras_applications(arch: Architecture) -> Naming:
+    """keras.applications' ResNet50 ... ResNet152V2, for our rows `keras-resnet50` ... `keras-resnet152v2`."""
+    parts = {f"conv{i}": f"{i}_conv" for i in (1, 2, 3)} | {"shortcut_conv": "0_conv", "shortcut_bn": "0_bn"}
+    if arch.preactivation:
+        parts |= {"bn1": "preact_bn", "bn2": "1_bn", "bn3": "2_bn"}
+    else:
+        parts |= {f"bn{i}": f"{i}_bn" for i in (1, 2, 3)}
+    return Naming(
+        family="keras.applications",
+        outside={
+            "stem_conv1": "conv1_conv",
+            "stem_bn1": "conv1_bn",
+            "head_bn": "post_bn",
+            "head_logits": "predictions",
+        },
+        block=lambda stage, block: f"conv{stage + 1}_block{block}_",
+        parts=parts,
+        weights={},
+        separator="/",
+        transposed=False,
+    )
+
+
+def torchvision(arch: Architecture) -> Naming:
+    """torchvision's networks, and timm's, which have the same names (also of -D and SE networks)."""
+    if arch.stem == "deep":  # a Sequential of convolution, batch norm, ReLU, ...; the last batch norm stands outside it
+        stem = {f"stem_conv{i + 1}": f"conv1.{3 * i}" for i in range(3)}
+        stem |= {"stem_bn1": "conv1.1", "stem_bn2": "conv1.4", "stem_bn3": "bn1"}
+    else:
+        stem = {"stem_conv1": "conv1", "stem_bn1": "bn1"}
+    first = 1 if arch.shortcut == "D" else 0  # 0 is the average pool
+    return Naming(
+        family="torchvision",
+        outside=stem | {"head_logits": "fc"},
+        block=lambda stage, block: f"layer{stage}.{block - 1}.",
+        parts={f"{kind}{i}": f"{kind}{i}" for kind in ("conv", "bn") for i in (1, 2, 3)}
+        | {"shortcut_conv": f"downsample.{first}", "shortcut_bn": f"downsample.{first + 1}"}
+        | {"se_reduce": "se.fc1", "se_expand": "se.fc2"},
+        weights=_TORCH_WEIGHTS,
+        separator=".",
+        transposed=True,
+    )
+
+
+def transformers(arch: Architecture) -> Naming:
+    """The `transformers` library's ResNetForImageClassification."""
+    kinds = {"conv": "convolution", "bn": "normalization"}
+    return Naming(
+        family="transformers",
+        outside={f"stem_{kind}1": f"resnet.embedder.embedder.{theirs}" for kind, theirs in kinds.items()}
+        | {"head_logits": "classifier.1"},
+        block=lambda stage, block: f"resnet.encoder.stages.{stage - 1}.layers.{block - 1}.",
+        parts={f"{kind}{i}": f"layer.{i - 1}.{theirs}" for kind, theirs in kinds.items() for i in (1, 2, 3)}
+        | {f"shortcut_{kind}": f"shortcut.{theirs}" for kind, theirs in kinds.items()},
+        weights=_TORCH_WEIGHTS,
+        separator=".",
+        transposed=True,
+    )
+
+
+FAMILIES = (keras_applications, torchvision, transformers)
+
+
+def recognise(source: Arrays, *, model: str | None = None, stride_on: str = "3x3") -> tuple[Architecture, Naming, int]:
+    """Whose weights these are: the row of the table, the naming, and the number of classes.
+
+    Where rows have weights of the same shapes, it is the one that downsamples in the `stride_on` convolution, as all
+    but the oldest implementations do in the 3x3; `model` names the row outright.
+
+    Raises:
+        ResnetlabError: no row has exactly these arrays; it says what differs from the nearest one.
+    """
+    rows = ARCHITECTURES.values() if model is None else [architecture(model)]
+    found: list[tuple[int, Architecture, Naming, int, list[str]]] = []
+    for row in sorted(rows, key=lambda row: row.stride_on != stride_on):  # stable: the table's order otherwise
+        for family in FAMILIES:
+            naming = family(row)
+            head = source.get(naming.of("head_logits", "bias"))
+            num_classes = row.num_classes if head is None or head.ndim != 1 else len(head)
+            problems = naming.problems(source, row.weights(num_classes))
+            if not problems:
+                return row, naming, num_classes
+            found.append((len(problems), row, naming, num_classes, problems))
+    _, row, naming, _, problems = min(found, key=lambda item: item[0])
+    raise ResnetlabError(
+        f"These are not the weights of {'any network here' if model is None else repr(model)}. Nearest is {row.name!r} "
+        f"as {naming.family} names it, but: {listing(problems)}."
+    )
+
+
+def listing(problems: list[str]) -> str:
+    """The first few of many problems."""
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return "; ".join(problems[:5]) + more

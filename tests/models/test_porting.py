@@ -1,0 +1,398 @@
+"""Other people's weights: each array used once or none at all, nothing in a file run, and a run folder at the end."""
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.inference.predictor import Predictor
+from resnetlab.models import ARCHITECTURES, Architecture, build, references
+from resnetlab.models.checkpoints import Checkpoint, class_names_for, read
+from resnetlab.models.naming import recognise, torchvision
+from resnetlab.models.porting import arrays_of, port, port_to_run
+from resnetlab.run import Run
+from tests.models.randomised import randomised
+from tests.models.reference import assert_close, logits_of
+from tests.workers import Workers
+
+Arrays = dict[str, np.ndarray]
+TINY = replace(ARCHITECTURES["resnet18"], depths=(1, 1, 1, 1), widths=(4, 4, 8, 8), stem_width=4, name="tiny")
+
+
+def as_torch(arrays: Arrays, arch: Architecture) -> Arrays:
+    """Our arrays ("stem_conv1/kernel") under torchvision's names and in its layout."""
+    naming = torchvision(arch)
+    return {
+        naming.of(*path.split("/")): array
+        if array.ndim < 2
+        else np.ascontiguousarray(np.moveaxis(array, (-1, -2), (0, 1)))
+        for path, array in arrays.items()
+    }
+
+
+def tiny_source() -> tuple[keras.Model, Arrays]:
+    """A small network, and random weights for it under torchvision's names."""
+    model = build(TINY, num_classes=5)
+    return model, as_torch(randomised(arrays_of(model)), TINY)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("layer2.0.conv1.weight"), "received no layer2.0.conv1.weight, expected it for stage2_block1"),
+        (lambda a: a.update({"layer5.bias": np.zeros(3)}), "received layer5.bias, expected no such array"),
+        (
+            lambda a: a.update({"fc.weight": np.zeros((7, 8))}),
+            "fc.weight: received (8, 7), expected (8, 5) for head_logits/kernel",
+        ),
+    ],
+)
+def test_porting_accepts_nothing_missing_left_over_or_misshapen(change: object, message: str) -> None:
+    model, source = tiny_source()
+    before = arrays_of(model)
+    change(source)
+    with pytest.raises(ResnetlabError) as error:
+        port(model, source, torchvision(TINY))
+    assert message in str(error.value)
+    for name, array in arrays_of(model).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_porting_ignores_only_the_step_counts_of_pytorch() -> None:
+    model, source = tiny_source()
+    port(model, source | {"bn1.num_batches_tracked": np.array(3)}, torchvision(TINY))
+    np.testing.assert_array_equal(arrays_of(model)["stem_bn1/beta"], source["bn1.bias"])
+
+
+# ------------------------------------------------------------------------------------------------- recognising
+@pytest.fixture(scope="module")
+def resnet18() -> Arrays:
+    """Random weights of ResNet-18 for 3 classes under torchvision's names."""
+    arch = ARCHITECTURES["resnet18"]
+    ours = {f"{layer}/{weight}": np.empty(shape, np.float32) for layer, weight, shape in arch.weights(3)}
+    return as_torch(randomised(ours), arch)
+
+
+def test_rows_of_the_same_shapes_are_told_apart_by_the_stride_or_by_name() -> None:
+    arch = ARCHITECTURES["resnet50"]
+    ours = {f"{layer}/{weight}": np.empty(shape, np.float32) for layer, weight, shape in arch.weights(3)}
+    source = as_torch(ours, arch)
+    assert recognise(source)[0].name == "resnet50"
+    assert recognise(source, stride_on="1x1")[0].name == "resnet50-v1"
+    assert recognise(source, model="resnet50-v1")[0].name == "resnet50-v1"
+    assert recognise(source)[2] == 3
+
+
+@pytest.mark.parametrize("row", ["resnext50-32x4d", "resnet101d", "wide-resnet101-2", "resnet34d", "plain34"])
+def test_every_kind_of_block_is_recognised(row: str) -> None:
+    arch = ARCHITECTURES[row]
+    ours = {f"{layer}/{weight}": np.empty(shape, np.float32) for layer, weight, shape in arch.weights()}
+    assert recognise(as_torch(ours, arch))[0].name == row
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("layer3.0.bn1.bias"), "received no layer3.0.bn1.bias, expected it for stage3_block1_bn1/beta"),
+        (lambda a: a.update({"aux.weight": np.zeros(3)}), "received aux.weight, expected no such array"),
+        (
+            lambda a: a.update({"bn1.weight": np.zeros(32)}),
+            "bn1.weight: received (32,), expected (64,) for stem_bn1/gamma",
+        ),
+    ],
+)
+def test_what_is_nearly_a_network_is_refused_and_the_difference_named(
+    resnet18: Arrays, change: Callable[[Arrays], Any], message: str
+) -> None:
+    source = dict(resnet18)
+    change(source)
+    with pytest.raises(ResnetlabError, match="Nearest is 'resnet18' as torchvision names it") as error:
+        recognise(source)
+    assert message in str(error.value)
+
+
+def test_weights_of_another_architecture_than_the_one_named_are_refused(resnet18: Arrays) -> None:
+    with pytest.raises(ResnetlabError, match=r"These are not the weights of 'resnet34'.*and \d+ more"):
+        recognise(resnet18, model="resnet34")
+    with pytest.raises(UsageError, match="Unknown model 'resnet35'"):
+        recognise(resnet18, model="resnet35")
+
+
+# ----------------------------------------------------------------------------------------- files, read as data
+def test_keras_files_of_every_kind_hold_the_same_arrays(tmp_path: Path) -> None:
+    model = keras.applications.ResNet50(weights=None, classes=3, input_shape=(32, 32, 3))
+    for layer in model.layers:
+        layer.set_weights(
+            [np.asarray(w) for w in randomised({f"{i}": w for i, w in enumerate(layer.get_weights())}).values()]
+        )
+    expected = arrays_of(model)
+    model.save_weights(tmp_path / "new.weights.h5")
+    model.save(tmp_path / "model.keras")
+    with h5py.File(tmp_path / "old.h5", "w") as file:  # as keras.applications' published files are laid out
+        for path, array in expected.items():
+            file[f"{path.split('/')[0]}/{path}:0"] = array
+        file["optimizer_weights/SGD/iter:0"] = np.zeros(())
+    for name in ("new.weights.h5", "model.keras", "old.h5"):
+        received = read(str(tmp_path / name)).arrays
+        assert received.keys() == expected.keys()
+        for key in expected:
+            np.testing.assert_array_equal(received[key], expected[key])
+    assert recognise(received)[0].name == "keras-resnet50"
+    keras.backend.clear_session()
+
+
+def test_a_lambda_layer_is_refused_and_not_run(tmp_path: Path) -> None:
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: x * 2), keras.layers.Dense(2)])
+    keras.Sequential([keras.Input((4,)), inner]).save(tmp_path / "lambda.keras")
+    with pytest.raises(ResnetlabError, match=r"has a Lambda layer.*refused, and nothing of it was run"):
+        read(str(tmp_path / "lambda.keras"))
+
+
+def test_a_file_that_points_into_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(400))
+    with h5py.File(tmp_path / "outside.h5", "w") as file:
+        file.create_dataset("a/kernel", (100,), "f4", external=[(str(tmp_path / "secret"), 0, 400)])
+    with pytest.raises(ResnetlabError, match="/a/kernel points into other files: refused"):
+        read(str(tmp_path / "outside.h5"))
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["b/kernel"] = np.ones(3)
+        file["c"] = h5py.ExternalLink(str(tmp_path / "outside.h5"), "/a")
+    assert set(read(str(tmp_path / "link.h5")).arrays) == {"b/kernel"}
+
+
+def test_a_file_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        file.create_dataset("a/kernel", (1 << 40,), "f4", chunks=(1 << 20,))
+    with pytest.raises(ResnetlabError, match="a/kernel claims 4,398,046,511,104 bytes"):
+        read(str(tmp_path / "bomb.h5"))
+
+
+@pytest.mark.parametrize("name", ["half.h5", "half.safetensors", "half.keras", "half.pth", "empty.h5", "text.pth"])
+def test_damaged_files_are_told(name: str, tmp_path: Path, on: Workers) -> None:
+    arrays = {"a": np.arange(1000, dtype=np.float32)}
+    path, kind = tmp_path / name, name.split(".")[1]
+    if name == "text.pth":
+        path.write_text("hello")
+    elif name == "empty.h5":
+        path.write_bytes(b"")
+    else:
+        if kind == "h5":
+            with h5py.File(path, "w") as file:
+                file["a"] = arrays["a"]
+        elif kind == "safetensors":
+            save_file(arrays, path)
+        elif kind == "keras":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("config.json", "{}")
+        else:
+            on("torch")(save_with_torch, path=path, arrays=arrays)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    message = on("torch")(refusal, source=str(path))
+    assert message.startswith(str(path)), message
+
+
+class Runs:
+    """A pickle of it makes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def save_with_torch(path: Path, arrays: dict[str, Any], harmful: Path | None = None) -> None:
+    import torch
+
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    torch.save(tensors | ({"harm": Runs(harmful)} if harmful else {}), path)
+
+
+def read_arrays(source: str) -> Arrays:
+    return read(source).arrays
+
+
+def refusal(source: str) -> str:
+    with pytest.raises(ResnetlabError) as error:
+        read(source)
+    return str(error.value)
+
+
+def test_a_pickle_with_a_program_in_it_is_refused_and_not_run(tmp_path: Path, on: Workers) -> None:
+    on("torch")(save_with_torch, path=tmp_path / "new.pth", arrays={"a": np.ones(2)}, harmful=tmp_path / "harm")
+    with (tmp_path / "old.pth").open("wb") as file:
+        pickle.dump({"harm": Runs(tmp_path / "harm")}, file)
+    for name in ("new.pth", "old.pth"):
+        assert "refused, and nothing of it was run" in on("torch")(refusal, source=str(tmp_path / name))
+    assert not (tmp_path / "harm").exists()
+
+
+def training_checkpoint(path: Path, arrays: Arrays) -> None:
+    import torch
+
+    state = {f"module.{name}": torch.from_numpy(array).half() for name, array in arrays.items()}
+    torch.save({"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}}, path)
+
+
+def test_a_training_checkpoint_holds_the_state_dict(tmp_path: Path, on: Workers) -> None:
+    arrays = {"conv1.weight": np.array([1.5, 2.0], np.float32)}
+    on("torch")(training_checkpoint, path=tmp_path / "last.pth", arrays=arrays)
+    received = on("torch")(read_arrays, source=str(tmp_path / "last.pth"))
+    assert received.keys() == arrays.keys()
+    assert received["conv1.weight"].dtype == np.float32
+    np.testing.assert_array_equal(received["conv1.weight"], arrays["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no-such-thing", "expected a file of weights"),
+        ("{folder}", "expected config.json and one of model.safetensors"),
+        ("{folder}/notes.txt", "received the ending '.txt', expected one of .bin"),
+    ],
+)
+def test_what_are_no_weights_is_wrong_usage(source: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(UsageError, match=message):
+        read(source.format(folder=tmp_path))
+
+
+def test_without_a_network_it_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(**_: object) -> None:
+        raise Exception("URL fetch failure")
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(keras.applications, "ResNet50V2", offline)
+    with pytest.raises(ResnetlabError) as error:
+        read("resnet50v2")
+    assert "resnet50v2_weights_tf_dim_ordering_tf_kernels.h5" in str(error.value)
+    assert f"put it into {tmp_path}/models" in str(error.value)
+
+
+# ------------------------------------------------------------------------------------- what travels with weights
+def hub_folder(folder: Path, arrays: Arrays, config: dict[str, Any], **files: Any) -> Path:
+    folder.mkdir()
+    save_file(arrays, folder / "model.safetensors")
+    for name, value in {"config": config, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(value), "utf-8")
+    (folder / "README.md").write_text("---\ntags: [x]\nlicense: apache-2.0\n---\n# A model\n", "utf-8")
+    return folder
+
+
+def test_what_transformers_says_travels_with_the_weights(tmp_path: Path) -> None:
+    folder = hub_folder(
+        tmp_path / "net",
+        {"a": np.ones(2, np.float16)},
+        {
+            "model_type": "resnet",
+            "downsample_in_bottleneck": True,
+            "id2label": {"10": "crane", "0": "tabby, tabby cat", "2": "crane"},
+        },
+        preprocessor_config={
+            "crop_pct": 0.9,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "resample": 3,
+            "size": {"shortest_edge": 256},
+        },
+    )
+    found = read(str(folder))
+    assert found.settings == {"image_size": 256, "crop_pct": 0.9, "interpolation": "bicubic", "preprocessing": "unit"}
+    assert (found.class_names, found.licence, found.stride_on) == (("tabby", "crane", "crane (2)"), "apache-2.0", "1x1")
+    assert found.arrays["a"].dtype == np.float32
+
+
+def test_what_timm_says_travels_with_the_weights(tmp_path: Path) -> None:
+    told = {
+        "input_size": [3, 224, 224],
+        "test_input_size": [3, 288, 288],
+        "crop_pct": 0.875,
+        "test_crop_pct": 0.95,
+        "interpolation": "bicubic",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "license": "cc-by-nc-4.0",
+    }
+    config = {"architecture": "resnet50", "pretrained_cfg": told, "label_names": ["cat", "dog"]}
+    found = read(str(hub_folder(tmp_path / "net", {"a": np.ones(2, np.float32)}, config)))
+    assert found.settings == {
+        "image_size": 288,
+        "crop_pct": 0.95,
+        "interpolation": "bicubic",
+        "preprocessing": "imagenet",
+    }
+    assert (found.class_names, found.licence, found.stride_on) == (("cat", "dog"), "cc-by-nc-4.0", "3x3")
+
+
+def test_imagenets_classes_are_a_thousand_different_ones_in_their_order() -> None:
+    names = class_names_for(Checkpoint("x", {}), 1000)
+    assert len(set(names)) == 1000
+    assert (names[0], names[281], names[817], names[999]) == ("tench", "tabby", "sports car", "toilet tissue")
+    assert class_names_for(Checkpoint("x", {}), 3) == ("class 0", "class 1", "class 2")
+
+
+# --------------------------------------------------------------------------------------------------- run folders
+def transformers_folder(folder: Path) -> Arrays:
+    """A ResNet of the transformers library, saved as it saves, and its logits for the images of the check."""
+    import torch
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    labels = dict(enumerate(("cat", "dog", "owl")))
+    config = ResNetConfig(
+        depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic", num_labels=3, id2label=labels
+    )
+    model = ResNetForImageClassification(config).eval()
+    drawn = randomised(arrays_of(model.state_dict()))
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in drawn.items()}, strict=False)
+    model.save_pretrained(folder)
+    return drawn
+
+
+def test_a_ported_run_predicts_what_its_source_does_and_says_where_it_is_from(tmp_path: Path, on: Workers) -> None:
+    drawn = on("torch")(transformers_folder, folder=tmp_path / "net")
+    run = port_to_run(read(str(tmp_path / "net")), tmp_path / "run", settings={"image_size": 64})
+    told = run.read_json("port.json")
+    assert (told["family"], told["arrays"]) == ("transformers", len(drawn) + 20)  # each batch norm counts its steps
+    assert told["check"]["against"].startswith("transformers ")
+    assert told["check"]["difference"] < 1e-5
+    assert told["assumed"] == ["crop_pct", "interpolation", "preprocessing"]
+    predictor = Predictor(Run.open(run.path))
+    assert predictor.class_names == ("cat", "dog", "owl")
+    model = build("resnet18", num_classes=3)
+    port(model, drawn, recognise(drawn)[1])
+    images = references.images(64)
+    padded = np.pad(images, [(0, 0), (4, 5), (4, 5), (0, 0)])  # the middle 64 of 73 is looked at
+    assert padded.shape[1] == run.recipe().pack_size
+    assert_close(predictor.logits(padded), logits_of(model, images))
+
+
+def test_a_port_that_is_not_equal_to_its_source_leaves_nothing(
+    tmp_path: Path, resnet18: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(references, "logits", lambda *_, **__: (np.ones((2, 3), np.float32), "torchvision 1.0"))
+    with pytest.raises(ResnetlabError, match=r"differ from those of torchvision 1\.0 by .*Nothing was written"):
+        port_to_run(Checkpoint("x.pth", resnet18), tmp_path / "run", settings={"image_size": 32})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_port_needs_a_name_for_each_class(tmp_path: Path, resnet18: Arrays) -> None:
+    with pytest.raises(UsageError, match="Received 2 different class names, expected 3"):
+        port_to_run(Checkpoint("x.pth", resnet18), tmp_path / "run", class_names=("cat", "dog", "cat"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_source_implementations_absence_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = references.logits("x.pth", "resnet18", "torchvision", size=32, preprocessing="imagenet")
+    assert found == "torchvision cannot run here: torch is not installed"
