@@ -10,14 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from resnetlab.cli import main
+from resnetlab.models import ARCHITECTURES
+from resnetlab.models.naming import torchvision
 from resnetlab.recipes import recipe as find_recipe
 from resnetlab.run import Run
 from tests.data import make_images
+from tests.models.randomised import randomised
 
 Cli = Callable[..., tuple[int, str, str]]
+COMMANDS = ("train", "evaluate", "predict", "export", "port", "models", "audit", "doctor", "compare")
 TINY = ("--model", "resnet-tiny", "--set", "image_size=16", "--set", "batch_size=8", "--set", "epochs=1")
 
 
@@ -78,11 +84,11 @@ def test_help_imports_nothing_heavy() -> None:
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert child.returncode == 0, child.stderr
     assert child.stdout.splitlines()[-1] == "[]"
-    for command in ("train", "evaluate", "predict", "models", "audit", "doctor", "compare"):
+    for command in COMMANDS:
         assert f" {command} " in child.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "models", "audit", "doctor", "compare"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_json_and_verbose(cli: Cli, command: str) -> None:
     code, out, _ = cli(command, "--help")
     assert code == 0
@@ -109,6 +115,15 @@ def test_every_command_has_help_json_and_verbose(cli: Cli, command: str) -> None
         (["train", "digits", "--backend", "tensorflw", "--run", "run"], "Did you mean 'tensorflow'"),
         (["train", "digits", "--resume", "run", "--set", "epochs=3"], "--resume goes on with the run's own recipe"),
         (["train", "--resume", "run"], "run: no such folder"),
+        (["train", "digits", "--resume", "run", "--weights", "a"], "leave --recipe, --model, --set, --weights"),
+        (["train", "digits", "--weights", "nothing"], "Received 'nothing', expected a file of weights"),
+        (["train", "digits", "--recipe", "finetune"], "there are no weights to begin with. Give them with --weights"),
+        (["port"], "Missing argument 'SOURCE'"),
+        (["port", "nothing"], "Received 'nothing', expected a file of weights (.pth"),
+        (["port", "nothing", "--set", "epochs=3"], "Received --set epochs; expected image_size, crop_pct"),
+        (["port", "nothing", "--class-names", "gone.txt"], "--class-names gone.txt cannot be read"),
+        (["export", "none", "--format", "onnx"], "none: no such folder"),
+        (["export", "none", "--batch-size", "0"], "Invalid value for '--batch-size'"),
         (["train", "--resume", "."], "is not a run folder: it has no run.json"),
         (["evaluate", "."], "is not a run folder: it has no run.json"),
         (["evaluate", "none"], "none: no such folder"),
@@ -319,6 +334,80 @@ def test_a_damaged_run_folder_is_told(cli: Cli, digits: Path, tmp_path: Path) ->
     code, _, err = cli("predict", run, "--held-out", "1")
     assert code == 1
     assert "run.json cannot be read" in err
+
+
+# Weights of others
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of a ResNet-18 of three classes, as torchvision would have saved them."""
+    arch, arrays = ARCHITECTURES["resnet18"], {}
+    for layer, weight, shape in arch.weights(3):
+        outputs_first = (*shape[:-3:-1], *shape[:-2]) if len(shape) > 1 else shape
+        arrays[torchvision(arch).of(layer, weight)] = np.zeros(outputs_first, np.float32)
+    path = tmp_path_factory.mktemp("published") / "net.safetensors"
+    save_file(randomised(arrays), path)
+    return path
+
+
+def test_ported_weights_predict_are_evaluated_and_trained_on_from(cli: Cli, published: Path, tmp_path: Path) -> None:
+    Path("names.txt").write_text("cat\ndog\nowl\n", "utf-8")
+    arguments = ("--class-names", "names.txt", "--set", "image_size=32")
+    code, out, err = cli("port", published, *arguments)
+    assert (code, err) == (0, "")
+    assert "resnet18, 3 classes, from 102 arrays as torchvision names them" in out
+    assert "assumed, for the source does not say: crop_pct, interpolation, preprocessing" in out
+    assert out.endswith("run folder  runs/net\n")
+    code, out, err = cli("port", published, *arguments)
+    assert code == 2
+    assert "runs/net is not empty" in err
+    code, out, err = cli("port", published, *arguments, "--run", "again", "--json")
+    told = json.loads(out)
+    assert (code, told["model"], told["family"], told["licence"]) == (0, "resnet18", "torchvision", None)
+
+    data = make_images.write_classes(tmp_path / "data", {"cat": 12, "dog": 12})
+    code, out, err = cli("predict", "runs/net", data, "--json", "--top", "3")
+    assert (code, err) == (0, "")
+    assert {c["class"] for c in json.loads(out.splitlines()[0])["classes"]} == {"cat", "dog", "owl"}
+    code, out, err = cli("evaluate", "runs/net", data)
+    assert (code, err) == (0, "")
+    assert "on 24 images" in out
+    for arguments in (("evaluate", "runs/net"), ("predict", "runs/net", "--held-out", "3")):
+        code, out, err = cli(*arguments)
+        assert code == 2
+        assert "was ported, and has no data of its own" in err
+
+    settings = ("--set", "epochs=2", "--set", "frozen_epochs=1", "--set", "batch_size=8")
+    code, out, err = cli("train", data, "--weights", "runs/net", *settings, "--run", "tuned")
+    assert (code, err) == (0, "")
+    assert "begins with the weights of runs/net, under a new head" in out
+    recipe, facts = Run.open(Path("tuned")).recipe(), Run.open(Path("tuned")).facts()
+    assert (recipe.name, recipe.model, recipe.image_size) == ("finetune", "resnet18", 32)
+    assert (facts["class_names"], facts["weights"]) == (["cat", "dog"], str(tmp_path / "runs" / "net"))
+    code, out, err = cli("train", data, "--weights", "runs/net", "--model", "resnet34", "--run", "other")
+    assert code == 2
+    assert "Received the model 'resnet34', expected 'resnet18': the weights are of it." in err
+    assert not Path("other").exists()
+
+
+def test_training_begins_with_a_file_of_weights_and_keeps_the_head_of_the_same_classes(
+    cli: Cli, published: Path, tmp_path: Path
+) -> None:
+    settings = ("--set", "image_size=32", "--set", "epochs=1", "--set", "frozen_epochs=1", "--set", "batch_size=8")
+    data = make_images.write_classes(tmp_path / "data", {f"class {i}": 6 for i in range(3)})
+    for run in ("first", "second"):  # the second time the port is found in the cache
+        code, out, err = cli("train", data, "--weights", published, *settings, "--run", run)
+        assert (code, err) == (0, "")
+        assert "and its head" in out
+
+
+def test_an_architectures_weights_that_nobody_has_are_told(cli: Cli, tmp_path: Path) -> None:
+    save_file({"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}, tmp_path / "odd.safetensors")
+    code, out, err = cli("port", "odd.safetensors")
+    assert (code, out) == (1, "")
+    assert "These are not the weights of any network here. Nearest is" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.safetensors"]
 
 
 # Lists

@@ -27,7 +27,7 @@ def test_a_named_recipe_is_valid_and_its_model_exists(name: str) -> None:
     [
         ("animal", "Unknown recipe 'animal'. Did you mean 'animals'"),
         ("cifar-quik", "'cifar-quick'"),
-        ("zzz", "Known: quick, animals, cifar, cifar-quick, imagenet, strikes-back-a3."),
+        ("zzz", "Known: quick, animals, cifar, cifar-quick, finetune, imagenet, strikes-back-a3."),
         ("zzz", "A file must end in .toml or .json."),
     ],
 )
@@ -68,6 +68,10 @@ def test_a_key_that_python_knows_is_unknown_all_the_same(key: str) -> None:
         ("seed=-1", "seed", "-1", "greater than or equal to 0"),
         ("validation=1", "validation", "1", "less than 1"),
         ("ema=1", "ema", "1", "less than 1"),
+        ("layer_decay=0", "layer_decay", "0", "greater than 0"),
+        ("layer_decay=1.1", "layer_decay", "1.1", "less than or equal to 1"),
+        ("frozen_epochs=-1", "frozen_epochs", "-1", "greater than or equal to 0"),
+        ("frozen_stages=-1", "frozen_stages", "-1", "greater than or equal to 0"),
         ("optimizer=adam", "optimizer", "'adam'", "'sgd', 'adamw' or 'lamb'"),
         ("precision=float16", "precision", "'float16'", "'float32' or 'bfloat16'"),
         ("flip=perhaps", "flip", "'perhaps'", "boolean"),
@@ -91,6 +95,8 @@ def test_a_value_out_of_range_names_key_received_and_expected(
         (["early_stopping=3", "validation=0"], "set validation above 0"),
         (["milestones=[30]"], 'milestones and schedule="steps" belong together'),
         (["schedule=steps"], 'milestones and schedule="steps" belong together'),
+        (["epochs=2", "frozen_epochs=3"], "frozen_epochs=3 are more than epochs=2"),
+        (["frozen_stages=1"], "set those above 0"),
         (["mixup=0.2", "cutmix=1", "batch_size=1"], "batch_size of at least 2"),
         (["mixup=0.2", "batch_size=1"], "batch_size of at least 2"),
         (["cutmix=1", "batch_size=1"], "batch_size of at least 2"),

@@ -64,6 +64,14 @@ class Recipe(BaseModel):
     ema: float = Field(0.0, ge=0.0, lt=1.0)  # momentum of the averaged weights; 0 is off
     early_stopping: int = Field(0, ge=0)  # epochs without a better validation loss; 0 is off
 
+    # Transfer: training that begins with given weights
+    frozen_epochs: int = Field(0, ge=0)  # in the first so many, only what is not frozen learns
+    frozen_stages: int | None = Field(None, ge=0)  # with the stem before them; None: all, and only the head learns
+    frozen_batch_norm: bool = False  # normalises with its running statistics in training too, and they stay
+    layer_decay: float = Field(
+        1.0, gt=0.0, le=1.0
+    )  # a stage's rate is this share of the next one's; the head's is whole
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.validation + self.test >= 1.0:
@@ -72,6 +80,10 @@ class Recipe(BaseModel):
             raise ValueError("early_stopping watches the validation loss: set validation above 0")
         if (self.schedule == "steps") != bool(self.milestones):
             raise ValueError('milestones and schedule="steps" belong together')
+        if self.frozen_epochs > self.epochs:
+            raise ValueError(f"frozen_epochs={self.frozen_epochs} are more than epochs={self.epochs}")
+        if self.frozen_stages is not None and not self.frozen_epochs:
+            raise ValueError("frozen_stages are frozen for frozen_epochs: set those above 0")
         if (self.mixup or self.cutmix) and self.batch_size == 1:
             raise ValueError("mixing images needs a batch_size of at least 2")
         return self
@@ -92,17 +104,22 @@ class Recipe(BaseModel):
             raise UsageError(_explain(error)) from None
 
     def with_settings(self, settings: Iterable[str]) -> Recipe:
-        """This recipe with "key=value" texts applied; values are JSON, or plain text."""
-        changes: dict[str, Any] = {}
-        for setting in settings:
-            key, separator, text = setting.partition("=")
-            if not separator:
-                raise UsageError(f"Received --set {setting!r}, expected key=value, such as --set epochs=5.")
-            try:
-                changes[key.strip()] = json.loads(text)
-            except json.JSONDecodeError:
-                changes[key.strip()] = text.strip()
-        return self.changed(**changes)
+        """This recipe with "key=value" texts applied, as `parse_settings` reads them."""
+        return self.changed(**parse_settings(settings))
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """What "key=value" texts say; values are JSON, or plain text."""
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise UsageError(f"Received --set {setting!r}, expected key=value, such as --set epochs=5.")
+        try:
+            changes[key.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            changes[key.strip()] = text.strip()
+    return changes
 
 
 def _explain(error: ValidationError) -> str:
@@ -183,6 +200,21 @@ RECIPES: dict[str, Recipe] = {
             schedule="linear",
             warmup=2,
             label_smoothing=0.1,
+        ),
+        BASE.changed(
+            name="finetune",
+            description="from given weights: a new head learns first, then all stages, each slower than the next",
+            crop="resized",
+            crop_scale=0.5,
+            label_smoothing=0.1,
+            epochs=20,
+            learning_rate=0.02,
+            nesterov=True,
+            weight_decay=5e-4,
+            warmup=1,
+            frozen_epochs=2,
+            frozen_batch_norm=True,
+            layer_decay=0.8,
         ),
         BASE.changed(
             name="imagenet",

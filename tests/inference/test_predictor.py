@@ -1,48 +1,25 @@
 """Prediction: the same on every backend and in a new process, and one bad file spoils nothing."""
 
 import json
+import shutil
 import subprocess
 import sys
+import threading
+import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from rich.console import Console
 
-from resnetlab.data.pack import Pack, pack
-from resnetlab.data.sources import resolve
+from resnetlab.data.pack import Pack
 from resnetlab.errors import ResnetlabError, UsageError
-from resnetlab.inference.predictor import Predictor, expand
-from resnetlab.recipes import BASE
+from resnetlab.inference.export import default_folder, is_current
+from resnetlab.inference.predictor import Predictor, ahead, expand
 from resnetlab.run import Run
-from resnetlab.training.fit import train
-from resnetlab.training.progress import TerminalProgress
 from tests.data import make_images
 from tests.workers import Workers
-
-RECIPE = BASE.changed(
-    model="resnet-tiny",
-    image_size=24,
-    batch_size=8,
-    epochs=2,
-    crop="resized",
-    crop_scale=0.5,
-    precision="bfloat16",
-    seed=1,
-)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path, Pack]:
-    """A run of 30 images of three classes, their folder, and their pack."""
-    root = tmp_path_factory.mktemp("predictor")
-    folder = make_images.write_classes(root / "images", {"crane": 10, "heron": 10, "stork": 10})
-    packed = pack(resolve(str(folder)), size=RECIPE.pack_size, cache_dir=root / "cache", validation=0.1, test=0.1)
-    facts = {"class_names": list(packed.class_names), "model": RECIPE.model}
-    run = Run.create(root / "run", recipe=RECIPE, environment={}, facts=facts)
-    with TerminalProgress(Console(quiet=True)) as progress:
-        train(packed, RECIPE, run, progress=progress)
-    return run, folder, packed
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +119,93 @@ def test_more_files_than_a_batch_keep_their_order(
     assert found[0].classes[0][0] == found[30].classes[0][0] == found[60].classes[0][0]
 
 
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_another_engine_predicts_the_same(
+    predictor: Predictor, trained: tuple[Run, Path, Pack], engine: str, tmp_path: Path
+) -> None:
+    pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
+    run, folder, packed = trained
+    paths = [*sorted(folder.rglob("*.jpg")), tmp_path / "gone.jpg"]
+    other = Predictor(run, engine=engine)  # which exports
+    for one, expected in zip(other.predict(paths, top=3), predictor.predict(paths, top=3), strict=True):
+        assert (one.path, one.problem) == (expected.path, expected.problem)
+        assert dict(one.classes) == pytest.approx(dict(expected.classes), abs=1e-4)
+    np.testing.assert_allclose(other.logits(packed.images), predictor.logits(packed.images), atol=1e-5)
+
+
+def test_an_export_is_made_once_and_again_when_the_weights_have_changed(
+    trained: tuple[Run, Path, Pack], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    shutil.copytree(trained[0].path, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    run, images = Run.open(tmp_path / "run"), trained[2].images[:4]
+    folder = default_folder(run, "onnx", "float32")
+    before = Predictor(run, engine="onnx").rank(images)
+    made = (folder / "model.onnx").stat().st_mtime_ns
+    Predictor(run, engine="onnx")
+    assert (folder / "model.onnx").stat().st_mtime_ns == made
+
+    network = Predictor(run).network
+    network.get_layer("head_logits").bias.assign([3.0, 0.0, 0.0])
+    network.save_weights(run.best_weights)
+    assert not is_current(folder, run)
+    after = Predictor(run, engine="onnx").rank(images)
+    assert is_current(folder, run)
+    assert all(dict(new)["crane"] > dict(old)["crane"] for new, old in zip(after, before, strict=True))
+
+
+def test_predicting_by_another_engine_loads_no_keras(trained: tuple[Run, Path, Pack]) -> None:
+    pytest.importorskip("onnxruntime")
+    run, folder, _ = trained
+    Predictor(run, engine="onnx")  # the first time makes the export, with Keras
+    program = (
+        "import sys; from pathlib import Path; from resnetlab.run import Run; "
+        "from resnetlab.inference.predictor import Predictor; "
+        f"found = list(Predictor(Run.open(Path({str(run.path)!r})), engine='onnx').predict([Path(sys.argv[1])])); "
+        "assert found[0].classes, found; "
+        "print([name for name in ('jax', 'keras', 'tensorflow', 'torch') if name in sys.modules])"
+    )
+    image = next(folder.rglob("*.jpg"))
+    child = subprocess.run([sys.executable, "-c", program, str(image)], capture_output=True, text=True, timeout=120)
+    assert (child.returncode, child.stdout) == (0, "[]\n"), child.stderr
+
+
+def test_engines_and_precisions_that_are_not_there_are_told(trained: tuple[Run, Path, Pack]) -> None:
+    run = trained[0]
+    with pytest.raises(UsageError, match=r"Unknown engine 'onx'. Did you mean 'onnx'"):
+        Predictor(run, engine="onx")
+    with pytest.raises(UsageError, match="Received precision 'int8' with the engine keras"):
+        Predictor(run, precision="int8")
+    with pytest.raises(UsageError, match="openvino exports: float32, float16, int8"):
+        Predictor(run, engine="openvino", precision="bfloat16")
+
+
+def test_files_are_read_ahead_in_order_and_only_so_far() -> None:
+    taken, running = 0, threading.Event()
+
+    def items() -> Any:
+        nonlocal taken
+        for number in range(10_000):
+            taken += 1
+            yield number
+
+    def work(number: int) -> int:
+        running.set()
+        time.sleep(0.002 * (number % 3))  # later ones end earlier
+        return number
+
+    results = ahead(work, items(), count=20)
+    seen = 0
+    for expected, number in enumerate(islice(results, 50)):
+        assert number == expected
+        seen += 1
+        assert taken <= seen + 20
+    assert running.is_set()
+    results.close()  # a consumer that stops early
+    assert taken <= seen + 20
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
 def test_files_folders_and_globs_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a/1.jpg", "a/2.PNG", "a/b/3.webp", "a/notes.txt", "c/[4] x.jpg", "c/ü 5.jpeg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +230,7 @@ def test_files_folders_and_globs_are_expanded(tmp_path: Path, monkeypatch: pytes
 
 def test_damaged_weights_are_told(trained: tuple[Run, Path, Pack], tmp_path: Path) -> None:
     original = trained[0]
-    run = Run.create(tmp_path / "run", recipe=RECIPE, environment={}, facts={"class_names": ["a", "b", "c"]})
+    run = Run.create(tmp_path / "run", recipe=original.recipe(), environment={}, facts={"class_names": ["a", "b", "c"]})
     whole = original.best_weights.read_bytes()
     for content in (b"", b"noise", whole[: len(whole) // 2]):
         run.best_weights.write_bytes(content)

@@ -395,4 +395,4 @@ def test_a_port_needs_a_name_for_each_class(tmp_path: Path, resnet18: Arrays) ->
 def test_the_source_implementations_absence_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     found = references.logits("x.pth", "resnet18", "torchvision", size=32, preprocessing="imagenet")
-    assert found == "torchvision cannot run here: torch is not installed"
+    assert found == "torchvision cannot run here: torch, torchvision or timm is not installed"

@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,25 @@ def test_some_of_the_test_images_are_of_all_classes_where_a_pack_is_sorted(digit
     assert images.shape == (100, 16, 16, 3)
     assert len(set(labels)) == 10
     assert set(map(bytes, images)) <= set(map(bytes, digits.images[digits.indices("test")]))
+
+
+def test_the_quick_form_trains_on_a_share_of_each_class_that_the_seed_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = study("experiment")
+    source = resolve("digits")
+    monkeypatch.setenv("RESNETLAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(experiment, "resolve", lambda name: source)
+
+    def data(*, quick: bool, seed: int = 0) -> Any:
+        return experiment.data_for(experiment.recipe_for(Namespace(quick=quick, seed=seed)))
+
+    full, quick = data(quick=False), data(quick=True)
+    assert len(full.indices("train")) == len(source.samples)
+    share = quick.class_counts("train") / full.class_counts("train")
+    np.testing.assert_allclose(share, 1 - experiment.QUICK["validation"], rtol=0.4)
+    drawn = [set(part.indices("train")) for part in (quick, data(quick=True), data(quick=True, seed=1))]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_gradients_are_looked_at_before_and_after_the_steps(digits: Any) -> None:

@@ -27,12 +27,16 @@ def gradients(step: int) -> list[np.ndarray]:
     return [generator.standard_normal(w.shape).astype(np.float32) for w in start()]
 
 
-def optimise(kind: str, settings: dict[str, Any]) -> list[np.ndarray]:
-    """The weights after five steps of given gradients."""
+def optimise(
+    kind: str, settings: dict[str, Any], *, steps: int = STEPS, shares: tuple[float, ...] = ()
+) -> list[np.ndarray]:
+    """The weights after five steps of given gradients; `shares` are those of the rate that each learns at."""
     variables = [keras.Variable(w, name=f"w{i}") for i, w in enumerate(start())]
+    if shares:
+        settings = settings | {"shares": {id(v): share for v, share in zip(variables, shares, strict=True)}}
     optimizer = OURS[kind](**settings)
     optimizer.build(variables)
-    for step in range(STEPS):
+    for step in range(steps):
         optimizer.apply([ops.convert_to_tensor(g) for g in gradients(step)], variables)
     return [ops.convert_to_numpy(v) for v in variables]
 
@@ -132,8 +136,37 @@ def numpy_adamw(rate: float, decay: float) -> list[np.ndarray]:
 
 
 def test_adamw_decays_kernels_alone(on: Workers, backend: str) -> None:
-    settings = {"learning_rate": 0.05, "weight_decay": 0.3, "beta_1": 0.9}
+    settings = {"learning_rate": 0.05, "decay": 0.3, "beta_1": 0.9}
     assert_all_close(on(backend)(optimise, kind="adamw", settings=settings), numpy_adamw(0.05, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("sgd", {"l2": 0.1, "momentum": 0.9, "nesterov": True}),
+        ("sgd", {"l2": 0.1}),
+        ("adamw", {"decay": 0.3}),
+        ("lamb", {"decay": 0.5}),
+    ],
+)
+def test_a_variable_moves_by_its_share_of_the_rate_with_its_weight_decay(
+    on: Workers, backend: str, kind: str, settings: dict[str, Any]
+) -> None:
+    arguments = {"kind": kind, "settings": settings | {"learning_rate": 0.05}, "steps": 1}
+    shares = (0.25, 0.5, 1.0)
+    whole, shared = on(backend)(optimise, **arguments), on(backend)(optimise, **arguments, shares=shares)
+    for first, all_of_it, part, share in zip(start(), whole, shared, shares, strict=True):
+        np.testing.assert_allclose(part - first, share * (all_of_it - first), atol=1e-6)
+        assert np.abs(all_of_it - first).max() > 1e-3
+    np.testing.assert_array_equal(shared[2], whole[2])
+
+
+def test_the_whole_rate_adds_nothing_to_a_step() -> None:
+    variables = [keras.Variable(w) for w in start()]
+    optimizer = SGD(learning_rate=0.1, shares={id(v): 1.0 for v in variables})
+    optimizer.build(variables)
+    rate = object()
+    assert all(optimizer.rate_of(variable, rate) is rate for variable in variables)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +210,13 @@ def test_a_schedule_survives_its_configuration() -> None:
     assert [float(again(s)) for s in steps] == [float(schedule(s)) for s in steps]
 
 
+def test_an_optimizer_that_begins_later_goes_on_with_the_schedule() -> None:
+    recipe = Recipe(epochs=10, warmup=2)
+    whole, later = (optimizer_for(recipe, 5, start=start)._learning_rate for start in (0, 7))
+    assert [float(later(step)) for step in range(43)] == [float(whole(7 + step)) for step in range(43)]
+    assert float(Schedule.from_config(later.get_config())(3)) == float(whole(10))
+
+
 def test_a_recipes_epochs_become_steps() -> None:
     schedule = optimizer_for(RECIPES["imagenet"], 100)._learning_rate
     assert (schedule.warmup, schedule.total, schedule.milestones) == (500.0, 9000.0, (3000.0, 6000.0, 8000.0))
@@ -187,7 +227,7 @@ def test_a_recipes_epochs_become_steps() -> None:
     ("changes", "kind", "expected"),
     [
         ({"optimizer": "sgd", "nesterov": True}, SGD, {"l2": 5e-4, "momentum": 0.8, "nesterov": True}),
-        ({"optimizer": "adamw"}, AdamW, {"weight_decay": 5e-4, "beta_1": 0.8}),
+        ({"optimizer": "adamw"}, AdamW, {"decay": 5e-4, "beta_1": 0.8}),
         ({"optimizer": "lamb"}, Lamb, {"decay": 5e-4, "beta_1": 0.8}),
         ({"ema": 0.999}, SGD, {"use_ema": True, "ema_momentum": 0.999}),
         ({}, SGD, {"use_ema": False}),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import keras
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:  # so that cropping, and prediction by another engine, does not load it
+    import keras
 
 BATCH_SIZE = 64
 

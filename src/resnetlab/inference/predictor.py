@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import glob
-import warnings
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import keras
 import numpy as np
 
-from resnetlab.data.images import ImageProblem, decode, fit_square
+from resnetlab.data.images import ImageProblem, Pixels, decode, fit_square
 from resnetlab.data.sources import IMAGE_SUFFIXES
-from resnetlab.errors import ResnetlabError, UsageError
-from resnetlab.evaluation.logits import BATCH_SIZE, predict_logits
-from resnetlab.evaluation.metrics import softmax
+from resnetlab.environment import usable_cores
+from resnetlab.errors import UsageError, unknown
+from resnetlab.evaluation.logits import BATCH_SIZE, centre_crop, predict_logits
+from resnetlab.inference.engines import Engine, exported_engine, keras_engine, load_network
+from resnetlab.inference.export import default_folder, export, is_current
 from resnetlab.run import Run
-from resnetlab.training.fit import network_for
+
+if TYPE_CHECKING:
+    import keras
+
+ENGINES = ("keras", "onnx", "openvino")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -37,54 +47,106 @@ class Prediction:
 
 
 class Predictor:
-    """The best network of a run, ready to take RGB bytes."""
+    """The best network of a run, ready to take RGB bytes.
 
-    def __init__(self, run: Run) -> None:
-        facts = run.facts()
+    Engines other than Keras run the run's own export of that format and precision. It is made, and verified, when it is
+    first asked for, and again when the weights have changed; only then is Keras loaded.
+
+    Raises:
+        UsageError: an unknown engine; a precision that it has not; int8 that was not exported before, which needs data.
+        ResnetlabError: no weights yet, or damaged ones; a package is missing; the export failed.
+    """
+
+    def __init__(self, run: Run, *, engine: str = "keras", precision: str = "float32") -> None:
+        if engine not in ENGINES:
+            raise unknown("engine", engine, ENGINES)
+        if engine == "keras" and precision != "float32":
+            raise UsageError(f"Received precision {precision!r} with the engine keras, which predicts in float32.")
+        self.run = run
         # Weights are float32 whatever the precision of training was, and so is prediction: it runs anywhere.
         self.recipe = run.recipe().changed(precision="float32")
-        self.class_names: tuple[str, ...] = tuple(facts["class_names"])
-        self.network: keras.Model = network_for(self.recipe, len(self.class_names))
-        weights = run.weights()
-        try:
-            with warnings.catch_warnings():  # beside its error, Keras warns of each part that does not fit
-                warnings.simplefilter("ignore", UserWarning)
-                self.network.load_weights(weights)
-        except (OSError, ValueError, KeyError) as error:
-            raise ResnetlabError(f"{weights} cannot be loaded into {self.recipe.model}: {error}.") from None
+        self.class_names: tuple[str, ...] = tuple(run.facts()["class_names"])
+        self.engine: Engine = (
+            keras_engine(self.network, self.recipe.image_size)
+            if engine == "keras"
+            else exported_engine(_exported(run, engine, precision))
+        )
+
+    @cached_property
+    def network(self) -> keras.Model:
+        """The network in Keras, whichever the engine."""
+        return load_network(self.run)
 
     def logits(self, images: np.ndarray, indices: np.ndarray | None = None) -> np.ndarray:
-        """Logits (n, num_classes) of packed images (n, pack_size, pack_size, 3)."""
+        """Keras's logits (n, num_classes) of packed images (n, pack_size, pack_size, 3), whichever the engine."""
         indices = np.arange(len(images)) if indices is None else indices
         return predict_logits(self.network, images, indices, size=self.recipe.image_size)
 
     def predict(self, paths: Iterable[Path], *, top: int = 5) -> Iterator[Prediction]:
-        """Predictions in the order of `paths`. A file that cannot be read is reported, and the rest go on."""
-        remaining = iter(paths)
-        while batch := list(islice(remaining, BATCH_SIZE)):
-            images: list[np.ndarray] = []
-            problems: dict[int, str] = {}
-            for place, path in enumerate(batch):
-                try:
-                    size = self.recipe.pack_size
-                    images.append(fit_square(decode(path, size=size).image, size, self.recipe.interpolation))
-                except ImageProblem as problem:
-                    problems[place] = str(problem)
+        """Predictions in the order of `paths`. A file that cannot be read is reported, and the rest go on.
+
+        The files of the next two batches are decoded while one is computed; memory does not grow with their number.
+        """
+        decoded = ahead(self._read, paths, count=2 * BATCH_SIZE)
+        while batch := list(islice(decoded, BATCH_SIZE)):
+            images = [pixels for _, pixels in batch if isinstance(pixels, np.ndarray)]
             ranked = iter(self.rank(np.stack(images), top=top) if images else ())
-            for place, path in enumerate(batch):
-                if place in problems:
-                    yield Prediction(str(path), problem=problems[place])
+            for path, pixels in batch:
+                if isinstance(pixels, str):
+                    yield Prediction(str(path), problem=pixels)
                 else:
                     yield Prediction(str(path), classes=next(ranked))
 
     def rank(self, images: np.ndarray, *, top: int = 5) -> list[tuple[tuple[str, float], ...]]:
         """The `top` classes of each packed image with their probabilities, most probable first."""
-        probabilities = softmax(self.logits(images))
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-        return [
-            tuple((self.class_names[k], float(row[k])) for k in best)
-            for row, best in zip(probabilities, order, strict=True)
-        ]
+        rows: list[tuple[tuple[str, float], ...]] = []
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = centre_crop(images[start : start + BATCH_SIZE], self.recipe.image_size)
+            probabilities = self.engine(np.ascontiguousarray(batch))
+            order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+            rows += [
+                tuple((self.class_names[k], float(row[k])) for k in best)
+                for row, best in zip(probabilities, order, strict=True)
+            ]
+        return rows
+
+    def _read(self, path: Path) -> tuple[Path, Pixels | str]:
+        """The pixels of a file (pack_size, pack_size, 3), or the problem with it."""
+        size = self.recipe.pack_size
+        try:
+            return path, fit_square(decode(path, size=size).image, size, self.recipe.interpolation)
+        except ImageProblem as problem:
+            return path, str(problem)
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, count: int) -> Iterator[Result]:
+    """`map` in threads, in order: at most `count` items are taken that the consumer has not had yet.
+
+    Threads, as Pillow decodes without the interpreter's lock.
+    """
+    remaining = iter(items)
+    pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="ahead")
+    try:
+        pending: deque[Future[Result]] = deque(pool.submit(function, item) for item in islice(remaining, count))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(function, item) for item in islice(remaining, 1))
+            yield result
+    finally:  # the consumer may have stopped early
+        pool.shutdown(cancel_futures=True)
+
+
+def _exported(run: Run, format: str, precision: str) -> Path:
+    """The run's export of this kind, made now if there is none of the weights it has."""
+    folder = default_folder(run, format, precision)
+    if not is_current(folder, run):
+        if precision == "int8":
+            raise UsageError(
+                f"{run.path} has no int8 export of its weights, which needs the training images. "
+                f"Do: resnetlab export {run.path} --format {format} --precision int8."
+            )
+        export(run, format, precision=precision)
+    return folder
 
 
 def expand(arguments: Iterable[str]) -> list[Path]:

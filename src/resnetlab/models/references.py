@@ -20,7 +20,11 @@ from resnetlab.errors import ResnetlabError
 from resnetlab.models.architectures import PREPROCESSING, Architecture, architecture
 from resnetlab.models.checkpoints import read
 
-_NEEDS = {"keras.applications": ("keras",), "torchvision": ("torch",), "transformers": ("torch", "transformers")}
+_NEEDS: dict[str, list[tuple[str, ...]]] = {  # of each group, one
+    "keras.applications": [("keras",)],
+    "torchvision": [("torch",), ("torchvision", "timm")],
+    "transformers": [("torch",), ("transformers",)],
+}
 
 
 def images(size: int) -> np.ndarray:
@@ -41,9 +45,9 @@ def logits(source: str, row: str, family: str, *, size: int, preprocessing: str)
 
     Returns a text that says why where it is not installed, or cannot run the network.
     """
-    missing = [name for name in _NEEDS[family] if importlib.util.find_spec(name) is None]
+    missing = [group for group in _NEEDS[family] if not any(map(importlib.util.find_spec, group))]
     if missing:
-        return f"{family} cannot run here: {', '.join(missing)} is not installed"
+        return f"{family} cannot run here: {', '.join(map(' or '.join, missing))} is not installed"
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "logits.npz"
         command = [sys.executable, "-m", __name__, source, row, family, str(size), preprocessing, str(output)]

@@ -32,13 +32,12 @@ def save(path: Path, model: keras.Model, progress: dict[str, Any]) -> None:
         np.savez(file, names=np.array(names), progress=np.array(json.dumps(progress)), **arrays)
 
 
-def load(path: Path, model: keras.Model) -> dict[str, Any]:
-    """Put a saved state into a model that is built alike, and return the progress saved with it.
+def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """The progress that was saved, and the state for `restore`.
 
     Raises:
-        ResnetlabError: no such file, a damaged one, or one of another model.
+        ResnetlabError: no such file, or a damaged one.
     """
-    variables = state_variables(model)
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # it leaves a damaged one open
             arrays = [file[f"{i:05d}"] for i in range(len(file["names"]))]
@@ -47,12 +46,17 @@ def load(path: Path, model: keras.Model) -> dict[str, Any]:
         raise ResnetlabError(f"{path} does not exist: the run ended before its first checkpoint. Start anew.") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ResnetlabError(f"{path} is damaged ({error}); the weights beside it can still be used.") from None
+    return progress, arrays
+
+
+def restore(model: keras.Model, arrays: list[np.ndarray]) -> None:
+    """Put a state that was read into a model that is built alike. Raises ResnetlabError where it is of another one."""
+    variables = state_variables(model)
     received, expected = [a.shape for a in arrays], [tuple(v.shape) for v in variables]
     if received != expected:
         raise ResnetlabError(
-            f"{path}: received the state of another model ({len(received)} variables, expected {len(expected)}, or "
+            f"The checkpoint has the state of another model ({len(received)} variables, expected {len(expected)}, or "
             "shapes that differ). Resume with the recipe that the run was started with."
         )
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
-    return progress

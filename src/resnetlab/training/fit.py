@@ -1,7 +1,8 @@
 """Training: an explicit loop over epochs around `keras.Model.fit`, which compiles and runs the steps of one.
 
 The state of a run is its weights, its optimizer's slots and the step number (see `data/stream.py` and
-`checkpoint.py`), so an interrupted run that is resumed equals one that never stopped, to the bit.
+`checkpoint.py`), so an interrupted run that is resumed equals one that never stopped, to the bit. What is frozen is a
+function of the step too (`transfer.py`).
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from resnetlab.errors import ResnetlabError
 from resnetlab.evaluation.logits import predict_logits
 from resnetlab.evaluation.metrics import evaluate_logits
 from resnetlab.models.architectures import Architecture, architecture
+from resnetlab.models.layers import BatchNorm
 from resnetlab.models.resnet import build
 from resnetlab.recipes import Recipe
 from resnetlab.run import Run
-from resnetlab.training import checkpoint
+from resnetlab.training import checkpoint, transfer
 from resnetlab.training.optimizers import optimizer_for
 
 Record = dict[str, Any]
@@ -54,7 +56,7 @@ def network_for(recipe: Recipe, num_classes: int) -> keras.Model:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
     try:
-        return build(
+        network = build(
             architecture_of(recipe),
             num_classes=num_classes,
             stochastic_depth=recipe.stochastic_depth,
@@ -62,6 +64,10 @@ def network_for(recipe: Recipe, num_classes: int) -> keras.Model:
         )
     finally:
         keras.config.set_dtype_policy(before)
+    for layer in network.layers:
+        if isinstance(layer, BatchNorm):
+            layer.frozen_statistics = recipe.frozen_batch_norm
+    return network
 
 
 def augmentation_for(recipe: Recipe) -> Augmentation:
@@ -96,14 +102,18 @@ def stream_for(recipe: Recipe, pack: Pack) -> Stream:
 
 
 def trainer_for(
-    network: keras.Model, recipe: Recipe, stream: Stream, *, jit_compile: bool | str = "auto"
+    network: keras.Model, recipe: Recipe, stream: Stream, *, step: int = 0, jit_compile: bool | str = "auto"
 ) -> keras.Model:
     """Augmentation and network as one compiled model, from a stream's batches to logits.
 
+    It is for the phase of the run that `step` is in: of what is frozen then, it makes neither gradients nor slots. A
+    phase has an optimizer of its own, whose moments and averages begin with it, and whose count of steps too: the
+    moments' correction for their start goes by it.
     `jit_compile` is Keras's: by default XLA for JAX everywhere, and for TensorFlow on a GPU.
     The optimizer's variables are made here: made during the first step, they would have it traced twice. So are the
     metrics', for a checkpoint to be put into.
     """
+    start = transfer.freeze(network, recipe, step, stream.steps_per_epoch)
     side = recipe.pack_size
     inputs = {"image": keras.Input((side, side, 3), name="image")}
     for name, shape in stream.augmentation.shapes().items():
@@ -115,7 +125,7 @@ def trainer_for(
         if recipe.loss == "cross-entropy"
         else keras.losses.BinaryCrossentropy(from_logits=True)
     )
-    optimizer = optimizer_for(recipe, stream.steps_per_epoch)
+    optimizer = optimizer_for(recipe, stream.steps_per_epoch, start=start, shares=transfer.rate_shares(network, recipe))
     optimizer.build(trainer.trainable_variables)
     metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
     trainer.compile(optimizer, loss, metrics=metrics, jit_compile=jit_compile)
@@ -134,8 +144,18 @@ def require_validation(recipe: Recipe, pack: Pack) -> None:
         )
 
 
-def train(pack: Pack, recipe: Recipe, run: Run, *, progress: Progress, resume: bool = False) -> str:
+def train(
+    pack: Pack,
+    recipe: Recipe,
+    run: Run,
+    *,
+    progress: Progress,
+    resume: bool = False,
+    initial: Callable[[keras.Model], None] | None = None,
+) -> str:
     """Train until the epochs are over, early stopping says so, or the process is asked to stop.
+
+    `initial` sets the weights that a new run begins with, as `transfer.load_backbone` does; a resumed one has its own.
 
     Returns:
         "finished", or "interrupted" after SIGINT or SIGTERM: then the step in progress is finished and the state is
@@ -143,21 +163,28 @@ def train(pack: Pack, recipe: Recipe, run: Run, *, progress: Progress, resume: b
 
     Raises:
         ResnetlabError: the loss is no longer finite (the weights of the best epoch stay), or nothing to resume.
+        UsageError: the recipe freezes stages that the network lacks, or weights that are not given.
     """
     network = network_for(recipe, len(pack.class_names))
     stream = stream_for(recipe, pack)
-    trainer = trainer_for(network, recipe, stream)
     steps = stream.steps_per_epoch
     validation = pack.indices("validation")
     require_validation(recipe, pack)
 
-    state: Record = {"best_epoch": 0, "best_loss": None, "partial": None}
+    state: Record = {"step": 0, "best_epoch": 0, "best_loss": None}
     records: list[Record] = []
     if resume:
-        state = checkpoint.load(run.checkpoint, trainer)
-    step = int(trainer.optimizer.iterations)
-    if resume:
-        records = run.metrics()[: step // steps]
+        state, arrays = checkpoint.read(run.checkpoint)
+        trainer = trainer_for(network, recipe, stream, step=state["step"])
+        checkpoint.restore(trainer, arrays)
+        records = run.metrics()[: state["step"] // steps]
+    else:
+        if initial:
+            initial(network)
+        else:
+            transfer.require_weights(recipe)
+        trainer = trainer_for(network, recipe, stream)
+    step: int = state["step"]
     partial = _metric_values(trainer) if step % steps else None  # of the epoch that was interrupted
     run.update(status="started")
     progress.start(recipe.epochs, steps, recipe.batch_size, step)
@@ -166,6 +193,9 @@ def train(pack: Pack, recipe: Recipe, run: Run, *, progress: Progress, resume: b
         while step < recipe.epochs * steps and not _exhausted(recipe, records, state):
             began = time.perf_counter()
             epoch, done = divmod(step, steps)
+            if step and step == recipe.frozen_epochs * steps:
+                progress.say(f"All stages learn from epoch {epoch + 1} on")
+            before = int(trainer.optimizer.iterations)
             batches = stream.batches(step)
             logs = trainer.fit(
                 batches,
@@ -175,7 +205,8 @@ def train(pack: Pack, recipe: Recipe, run: Run, *, progress: Progress, resume: b
                 callbacks=[_Watch(trainer, step, progress, stop, partial)],
             ).history
             batches.close()  # type: ignore[attr-defined]
-            step, partial = int(trainer.optimizer.iterations), None
+            step, partial = step + int(trainer.optimizer.iterations) - before, None
+            state["step"] = step
             if step < (epoch + 1) * steps:
                 checkpoint.save(run.checkpoint, trainer, state)
                 run.update(status="interrupted", step=step)
@@ -208,6 +239,8 @@ def train(pack: Pack, recipe: Recipe, run: Run, *, progress: Progress, resume: b
                 run.save("last.weights.h5", lambda path: _save_weights(network, path))
             records.append(record)
             run.write_metrics(records)
+            if epoch + 1 == recipe.frozen_epochs:  # before the checkpoint, which is of the phase that its step is in
+                trainer = trainer_for(network, recipe, stream, step=step)
             checkpoint.save(run.checkpoint, trainer, state)
             run.update(status="started", step=step, epoch=epoch + 1, best_epoch=state["best_epoch"])
             progress.epoch(record, best=best and bool(len(validation)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,17 +14,24 @@ from resnetlab.recipes import Recipe
 Tensor = Any
 
 
-def optimizer_for(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """The optimizer of a recipe. It keeps averaged weights beside the live ones where the recipe has an `ema`."""
+def optimizer_for(
+    recipe: Recipe, steps_per_epoch: int, *, start: int = 0, shares: Mapping[int, float] | None = None
+) -> keras.optimizers.Optimizer:
+    """The optimizer of a recipe. It keeps averaged weights beside the live ones where the recipe has an `ema`.
+
+    Its own count of steps begins at step `start` of the run. `shares` has the share of the learning rate by the
+    identity of each variable, where they differ.
+    """
     shared: dict[str, Any] = {
-        "learning_rate": Schedule.of(recipe, steps_per_epoch),
+        "learning_rate": Schedule.of(recipe, steps_per_epoch, start=start),
+        "shares": shares,
         "use_ema": recipe.ema > 0,
         "ema_momentum": recipe.ema or 0.99,
     }
     if recipe.optimizer == "sgd":
         return SGD(l2=recipe.weight_decay, momentum=recipe.momentum, nesterov=recipe.nesterov, **shared)
     if recipe.optimizer == "adamw":
-        return AdamW(beta_1=recipe.momentum, weight_decay=recipe.weight_decay, **shared)
+        return AdamW(beta_1=recipe.momentum, decay=recipe.weight_decay, **shared)
     return Lamb(beta_1=recipe.momentum, decay=recipe.weight_decay, **shared)
 
 
@@ -37,27 +44,28 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     """Learning rate as a function of the step: linear warm-up to `peak`, then one of four ways down.
 
     "constant" stays; "cosine" and "linear" reach zero at the last step (Loshchilov 2016, arXiv:1608.03983); "steps"
-    falls to a tenth at each milestone.
+    falls to a tenth at each milestone. An optimizer that begins later in the run counts its steps from `start`.
     """
 
     def __init__(
-        self, kind: str, peak: float, *, warmup: float, total: float, milestones: Sequence[float] = ()
+        self, kind: str, peak: float, *, warmup: float, total: float, milestones: Sequence[float] = (), start: int = 0
     ) -> None:
         self.kind, self.peak, self.warmup, self.total = kind, peak, warmup, total
-        self.milestones = tuple(milestones)
+        self.milestones, self.start = tuple(milestones), start
 
     @classmethod
-    def of(cls, recipe: Recipe, steps_per_epoch: int) -> Schedule:
+    def of(cls, recipe: Recipe, steps_per_epoch: int, *, start: int = 0) -> Schedule:
         return cls(
             recipe.schedule,
             recipe.learning_rate,
             warmup=min(recipe.warmup, recipe.epochs / 2) * steps_per_epoch,
             total=float(recipe.epochs * steps_per_epoch),
             milestones=[epoch * steps_per_epoch for epoch in recipe.milestones],
+            start=start,
         )
 
     def __call__(self, step: Tensor) -> Tensor:
-        step = ops.cast(step, "float32")
+        step = ops.cast(step, "float32") + self.start
         progress = ops.clip((step - self.warmup) / max(self.total - self.warmup, 1.0), 0.0, 1.0)
         if self.kind == "cosine":
             factor = 0.5 * (1.0 + ops.cos(progress * 3.141592653589793))
@@ -71,18 +79,30 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return self.peak * factor * warming
 
     def get_config(self) -> dict[str, Any]:
-        keys = ("kind", "peak", "warmup", "total", "milestones")
+        keys = ("kind", "peak", "warmup", "total", "milestones", "start")
         return {key: getattr(self, key) for key in keys}
 
 
-class _LeavesWeights:
-    """Keras overwrites the weights with their average whenever `fit` returns; training here goes on after that."""
+class _Ours:
+    """What all optimizers here share: a learning rate of each variable's own, and weights that `fit` leaves alone."""
+
+    def __init__(self, *, shares: Mapping[int, float] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shares = shares
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        super().build(variables)  # type: ignore[misc]
+        self.share_of = [self.shares[id(v)] if self.shares else 1.0 for v in variables]
+
+    def rate_of(self, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
+        share = self.share_of[self._get_variable_index(variable)]  # type: ignore[attr-defined]
+        return learning_rate if share == 1.0 else learning_rate * share
 
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
-        pass
+        """Keras overwrites the weights with their average whenever `fit` returns; training here goes on after that."""
 
 
-class SGD(_LeavesWeights, keras.optimizers.SGD):
+class SGD(_Ours, keras.optimizers.SGD):
     """SGD with (Nesterov) momentum and L2 regularisation inside the gradient, as in He 2015.
 
     Keras's own `weight_decay` is the decoupled one, which leaves the momentum out.
@@ -102,22 +122,29 @@ class SGD(_LeavesWeights, keras.optimizers.SGD):
         super().apply(grads, trainable_variables)
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
+        rate = self.rate_of(variable, learning_rate)
         velocity = self.momentums[self._get_variable_index(variable)] if self.momentum else None
         if velocity is None or not kernels.momentum_update(
-            variable, velocity, gradient, rate=learning_rate, momentum=self.momentum, nesterov=self.nesterov
+            variable, velocity, gradient, rate=rate, momentum=self.momentum, nesterov=self.nesterov
         ):
-            super().update_step(gradient, variable, learning_rate)
+            super().update_step(gradient, variable, rate)
 
 
-class AdamW(_LeavesWeights, keras.optimizers.AdamW):
-    """AdamW (Loshchilov 2017, arXiv:1711.05101) that decays kernels alone."""
+class AdamW(_Ours, keras.optimizers.Adam):
+    """AdamW (Loshchilov 2017, arXiv:1711.05101, algorithm 2) that decays kernels alone, each at its own rate."""
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
-        self.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])
-        super().build(variables)
+    def __init__(self, *, decay: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.decay = decay
+
+    def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
+        rate = self.rate_of(variable, learning_rate)
+        if self.decay and decays(variable):
+            self.assign_sub(variable, variable * (rate * self.decay))
+        super().update_step(gradient, variable, rate)
 
 
-class Lamb(_LeavesWeights, keras.optimizers.Lamb):
+class Lamb(_Ours, keras.optimizers.Lamb):
     """LAMB (You 2019, arXiv:1904.00962, algorithm 2): weight decay is part of the update that the trust ratio scales.
 
     Keras's own leaves it outside. Biases and batch norms are neither decayed nor scaled, as in the paper's code.
@@ -141,4 +168,4 @@ class Lamb(_LeavesWeights, keras.optimizers.Lamb):
             weight_norm, update_norm = (ops.sqrt(ops.sum(ops.square(t))) for t in (variable, update))
             nonzero = ops.logical_and(weight_norm > 0.0, update_norm > 0.0)
             ratio = ops.where(nonzero, weight_norm / ops.maximum(update_norm, 1e-12), 1.0)
-        self.assign_sub(variable, learning_rate * ratio * update)
+        self.assign_sub(variable, self.rate_of(variable, learning_rate) * ratio * update)

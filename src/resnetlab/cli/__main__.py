@@ -1,0 +1,5 @@
+"""`python -m resnetlab.cli` is `resnetlab`."""
+
+from resnetlab.cli import main
+
+main()

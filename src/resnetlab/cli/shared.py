@@ -1,0 +1,129 @@
+"""What several commands do: find the recipe, settle the backend, open the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnetlab import environment
+from resnetlab.errors import ResnetlabError, UsageError
+
+if TYPE_CHECKING:
+    from resnetlab.data.pack import Pack
+    from resnetlab.data.sources import Source
+    from resnetlab.recipes import Recipe
+    from resnetlab.run import Run
+
+
+def recipe_for(
+    data: str,
+    recipe: str | None,
+    model: str | None,
+    settings: list[str] | None,
+    *,
+    fixed: dict[str, Any] | None = None,
+) -> Recipe:
+    """The recipe that was asked for, or the data's own, with its changes; `fixed` is what given weights ask for."""
+    from resnetlab.models import architecture
+    from resnetlab.recipes import RECIPES
+    from resnetlab.recipes import recipe as find_recipe
+
+    defaults = {"digits": "quick", "cifar10": "cifar-quick"}
+    chosen = find_recipe(recipe) if recipe else RECIPES[defaults.get(data, "animals")]
+    fixed = fixed or {}
+    chosen = chosen.changed(**({"model": model} if model else {}) | fixed).with_settings(settings or [])
+    architecture(chosen.model)  # an unknown name is told before anything is decoded
+    if fixed and (model or chosen.model) != fixed["model"]:
+        raise UsageError(
+            f"Received the model {model or chosen.model!r}, expected {fixed['model']!r}: the weights are of it."
+        )
+    return chosen
+
+
+def listed(text: str | None, kind: Callable[[str], Any] = str) -> list[Any] | None:
+    """The items of a comma-separated option."""
+    try:
+        return None if text is None else [kind(item.strip()) for item in text.split(",") if item.strip()]
+    except ValueError:
+        raise UsageError(f"Received {text!r}, expected whole numbers separated by commas, such as 8,32,128.") from None
+
+
+def start(backend: str | None, device: str) -> None:
+    """Settle backend and device, and check that the device is there."""
+    environment.start(backend=backend, device=device)
+    if device == "gpu":
+        from resnetlab import kernels
+
+        if not kernels.gpus():
+            from resnetlab.doctor import why_no_gpu
+
+            raise ResnetlabError(f"--device gpu: {kernels.BACKEND} sees no GPU. {why_no_gpu()} See `resnetlab doctor`.")
+
+
+def open_data(spec: str, recipe: Recipe, *, quiet: bool) -> tuple[Source, Pack]:
+    """The data's packed images, made now or reused."""
+    from resnetlab.data.pack import default_cache_dir, pack
+    from resnetlab.data.sources import resolve
+
+    source = resolve(spec)
+    with counting("decoding", quiet=quiet) as progress:
+        packed = pack(
+            source,
+            size=recipe.pack_size,
+            interpolation=recipe.interpolation,
+            cache_dir=default_cache_dir(),
+            validation=recipe.validation,
+            test=recipe.test,
+            seed=recipe.seed,
+            progress=progress,
+        )
+    set_aside = len(packed.audit["set_aside"])
+    if set_aside and not quiet:
+        print(f"{set_aside} of {packed.audit['found']} images are set aside: see `resnetlab audit {spec}`")
+    return source, packed
+
+
+def reopen(folder: Path, data: str | None, *, quiet: bool) -> tuple[Run, Recipe, Source, Pack]:
+    """A run with its data, which must be what it was when the run began."""
+    from resnetlab.run import Run
+
+    run = Run.open(folder)
+    recipe, facts = run.recipe(), run.facts()
+    if data is None and facts["data"] is None:
+        raise UsageError(f"{folder} was ported, and has no data of its own. Name some: `resnetlab evaluate RUN DATA`.")
+    source, pack = open_data(data or facts["data"], recipe, quiet=quiet)
+    if run.split() != {digest: subset for _, _, subset, digest in split_rows(pack)}:
+        raise ResnetlabError(
+            f"The images of {source.location} are not those that {folder} was trained on: files were added, removed or "
+            "changed. Restore them, or evaluate on them as other data: `resnetlab evaluate RUN DATA`."
+        )
+    return run, recipe, source, pack
+
+
+def split_rows(pack: Pack) -> list[tuple[str, str, str, str]]:
+    return [
+        (name, pack.class_names[label], str(subset), digest[:16])
+        for name, label, subset, digest in zip(pack.names, pack.labels, pack.subset, pack.hashes, strict=True)
+    ]
+
+
+class counting:
+    """A bar for work that counts `(done, total)`; it appears on stderr, and only in a terminal."""
+
+    def __init__(self, what: str, *, quiet: bool) -> None:
+        self.what, self.quiet = what, quiet
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn(self.what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, transient=True, disable=self.quiet or not console.is_terminal)
+        task = self.bar.add_task(self.what, total=None)
+        self.bar.start()
+        return lambda done, total: self.bar.update(task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()

@@ -1,0 +1,132 @@
+"""`resnetlab port`, and the weights that `resnetlab train --weights` begins with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resnetlab import environment
+from resnetlab.cli.options import Backend, Device, Json, Verbose
+from resnetlab.cli.shared import start
+from resnetlab.errors import UsageError
+
+if TYPE_CHECKING:
+    from resnetlab.run import Run
+
+
+def port(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A .pth, .safetensors, .h5 or .keras file, a folder with config.json, a name on the Hugging Face hub, "
+            "or a network of keras.applications.",
+        ),
+    ],
+    run_folder: Annotated[
+        Path | None, typer.Option("--run", help="Where to put the run.", show_default="runs/SOURCE")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A name from `resnetlab models`.", show_default="recognised")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="image_size, crop_pct, interpolation or preprocessing."),
+    ] = None,
+    class_names: Annotated[
+        Path | None, typer.Option(help="A text file with a class name in each line.", show_default="the source's")
+    ] = None,
+    backend: Backend = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a run of other people's weights: to predict, evaluate, export, and train on from."""
+    from resnetlab.recipes import parse_settings
+
+    names = None
+    if class_names is not None:
+        try:
+            names = tuple(line.strip() for line in class_names.read_text("utf-8").splitlines() if line.strip())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--class-names {class_names} cannot be read: {error}.") from None
+    changes = parse_settings(settings or [])
+    if strange := set(changes) - {"image_size", "crop_pct", "interpolation", "preprocessing"}:
+        raise UsageError(
+            f"Received --set {', '.join(sorted(strange))}; expected image_size, crop_pct, interpolation, preprocessing."
+        )
+    run_folder = run_folder or Path("runs") / _name_of(source)
+    run = _ported(source, run_folder, model=model, settings=changes, class_names=names, backend=backend, device=device)
+
+    told, facts, recipe = run.read_json("port.json"), run.facts(), run.recipe()
+    if as_json:
+        print(json.dumps({"run": str(run.path), "model": facts["model"], **told}, indent=2, ensure_ascii=False))
+        return
+    check = told["check"]
+    classes = f"{len(facts['class_names'])} classes"
+    print(f"{facts['model']}, {classes}, from {told['arrays']} arrays as {told['family']} names them")
+    print(
+        f"images      {recipe.image_size}x{recipe.image_size}, the middle of {recipe.pack_size}, {recipe.interpolation}"
+        + (f"; assumed, for the source does not say: {', '.join(told['assumed'])}" if told["assumed"] else "")
+    )
+    print(f"licence     {told['licence'] or 'not stated by the source: see where the weights come from'}")
+    if check["against"]:
+        print(f"checked     logits differ from those of {check['against']} by {check['difference']:.1e} of their scale")
+    else:
+        print(f"unchecked   {check['why']}")
+    print(f"run folder  {run.path}")
+
+
+def _ported(
+    source: str,
+    folder: Path,
+    *,
+    model: str | None = None,
+    settings: dict[str, object] | None = None,
+    class_names: tuple[str, ...] | None = None,
+    backend: str | None,
+    device: str,
+) -> Run:
+    from resnetlab.models.checkpoints import read
+    from resnetlab.run import Run
+
+    Run.require_vacant(folder)
+    environment.configure(backend=backend, device=device)  # keras.applications' download imports Keras
+    checkpoint = read(source)  # and a .pth file PyTorch, which must come before TensorFlow
+    start(backend, device)
+    from resnetlab.models.porting import port_to_run
+
+    return port_to_run(checkpoint, folder, model=model, settings=settings, class_names=class_names)
+
+
+def given_weights(spec: str, *, backend: str | None, device: str) -> Run:
+    """The run of `--weights`: a run folder, or what `resnetlab port` would make of it, kept in the cache."""
+    from resnetlab.data.pack import default_cache_dir
+    from resnetlab.run import Run
+
+    path = Path(spec)
+    if (path / "run.json").is_file():
+        return Run.open(path)
+    stat = path.stat() if path.is_file() else None
+    key = f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}" if stat else spec
+    kept = default_cache_dir() / "ported" / f"{_name_of(spec)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    if kept.is_dir():
+        return Run.open(kept)
+    return _ported(spec, kept, backend=backend, device=device)
+
+
+def what_weights_fix(run: Run) -> dict[str, Any]:
+    """What of a recipe must be as it was when the weights were trained, or is best so."""
+    recipe = run.recipe()
+    keys = ("model", "preprocessing", "image_size", "crop_pct", "interpolation")
+    return {key: getattr(recipe, key) for key in keys}
+
+
+def _name_of(source: str) -> str:
+    path = Path(source)
+    return re.sub(r"[^\w.-]+", "-", path.stem if path.is_file() else path.name)

@@ -1,0 +1,153 @@
+"""Engines: what turns images into probabilities, behind one interface. Each imports its library when it is opened.
+
+So prediction with ONNX Runtime or OpenVINO never loads Keras. The engine of an export reads its folder: `export.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resnetlab.environment import usable_cores
+from resnetlab.errors import ResnetlabError
+from resnetlab.run import Run
+
+if TYPE_CHECKING:
+    import keras
+
+Engine = Callable[[np.ndarray], np.ndarray]  # (n, size, size, 3) uint8 to (n, classes) float32, for any n from 1
+
+EXPORT_FILE = "export.json"
+PACKAGES = {  # what an engine and the export of its format import, and the extra that installs it
+    "onnx": (("onnx", "onnxruntime"), "onnx"),
+    "openvino": (("onnx", "onnxruntime", "openvino"), "openvino"),
+    "litert": (("tensorflow", "ai_edge_litert"), "cpu,litert"),
+    "saved_model": (("tensorflow",), "cpu"),
+}
+
+
+def require_packages(kind: str) -> None:
+    """Raise ResnetlabError, with the command that installs it, where a package of a format is missing."""
+    packages, extra = PACKAGES[kind]
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise ResnetlabError(f"{kind} needs {', '.join(missing)}. Do: pip install 'resnetlab[{extra}]'.")
+
+
+def load_network(run: Run, *, precision: str = "float32") -> keras.Model:
+    """The network of a run with its best weights. Raises ResnetlabError where they do not fit, or cannot be read."""
+    from resnetlab.training.fit import network_for
+
+    recipe = run.recipe().changed(precision=precision)
+    network = network_for(recipe, len(run.facts()["class_names"]))
+    weights = run.weights()
+    try:
+        with warnings.catch_warnings():  # beside its error, Keras warns of each part that does not fit
+            warnings.simplefilter("ignore", UserWarning)
+            network.load_weights(weights)
+    except (OSError, ValueError, KeyError) as error:
+        raise ResnetlabError(f"{weights} cannot be loaded into {recipe.model}: {error}.") from None
+    return network
+
+
+def keras_engine(network: keras.Model, size: int) -> Engine:
+    """Keras's compiled prediction, on the backend it runs on."""
+    from resnetlab.evaluation.logits import predict_logits
+    from resnetlab.evaluation.metrics import softmax
+
+    def engine(images: np.ndarray) -> np.ndarray:
+        return softmax(predict_logits(network, images, np.arange(len(images)), size=size)).astype(np.float32)
+
+    return engine
+
+
+def exported_engine(folder: Path) -> Engine:
+    """The engine of the export in `folder`: for each format the runtime it is made for.
+
+    Raises:
+        ResnetlabError: a package is missing, or the folder is no export.
+    """
+    try:
+        facts: dict[str, Any] = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+        open_engine, batch_size = _EXPORTED[facts["format"]], facts["batch_size"]
+    except (OSError, ValueError, KeyError):
+        raise ResnetlabError(f"{folder} is no export: expected a folder made by `resnetlab export`.") from None
+    require_packages(facts["format"])
+    engine = open_engine(folder, facts["precision"])
+    return _in_batches_of(engine, batch_size) if batch_size else engine
+
+
+def _in_batches_of(engine: Engine, size: int) -> Engine:
+    """An engine of any number of images from one of `size`: the last batch is filled up."""
+
+    def whole(images: np.ndarray) -> np.ndarray:
+        missing = -len(images) % size
+        filled = np.concatenate([images, np.repeat(images[:1], missing, axis=0)])
+        rows = [engine(filled[start : start + size]) for start in range(0, len(filled), size)]
+        return np.concatenate(rows)[: len(images)]
+
+    return whole
+
+
+def _onnx_runtime(folder: Path, precision: str) -> Engine:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()  # its own choice looks at the machine, not at this process's share
+    # A thread that waits by spinning takes its core from the threads that decode; asleep it wakes in microseconds.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["probabilities"], {"image": images})[0]
+
+
+def _openvino(folder: Path, precision: str) -> Engine:
+    import openvino
+
+    options: dict[str, Any] = {"INFERENCE_NUM_THREADS": usable_cores()}
+    if precision == "float32":  # left to itself, it computes in bfloat16 where the processor can
+        options["INFERENCE_PRECISION_HINT"] = "f32"
+    model = openvino.Core().compile_model(folder / "model.xml", "CPU", options)
+    return lambda images: np.array(model(np.ascontiguousarray(images))["probabilities"])
+
+
+def _litert(folder: Path, precision: str) -> Engine:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(folder / "model.tflite"), num_threads=usable_cores())
+    (image,), (probabilities,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def engine(images: np.ndarray) -> np.ndarray:
+        if tuple(interpreter.get_input_details()[0]["shape"]) != images.shape:
+            interpreter.resize_tensor_input(image["index"], images.shape, strict=True)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(image["index"], images)
+        interpreter.invoke()
+        return interpreter.get_tensor(probabilities["index"])
+
+    return engine
+
+
+def _saved_model(folder: Path, precision: str) -> Engine:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(folder / "saved_model" / "1"))
+    signature = loaded.signatures["serving_default"]
+
+    def engine(images: np.ndarray) -> np.ndarray:
+        return signature(image=tf.constant(images))["probabilities"].numpy()
+
+    engine.loaded = loaded  # type: ignore[attr-defined]  # a signature does not keep its variables alive
+    return engine
+
+
+_EXPORTED: dict[str, Callable[[Path, str], Engine]] = {
+    "onnx": _onnx_runtime,
+    "openvino": _openvino,
+    "litert": _litert,
+    "saved_model": _saved_model,
+}

@@ -1,0 +1,233 @@
+"""A run's network for another runtime, in a folder that says how to serve it, verified against Keras.
+
+    RUN/export/onnx-float32/
+        model.onnx          (or saved_model/1, model.tflite, model.xml and model.bin)
+        classes.txt         one class name a line, in the order of the probabilities
+        config.pbtxt        for Triton, where it serves the format
+        export.json         what it is, what it was made from, what was verified
+        README.md           how to serve it
+
+The folder is made beside its place, and moved there once it is verified: a failure leaves nothing behind. Keras is
+imported only when there is something to export.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resnetlab import environment
+from resnetlab.data.pack import Pack
+from resnetlab.errors import ResnetlabError, UsageError, unknown
+from resnetlab.evaluation.logits import centre_crop, predict_logits
+from resnetlab.evaluation.metrics import softmax
+from resnetlab.inference import serving, verification
+from resnetlab.inference.engines import (
+    EXPORT_FILE,
+    PACKAGES,
+    exported_engine,
+    load_network,
+    require_packages,
+)
+from resnetlab.run import Run
+
+if TYPE_CHECKING:
+    import keras
+
+PRECISIONS = {  # of each format
+    "onnx": ("float32", "float16", "int8"),
+    "saved_model": ("float32", "bfloat16"),  # TensorFlow has kernels for bfloat16 on the CPU, and none for int8
+    "litert": ("float32", "float16", "int8"),
+    "openvino": ("float32", "float16", "int8"),
+}
+VERIFIED = 1000  # images at most
+CALIBRATED = 256  # images at most: ranges change little after a hundred
+
+
+def export(
+    run: Run,
+    format: str,
+    *,
+    precision: str = "float32",
+    batch_size: int | None = None,
+    output: Path | None = None,
+    pack: Pack | None = None,
+) -> Path:
+    """Export the best network of a run: uint8 RGB images (batch, size, size, 3) in, probabilities (batch, classes) out.
+
+    Args:
+        format: "onnx", "saved_model", "litert" or "openvino"; the two of TensorFlow need Keras to run on it.
+        precision: of weights and arithmetic, one of `PRECISIONS`. float16 in LiteRT is that of the weights alone, and
+            so it is in OpenVINO, which computes in what the processor is best at.
+        batch_size: fixed in the export; None for any.
+        output: the folder; by default RUN/export/FORMAT-PRECISION. An export that is there is replaced.
+        pack: the run's data. It is verified on the test images, or else on the validation images, and int8 takes its
+            ranges from the training images. Without it, it is verified on cuttings of two photographs.
+
+    Raises:
+        UsageError: an unknown format, a precision that the format has not, an output that is in the way.
+        ResnetlabError: a package is missing, the folder cannot be written, or the export failed its verification.
+    """
+    _check(format, precision, batch_size, pack)
+    target = output or default_folder(run, format, precision)
+    recipe = run.recipe()
+    class_names: list[str] = run.facts()["class_names"]
+    with _made_whole(target) as folder:
+        environment.start()
+        _require_tensorflow(format)
+        from resnetlab.inference.folding import folded
+        from resnetlab.inference.formats import WRITERS, Artefact
+
+        weights_sha256 = weights_hash(run)  # before they are read: weights that change meanwhile make the export stale
+        network = load_network(run)
+        source = load_network(run, precision="bfloat16") if precision == "bfloat16" else network
+        artefact = Artefact(
+            network=folded(source, recipe.image_size),
+            class_names=class_names,
+            precision=precision,
+            batch_size=batch_size,
+            calibration=_calibration_images(pack, recipe.image_size) if precision == "int8" else np.empty(0),
+        )
+        WRITERS[format](artefact, folder)
+        facts: dict[str, Any] = {
+            "format": format,
+            "precision": precision,
+            "batch_size": batch_size,
+            "model": recipe.model,
+            "image_size": recipe.image_size,
+            "input": f"image: uint8, RGB, (batch, {recipe.image_size}, {recipe.image_size}, 3); normalised inside",
+            "resizing": {
+                "shorter_side": recipe.pack_size,
+                "interpolation": recipe.interpolation,
+                "antialias": True,
+                "centre_crop": recipe.image_size,
+            },
+            "class_names": class_names,
+            "weights_sha256": weights_sha256,
+            "calibration_images": len(artefact.calibration),
+            "versions": environment.snapshot()["versions"] | _versions(format),
+            "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        }
+        _write(folder, EXPORT_FILE, json.dumps(facts))  # the engine reads it
+        facts["verified"] = _verify(folder, network, recipe.image_size, precision, pack)
+        _write(folder, EXPORT_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        _write(folder, "classes.txt", "".join(f"{name}\n" for name in class_names))
+        for name, text in serving.files(facts).items():
+            _write(folder, name, text)
+    return target
+
+
+def default_folder(run: Run, format: str, precision: str) -> Path:
+    return run.path / "export" / f"{format}-{precision}"
+
+
+def is_current(folder: Path, run: Run) -> bool:
+    """Whether there is an export in `folder` of the weights that the run has now."""
+    try:
+        facts = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(facts["weights_sha256"] == weights_hash(run))
+
+
+def weights_hash(run: Run) -> str:
+    with run.weights().open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------ checking
+
+
+def _check(format: str, precision: str, batch_size: int | None, pack: Pack | None) -> None:
+    if format not in PRECISIONS:
+        raise unknown("format", format, PRECISIONS)
+    if precision not in PRECISIONS[format]:
+        raise UsageError(f"Received precision {precision!r}; {format} exports: {', '.join(PRECISIONS[format])}.")
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"Received batch_size={batch_size}, expected at least 1.")
+    if precision == "int8" and pack is None:
+        raise UsageError("int8 needs the run's training images, to see which values occur; received none. Give DATA.")
+    require_packages(format)
+
+
+def _require_tensorflow(format: str) -> None:
+    import keras
+
+    if format in ("saved_model", "litert") and keras.backend.backend() != "tensorflow":
+        raise UsageError(
+            f"{format} is written by TensorFlow; Keras runs on {keras.backend.backend()!r}. Use --backend tensorflow."
+        )
+
+
+def _calibration_images(pack: Pack | None, size: int) -> np.ndarray:
+    assert pack is not None  # `_check` has seen to it
+    indices = spread(pack.indices("train"), CALIBRATED)
+    return np.ascontiguousarray(centre_crop(pack.images[indices], size))
+
+
+def _verify(folder: Path, network: keras.Model, size: int, precision: str, pack: Pack | None) -> dict[str, Any]:
+    if pack is None:
+        images, labels, subset = verification.sample_images(size), None, "two photographs of scikit-learn's"
+        indices = np.arange(len(images))
+    else:
+        subset = next(name for name in ("test", "validation", "train") if len(pack.indices(name)))
+        indices = spread(pack.indices(subset), VERIFIED)
+        images, labels = centre_crop(pack.images, size), pack.labels[indices]
+    received = verification.probabilities_of(exported_engine(folder), images, indices)
+    expected = softmax(predict_logits(network, images, indices, size=size))
+    return {"on": subset} | verification.compare(received, expected, precision=precision, labels=labels)
+
+
+def spread(indices: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of them, evenly spread: files lie class by class."""
+    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
+
+
+def _versions(format: str) -> dict[str, str]:
+    distributions = (name.replace("_", "-") for name in PACKAGES[format][0] if name != "tensorflow")
+    return {name: metadata.version(name) for name in distributions}
+
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+@contextmanager
+def _made_whole(target: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `target` if the block ends well, and vanishes if it does not."""
+    if target.exists() and not (target / EXPORT_FILE).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError(f"{target} is there and is no export. Choose another folder with --output, or remove it.")
+    building, replaced = (target.with_name(f".{os.getpid()}.{kind}.{target.name}") for kind in ("building", "replaced"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building.mkdir()
+    except OSError as error:
+        raise _cannot_write(target, error) from None
+    try:
+        yield building
+        if target.exists():
+            target.rename(replaced)
+        building.rename(target)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    finally:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        for folder in (building, replaced):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cannot_write(target: Path, error: OSError) -> ResnetlabError:
+    return ResnetlabError(f"Cannot write the export {target}: {error.strerror or error}. Choose another with --output.")
+
+
+def _write(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,185 @@
+"""What an exported folder says about how to serve it: its README, and Triton's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_README = """\
+# {model}, {format}, {precision}
+
+Input `image`: uint8, RGB, ({batch}, {size}, {size}, 3). Bytes go in as they are: normalisation is part of the model.
+Output `probabilities`: float32, ({batch}, {classes}), in the order of `classes.txt`.
+
+An image becomes its input as the training images did: resize the shorter side to {shorter_side} pixels
+({interpolation}, with antialiasing), cut out the central {size} x {size}.
+
+```python
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def read(path):
+    image = Image.open(path).convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    image = image.resize(({shorter_side}, {shorter_side}), Image.Resampling.{resampling}, box=box)
+    margin = ({shorter_side} - {size}) // 2
+    return np.asarray(image)[margin : margin + {size}, margin : margin + {size}]
+
+
+classes = Path("classes.txt").read_text(encoding="utf-8").splitlines()
+images = np.stack([read("photo.jpg")]{repeat})
+```
+
+{serving}
+## Verified
+
+{verified}
+"""
+
+_SERVING = {
+    "onnx": """\
+## ONNX Runtime
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+(probabilities,) = session.run(["probabilities"], {{"image": images}})
+print(classes[probabilities[0].argmax()])
+```
+
+## Triton
+
+```sh
+mkdir -p repository/{name}/1
+cp config.pbtxt classes.txt repository/{name}/
+cp model.onnx repository/{name}/1/
+tritonserver --model-repository "$PWD/repository"
+```
+""",
+    "openvino": """\
+## OpenVINO
+
+```python
+import openvino
+
+model = openvino.Core().compile_model("model.xml", "CPU"{hint})
+probabilities = model(images)["probabilities"]
+print(classes[probabilities[0].argmax()])
+```
+
+## Triton
+
+```sh
+mkdir -p repository/{name}/1
+cp config.pbtxt classes.txt repository/{name}/
+cp model.xml model.bin repository/{name}/1/
+tritonserver --model-repository "$PWD/repository"
+```
+""",
+    "saved_model": """\
+A second output, `class`, is the name of the likeliest class of each image.
+
+## TensorFlow Serving
+
+```sh
+docker run -p 8501:8501 -v "$PWD/saved_model:/models/{name}" -e MODEL_NAME={name} tensorflow/serving
+```
+
+```python
+import json
+import urllib.request
+
+request = json.dumps({{"inputs": {{"image": images.tolist()}}}}).encode()
+answer = urllib.request.urlopen("http://localhost:8501/v1/models/{name}:predict", request)
+print(json.load(answer)["outputs"]["class"])
+```
+
+## TensorFlow
+
+```python
+import tensorflow as tf
+
+model = tf.saved_model.load("saved_model/1")
+print(model.signatures["serving_default"](image=tf.constant(images))["class"])
+```
+""",
+    "litert": """\
+The class names are in the model too, as `labels.txt` (a zip archive behind it, as LiteRT's metadata has it).
+
+## LiteRT
+
+```python
+from ai_edge_litert.interpreter import Interpreter
+
+interpreter = Interpreter("model.tflite")
+(image,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
+interpreter.resize_tensor_input(image["index"], images.shape)
+interpreter.allocate_tensors()
+interpreter.set_tensor(image["index"], images)
+interpreter.invoke()
+probabilities = interpreter.get_tensor(output["index"])
+print(classes[probabilities[0].argmax()])
+```
+""",
+}
+
+_BACKENDS = {"onnx": "onnxruntime", "openvino": "openvino"}
+MAX_BATCH = 64  # that Triton gathers
+
+_TRITON = """\
+backend: "{backend}"
+max_batch_size: {max_batch}
+input [{{ name: "image", data_type: TYPE_UINT8, dims: [ {batch}{size}, {size}, 3 ] }}]
+output [{{ name: "probabilities", data_type: TYPE_FP32, dims: [ {batch}{classes} ], label_filename: "classes.txt" }}]
+"""
+
+
+def files(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Texts by file name, for an export with these facts (`export.json`)."""
+    batch, size, classes = facts["batch_size"], facts["image_size"], len(facts["class_names"])
+    resizing = facts["resizing"]
+    serving = _SERVING[facts["format"]].format(
+        name=facts["model"],
+        hint=', {"INFERENCE_PRECISION_HINT": "f32"}' if facts["precision"] == "float32" else "",
+    )
+    texts = {
+        "README.md": _README.format(
+            model=facts["model"],
+            format=facts["format"],
+            precision=facts["precision"],
+            batch=batch or "any number",
+            repeat=f" * {batch}" if batch else "",
+            size=size,
+            classes=classes,
+            shorter_side=resizing["shorter_side"],
+            interpolation=resizing["interpolation"],
+            resampling=resizing["interpolation"].upper(),
+            serving=serving,
+            verified=_verified(facts["verified"]),
+        )
+    }
+    if backend := _BACKENDS.get(facts["format"]):
+        texts["config.pbtxt"] = _TRITON.format(
+            backend=backend,
+            max_batch=0 if batch else MAX_BATCH,  # 0: what is sent is the whole batch
+            batch=f"{batch}, " if batch else "",
+            size=size,
+            classes=classes,
+        ) + ("" if batch else "dynamic_batching { }\n")
+    return texts
+
+
+def _verified(found: Mapping[str, Any]) -> str:
+    text = (
+        f"Against Keras, on {found['images']} images ({found['on']}): the same class for {found['same_class']:.2%}, "
+        f"and probabilities that differ by at most {found['largest_difference']:.2g}."
+    )
+    if "accuracy" in found:
+        text += f" Accuracy {found['accuracy']:.2%}, Keras {found['accuracy_keras']:.2%}."
+    return text

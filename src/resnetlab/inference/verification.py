@@ -1,0 +1,88 @@
+"""Whether an export computes what Keras does: on real images, before anyone uses it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from resnetlab.errors import ResnetlabError
+from resnetlab.inference.engines import Engine
+
+TOLERANCE = 1e-4  # of a probability, in float32
+LOSS = 0.01  # of accuracy, in a reduced precision
+FLIPS = 0.05  # where nothing is labelled, a flipped near tie cannot be told from a mistake
+BATCHES = (1, 3, 32)  # sizes of the first batches, and of all others: an export with a wrong axis in it takes only one
+
+
+def probabilities_of(engine: Engine, images: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Probabilities (len(indices), classes) of `images[indices]`, in batches of several sizes."""
+    edges = [0, *np.cumsum(BATCHES[:-1]), *range(sum(BATCHES), len(indices) + BATCHES[-1], BATCHES[-1])]
+    parts = [indices[start:stop] for start, stop in pairwise(edges)]
+    return np.concatenate([engine(np.ascontiguousarray(images[part])) for part in parts if len(part)])
+
+
+def compare(
+    received: np.ndarray, expected: np.ndarray, *, precision: str, labels: np.ndarray | None = None
+) -> dict[str, Any]:
+    """What `export.json` says about an export's probabilities (n, classes) beside Keras's.
+
+    In float32, no probability may differ by more than TOLERANCE, nor the first class by more than a tie within it. In a
+    reduced precision at most LOSS of the accuracy may go; without labels at most FLIPS of the images may change class.
+    One image may always.
+
+    Raises:
+        ResnetlabError: the export is not what it should be.
+    """
+    if received.shape != expected.shape or not np.isfinite(received).all():
+        raise ResnetlabError(
+            f"The export gives probabilities of shape {received.shape}, finite: {np.isfinite(received).all()}; Keras "
+            f"{expected.shape}. It was not kept."
+        )
+    difference = float(np.abs(received - expected).max())
+    first, theirs = received.argmax(1), expected.argmax(1)
+    rows = np.arange(len(expected))
+    flipped = int(np.sum(first != theirs))
+    tied = expected[rows, theirs] - expected[rows, first] <= 2 * TOLERANCE
+    found: dict[str, Any] = {
+        "images": len(expected),
+        "largest_difference": difference,
+        "same_class": 1 - flipped / len(expected),
+    }
+    if labels is not None:
+        found["accuracy_keras"] = float(np.mean(theirs == labels))
+        found["accuracy"] = float(np.mean(first == labels))
+
+    if precision == "float32":
+        if difference > TOLERANCE or np.any((first != theirs) & ~tied):
+            raise ResnetlabError(
+                f"The export differs from Keras by {difference:.2g} in a probability and in the class of {flipped} of "
+                f"{len(rows)} images; expected at most {TOLERANCE:g} and none. It was not kept. Please report this."
+            )
+    elif labels is None and flipped > max(1, FLIPS * len(rows)):
+        raise ResnetlabError(
+            f"In {precision} the export changes the class of {flipped} of {len(rows)} images, expected at most "
+            f"{FLIPS:.0%}. It was not kept: export in float32."
+        )
+    elif labels is not None and np.sum(theirs == labels) - np.sum(first == labels) > max(1, LOSS * len(rows)):
+        raise ResnetlabError(
+            f"In {precision} the accuracy falls from {found['accuracy_keras']:.2%} to {found['accuracy']:.2%} on "
+            f"{len(rows)} images, expected at most {LOSS:.0%} less. It was not kept: export in float32."
+        )
+    return found
+
+
+def sample_images(size: int, count: int = 64) -> np.ndarray:
+    """Real images (count, size, size, 3) where a run has none at hand: cuttings of scikit-learn's two photographs."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    photographs = [Image.fromarray(array) for array in load_sample_images().images]
+    generator, tiles = np.random.default_rng(0), []
+    for number in range(count):
+        photograph = photographs[number % len(photographs)]
+        side = int(generator.integers(96, min(photograph.size)))
+        left, top = (int(generator.integers(0, whole - side + 1)) for whole in photograph.size)
+        tiles.append(np.asarray(photograph.resize((size, size), box=(left, top, left + side, top + side))))
+    return np.stack(tiles)

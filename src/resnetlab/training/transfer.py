@@ -1,0 +1,97 @@
+"""Transfer: training that begins with the weights of another network, of which only the head is new (fine-tuning).
+
+A network has parts: the stem, the stages, the head. A recipe says how many of them are frozen at first, and how much
+slower a part learns than the one after it.
+"""
+
+from __future__ import annotations
+
+import keras
+
+from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.recipes import Recipe
+
+HEAD = "head_logits"  # the layer that knows the classes
+
+
+def parts(network: keras.Model) -> dict[str, list[keras.layers.Layer]]:
+    """The layers that have weights by the part that their name begins with, in order: stem, stage1, ..., head."""
+    found: dict[str, list[keras.layers.Layer]] = {}
+    for layer in network.layers:
+        if layer.weights:
+            found.setdefault(layer.name.partition("_")[0], []).append(layer)
+    return found
+
+
+def require_weights(recipe: Recipe) -> None:
+    """Raise UsageError where a recipe freezes what nothing has trained: call it where no weights are given."""
+    for key in ("frozen_epochs", "frozen_batch_norm"):
+        if value := getattr(recipe, key):
+            raise UsageError(
+                f"{key}={value} freezes what was trained before, and there are no weights to begin with. Give them "
+                f"with --weights, or leave the recipe {recipe.name!r} for another."
+            )
+
+
+def load_backbone(network: keras.Model, source: keras.Model, *, with_head: bool = False) -> None:
+    """Set the weights of `network` to those of `source`; its head stays as it is, but for `with_head`.
+
+    `source` is one of our networks too, of the same architecture and preprocessing, and of any number of classes.
+
+    Raises:
+        ResnetlabError: it is of another architecture. Nothing is set then.
+    """
+    ours, theirs = (_weights(n, with_head) for n in (network, source))
+    expected, received = (
+        {"architecture": n.name, "preprocessing": n.get_layer("normalize").preprocessing}
+        | {path: tuple(v.shape) for path, v in weights.items()}
+        for n, weights in ((network, ours), (source, theirs))
+    )
+    for key in expected | received:
+        if received.get(key) != expected.get(key):
+            raise ResnetlabError(
+                f"These weights do not fit: received {key} {received.get(key)}, expected {expected.get(key)}. Train "
+                "the model that they come from, with its preprocessing."
+            )
+    for path, variable in ours.items():
+        variable.assign(keras.ops.convert_to_numpy(theirs[path]))
+
+
+def _weights(network: keras.Model, with_head: bool) -> dict[str, keras.Variable]:
+    return {v.path: v for layer in network.layers if with_head or layer.name != HEAD for v in layer.weights}
+
+
+def freeze(network: keras.Model, recipe: Recipe, step: int, steps_per_epoch: int) -> int:
+    """Set which layers learn at a step, and return the first step of the phase that it is in.
+
+    A frozen layer has no gradients and no optimizer slots, and its batch norm is as at inference. Call it before the
+    training step is traced.
+
+    Raises:
+        UsageError: more stages to freeze than the network has.
+    """
+    groups = list(parts(network).values())
+    stages = len(groups) - 2  # without stem and head
+    frozen = stages if recipe.frozen_stages is None else recipe.frozen_stages
+    if frozen > stages:
+        raise UsageError(f"frozen_stages={frozen}: {network.name} has {stages} stages, expected at most as many.")
+    thaw = recipe.frozen_epochs * steps_per_epoch
+    for place, layers in enumerate(groups):
+        for layer in layers:
+            layer.trainable = step >= thaw or place > frozen
+    return thaw if step >= thaw else 0
+
+
+def rate_shares(network: keras.Model, recipe: Recipe) -> dict[int, float]:
+    """The share of the learning rate that each weight learns at, by the identity of the variable.
+
+    Discriminative fine-tuning (Howard, Ruder 2018, arXiv:1801.06146, section 3.1), with one factor from part to part:
+    early layers are more general, and have less to learn.
+    """
+    groups = list(parts(network).values())
+    return {
+        id(variable): recipe.layer_decay ** (len(groups) - 1 - place)
+        for place, layers in enumerate(groups)
+        for layer in layers
+        for variable in layer.trainable_weights
+    }
