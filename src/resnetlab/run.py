@@ -160,6 +160,16 @@ class Run:
         with atomic(self.path / name) as temporary:
             write(temporary)
 
+    def save_weights(self, name: str, network: Any) -> None:
+        """Save the weights of a Keras model, atomically."""
+
+        def write(path: Path) -> None:
+            named = path.with_name(path.name + ".weights.h5")  # the ending that Keras asks for
+            network.save_weights(named)
+            named.replace(path)
+
+        self.save(name, write)
+
 
 def _cannot_make(path: Path, error: OSError) -> UsageError:
     return UsageError(f"Cannot make the run folder {path}: {error.strerror}. Choose another with --run.")

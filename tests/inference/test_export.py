@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,16 @@ def test_an_interrupted_export_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         export(trained[0], "onnx", output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_swept_up_a_day_later(trained: Trained, tmp_path: Path) -> None:
+    require("onnx")
+    for name, age in (("old", 25 * 3600), ("new", 3600)):
+        folder = tmp_path / f".{name}.building.out"
+        folder.mkdir()
+        os.utime(folder, (time.time() - age,) * 2)
+    export(trained[0], "onnx", output=tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".new.building.out"}
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_any_work(

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resnetlab import environment
-from resnetlab.data.pack import Pack
+from resnetlab.data.pack import ABANDONED, Pack
 from resnetlab.errors import ResnetlabError, UsageError, unknown
 from resnetlab.evaluation.logits import centre_crop, predict_logits
 from resnetlab.evaluation.metrics import softmax
@@ -118,7 +119,7 @@ def export(
             "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         }
         _write(folder, EXPORT_FILE, json.dumps(facts))  # the engine reads it
-        facts["verified"] = _verify(folder, network, recipe.image_size, precision, pack)
+        facts["verified"] = _verify(folder, network, class_names, recipe.image_size, precision, pack)
         _write(folder, EXPORT_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
         _write(folder, "classes.txt", "".join(f"{name}\n" for name in class_names))
         for name, text in serving.files(facts).items():
@@ -174,14 +175,18 @@ def _calibration_images(pack: Pack | None, size: int) -> np.ndarray:
     return np.ascontiguousarray(centre_crop(pack.images[indices], size))
 
 
-def _verify(folder: Path, network: keras.Model, size: int, precision: str, pack: Pack | None) -> dict[str, Any]:
+def _verify(
+    folder: Path, network: keras.Model, class_names: list[str], size: int, precision: str, pack: Pack | None
+) -> dict[str, Any]:
     if pack is None:
         images, labels, subset = verification.sample_images(size), None, "two photographs of scikit-learn's"
         indices = np.arange(len(images))
     else:
         subset = next(name for name in ("test", "validation", "train") if len(pack.indices(name)))
         indices = spread(pack.indices(subset), VERIFIED)
-        images, labels = centre_crop(pack.images, size), pack.labels[indices]
+        images, labels = centre_crop(pack.images, size), None
+        if set(pack.class_names) <= set(class_names):  # other data may have other classes, or the same in another order
+            labels = np.array([class_names.index(name) for name in pack.class_names])[pack.labels[indices]]
     received = verification.probabilities_of(exported_engine(folder), images, indices)
     expected = softmax(predict_logits(network, images, indices, size=size))
     return {"on": subset} | verification.compare(received, expected, precision=precision, labels=labels)
@@ -208,6 +213,7 @@ def _made_whole(target: Path) -> Iterator[Path]:
     building, replaced = (target.with_name(f".{os.getpid()}.{kind}.{target.name}") for kind in ("building", "replaced"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
         building.mkdir()
     except OSError as error:
         raise _cannot_write(target, error) from None
@@ -223,6 +229,13 @@ def _made_whole(target: Path) -> Iterator[Path]:
             replaced.rename(target)
         for folder in (building, replaced):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what exports to the same place left behind that were killed."""
+    for building in target.parent.glob(f".*.building.{target.name}"):
+        if time.time() - building.stat().st_mtime > ABANDONED:
+            shutil.rmtree(building, ignore_errors=True)
 
 
 def _cannot_write(target: Path, error: OSError) -> ResnetlabError:

@@ -115,7 +115,7 @@ def port_to_run(
             },
         )
         run.write_split(())
-        run.save("best.weights.h5", lambda path: _save_weights(network, path))
+        run.save_weights("best.weights.h5", network)
         told = {
             "origin": checkpoint.origin,
             "sha256": _digest(checkpoint.arrays),
@@ -159,9 +159,3 @@ def _digest(arrays: Arrays) -> str:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()
-
-
-def _save_weights(network: keras.Model, path: Path) -> None:
-    named = path.with_name(path.name + ".weights.h5")  # the ending that Keras asks for
-    network.save_weights(named)
-    named.replace(path)

@@ -235,8 +235,8 @@ def train(
                 best = state["best_loss"] is None or record.get("val_loss", -step) < state["best_loss"]
                 if best:
                     state |= {"best_epoch": epoch + 1, "best_loss": record.get("val_loss", -step)}
-                    run.save("best.weights.h5", lambda path: _save_weights(network, path))
-                run.save("last.weights.h5", lambda path: _save_weights(network, path))
+                    run.save_weights("best.weights.h5", network)
+                run.save_weights("last.weights.h5", network)
             records.append(record)
             run.write_metrics(records)
             if epoch + 1 == recipe.frozen_epochs:  # before the checkpoint, which is of the phase that its step is in
@@ -307,12 +307,6 @@ class _Watch(keras.callbacks.Callback):
 
 def _metric_values(trainer: keras.Model) -> list[np.ndarray]:
     return [keras.ops.convert_to_numpy(v).copy() for v in trainer.metrics_variables]
-
-
-def _save_weights(network: keras.Model, path: Any) -> None:
-    named = path.with_name(path.name + ".weights.h5")  # the ending that Keras asks for
-    network.save_weights(named)
-    named.replace(path)
 
 
 @contextmanager
