@@ -123,6 +123,51 @@ def study(result: Result) -> str:
     )
 
 
+def inference(result: Result) -> str:
+    """For each network: size, what an export keeps of the accuracy, latency of one image, rate of 32, over Keras."""
+    rows, texts = result["rows"], []
+    for job in dict.fromkeys(row["job"] for row in rows):
+        mine = [row for row in rows if row["job"] == job]
+        exports = {row["export"]: row for row in mine if "bytes" in row}
+        rates = {(row["contender"], row["batch"]): row["median"] for row in mine if row.get("unit") == "images/s"}
+        ratios = {row["ours"]: row for row in mine if row.get("over") == "Keras, TensorFlow" and row["batch"] > 1}
+
+        def cells(who: str, exports: Result = exports, rates: Result = rates, ratios: Result = ratios) -> list[str]:
+            kept = exports.get(who)
+            one, many = (
+                rates.get((who, 1)),
+                next((r for (w, batch), r in rates.items() if w == who and batch > 1), None),
+            )
+            return [
+                who,
+                f"{kept['bytes'] / 1e6:.1f} ({kept['share_of_float32']:.2f})" if kept else "",
+                f"{kept['accuracy']:.1%} ({100 * (kept['accuracy'] - kept['accuracy_keras']):+.1f})" if kept else "",
+                f"{1e3 / one:.1f}" if one else "",
+                f"{many:,.1f}" if many else "",
+                f"**{ratios[who]['median']:.2f} x**" if who in ratios else "",
+            ]
+
+        head = [
+            job,
+            "MB (of float32)",
+            "accuracy (from Keras's)",
+            "one image, ms",
+            "batch of 32, images/s",
+            "over Keras",
+        ]
+        names = dict.fromkeys([who for who, _ in rates] + list(exports))
+        texts.append(markdown(head, map(cells, names)))
+        pairs = [row for row in mine if "over" in row and row["over"] != "Keras, TensorFlow" and row["batch"] > 1]
+        told = [f"{row['ours']} over {row['over']}: **{row['median']:.2f} x**" for row in pairs]
+        told += [
+            f"memory of {row['files']:,} files: {row['peak_mb_after_a_tenth']} MB at a tenth, {row['peak_mb']} at the end"
+            for row in mine
+            if "files" in row
+        ]
+        texts.append("; ".join(told) + "." if told else "")
+    return "\n".join(texts) + "\n" + conditions(result)
+
+
 def run(result: Result) -> str:
     """One training run, as record_run.py keeps it."""
     recipe, judged = result["configuration"], result["evaluation"]
@@ -169,6 +214,7 @@ def models() -> str:
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "throughput": ("throughput", throughput),
     "input-pipeline": ("input-pipeline", input_pipeline),
+    "inference": ("inference", inference),
     "cifar": ("cifar10", run),
     "gpu": ("gpu", gpu),
     "studies": ("study", study),
