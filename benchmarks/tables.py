@@ -160,7 +160,7 @@ def inference(result: Result) -> str:
         pairs = [row for row in mine if "over" in row and row["over"] != "Keras, TensorFlow" and row["batch"] > 1]
         told = [f"{row['ours']} over {row['over']}: **{row['median']:.2f} x**" for row in pairs]
         told += [
-            f"memory of {row['files']:,} files: {row['peak_mb_after_a_tenth']} MB at a tenth, {row['peak_mb']} at the end"
+            f"memory of {row['files']:,} files: {row['peak_mb_after_a_tenth']} MB at 10 %, {row['peak_mb']} at the end"
             for row in mine
             if "files" in row
         ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import h5py
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -396,3 +397,58 @@ def test_the_source_implementations_absence_is_said(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     found = references.logits("x.pth", "resnet18", "torchvision", size=32, preprocessing="imagenet")
     assert found == "torchvision cannot run here: torch, torchvision or timm is not installed"
+
+
+def test_what_lies_beside_weights_is_not_imported(
+    tmp_path: Path, resnet18: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("torch", "torchvision", "timm", "transformers", "numpy"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')", "utf-8")
+    save_file(resnet18, tmp_path / "net.safetensors")
+    monkeypatch.chdir(tmp_path)
+    references.logits("net.safetensors", "resnet18", "transformers", size=32, preprocessing="imagenet")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_bfloat16_is_read_and_what_are_no_finite_numbers_is_refused(tmp_path: Path) -> None:
+    save_file({"a": np.array([1.5, -2.0], ml_dtypes.bfloat16)}, tmp_path / "half.safetensors")
+    np.testing.assert_array_equal(read(str(tmp_path / "half.safetensors")).arrays["a"], np.float32([1.5, -2.0]))
+    save_file({"a": np.array([1.0, np.nan], np.float32)}, tmp_path / "nan.safetensors")
+    with h5py.File(tmp_path / "text.h5", "w") as file:
+        file["a/kernel"] = "hello"
+    with pytest.raises(ResnetlabError, match="a has values that are not finite"):
+        read(str(tmp_path / "nan.safetensors"))
+    with pytest.raises(ResnetlabError, match=r"a/kernel is of \|S5"):
+        read(str(tmp_path / "text.h5"))
+
+
+def test_a_zip_that_inflates_without_end_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", b" " * (65 << 20))
+    with pytest.raises(ResnetlabError, match=r"config\.json claims 68,157,440 bytes"):
+        read(str(tmp_path / "bomb.keras"))
+
+
+def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "twice.h5", "w") as file:
+        file["a/conv1_conv/kernel"] = file["b/conv1_conv/kernel"] = np.ones(3)
+    with pytest.raises(ResnetlabError, match="received conv1_conv/kernel twice"):
+        read(str(tmp_path / "twice.h5"))
+
+
+def test_a_crop_size_is_the_image_size(tmp_path: Path) -> None:
+    processor = {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "resample": 2}
+    folder = tmp_path / "net"
+    hub_folder(folder, {"a": np.ones(2, np.float32)}, {"model_type": "resnet"}, preprocessor_config=processor)
+    assert read(str(folder)).settings == {"image_size": 224, "crop_pct": 0.875, "interpolation": "bilinear"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor | {"resample": 1}), "utf-8")
+    with pytest.raises(ResnetlabError, match="received resample=1, expected one of"):
+        read(str(folder))
+
+
+def test_names_on_the_hub_may_have_dots(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or 1 / 0)
+    with pytest.raises(ResnetlabError, match="cannot be downloaded"):
+        read("timm/resnet50.a1_in1k")
+    assert asked == ["timm/resnet50.a1_in1k"]

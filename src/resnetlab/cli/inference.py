@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,7 +94,12 @@ def export(
     if data is not None:
         _, pack = open_data(data, run.recipe(), quiet=as_json)
     elif run.facts()["data"] is not None:
-        _, _, _, pack = reopen(run_folder, None, quiet=as_json)
+        try:
+            _, _, _, pack = reopen(run_folder, None, quiet=as_json)
+        except ResnetlabError as error:
+            if precision == "int8":
+                raise
+            print(f"The run's data is not at hand, so other photographs verify the export. {error}", file=sys.stderr)
     start(backend, device)
     from resnetlab.inference.export import export as write
 

@@ -91,7 +91,10 @@ def reopen(folder: Path, data: str | None, *, quiet: bool) -> tuple[Run, Recipe,
     run = Run.open(folder)
     recipe, facts = run.recipe(), run.facts()
     if data is None and facts["data"] is None:
-        raise UsageError(f"{folder} was ported, and has no data of its own. Name some: `resnetlab evaluate RUN DATA`.")
+        raise UsageError(
+            f"{folder} was ported, and has no data of its own. Name some: `resnetlab evaluate RUN DATA`; to train on "
+            "from it: `resnetlab train DATA --weights RUN`."
+        )
     source, pack = open_data(data or facts["data"], recipe, quiet=quiet)
     if run.split() != {digest: subset for _, _, subset, digest in split_rows(pack)}:
         raise ResnetlabError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ import typer
 from resnetlab import environment, results
 from resnetlab.cli.options import Backend, Data, Device, Json, RunFolder, Verbose
 from resnetlab.cli.shared import open_data, recipe_for, reopen, split_rows, start
-from resnetlab.cli.weights import given_weights, what_weights_fix
+from resnetlab.cli.weights import given_weights, weights_of, what_weights_fix
 from resnetlab.errors import ResnetlabError, UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ def train(
     from resnetlab.run import Run
 
     origin: Run | None = None  # of the weights to begin with
+    initial, with_head = None, False
     if resume is not None:
         if recipe or model or settings or weights or run_folder or seed is not None:
             raise UsageError(
@@ -84,6 +84,8 @@ def train(
         require_validation(chosen, pack)  # before there is a run folder
         if origin is None:
             require_weights(chosen)
+        else:
+            initial, with_head = weights_of(origin, chosen, pack.class_names)
         run = Run.create(
             run_folder or Run.default_path(source.name, chosen.model),
             recipe=chosen,
@@ -110,14 +112,7 @@ def train(
     console = Console(stderr=as_json, highlight=False, markup=False, emoji=False, soft_wrap=True)
     console.print(f"{chosen.model} on {source.name}: {len(pack.class_names)} classes, {counts} images")
     console.print(f"run folder {run.path}")
-    initial = None
     if origin is not None:
-        from resnetlab.inference.predictor import Predictor
-        from resnetlab.training.transfer import load_backbone
-
-        trained = Predictor(origin)
-        with_head = trained.class_names == pack.class_names  # of the same classes, it knows them already
-        initial = partial(load_backbone, source=trained.network, with_head=with_head)
         console.print(
             f"begins with the weights of {origin.path}, {'and its head' if with_head else 'under a new head'}"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +15,12 @@ import typer
 from resnetlab import environment
 from resnetlab.cli.options import Backend, Device, Json, Verbose
 from resnetlab.cli.shared import start
-from resnetlab.errors import UsageError
+from resnetlab.errors import ResnetlabError, UsageError
 
 if TYPE_CHECKING:
+    import keras
+
+    from resnetlab.recipes import Recipe
     from resnetlab.run import Run
 
 
@@ -109,15 +114,23 @@ def given_weights(spec: str, *, backend: str | None, device: str) -> Run:
     from resnetlab.data.pack import default_cache_dir
     from resnetlab.run import Run
 
-    path = Path(spec)
+    path = Path(spec).expanduser()
     if (path / "run.json").is_file():
         return Run.open(path)
-    stat = path.stat() if path.is_file() else None
-    key = f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}" if stat else spec
+    stats = [
+        (file.name, file.stat()) for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if path.exists()
+    ]
+    seen = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]  # other weights there are another port
+    key = f"{path.resolve()} {seen}" if stats else spec
     kept = default_cache_dir() / "ported" / f"{_name_of(spec)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     if kept.is_dir():
         return Run.open(kept)
-    return _ported(spec, kept, backend=backend, device=device)
+    try:
+        return _ported(spec, kept, backend=backend, device=device)
+    except ResnetlabError:
+        if kept.is_dir():  # another process has just made the same
+            return Run.open(kept)
+        raise
 
 
 def what_weights_fix(run: Run) -> dict[str, Any]:
@@ -127,6 +140,22 @@ def what_weights_fix(run: Run) -> dict[str, Any]:
     return {key: getattr(recipe, key) for key in keys}
 
 
+def weights_of(run: Run, recipe: Recipe, class_names: tuple[str, ...]) -> tuple[Callable[[keras.Model], None], bool]:
+    """What sets a network's weights to those of a run, and whether its head too: it knows the same classes already."""
+    from resnetlab.inference.predictor import Predictor
+    from resnetlab.training.fit import network_for
+    from resnetlab.training.transfer import freeze, load_backbone
+
+    trained = Predictor(run)
+    with_head = trained.class_names == class_names
+    initial = partial(load_backbone, source=trained.network, with_head=with_head)
+    network = network_for(recipe, len(class_names))
+    initial(network)  # what does not fit is told before there is a run folder
+    freeze(network, recipe, 0, 1)
+    return initial, with_head
+
+
 def _name_of(source: str) -> str:
-    path = Path(source)
-    return re.sub(r"[^\w.-]+", "-", path.stem if path.is_file() else path.name)
+    path = Path(source).expanduser()
+    name = path.stem if path.is_file() else path.resolve().name
+    return re.sub(r"[^\w.-]+", "-", name)

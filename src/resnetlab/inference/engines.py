@@ -75,10 +75,13 @@ def exported_engine(folder: Path) -> Engine:
     try:
         facts: dict[str, Any] = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
         open_engine, batch_size = _EXPORTED[facts["format"]], facts["batch_size"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise ResnetlabError(f"{folder} is no export: expected a folder made by `resnetlab export`.") from None
     require_packages(facts["format"])
-    engine = open_engine(folder, facts["precision"])
+    try:
+        engine = open_engine(folder, facts["precision"])
+    except Exception as error:  # each runtime has errors of its own
+        raise ResnetlabError(f"{folder} is damaged: {error}. Remove it, and export again.") from None
     return _in_batches_of(engine, batch_size) if batch_size else engine
 
 

@@ -39,7 +39,7 @@ from resnetlab.inference.engines import (
     load_network,
     require_packages,
 )
-from resnetlab.run import Run
+from resnetlab.run import UNDECODABLE, Run
 
 if TYPE_CHECKING:
     import keras
@@ -80,6 +80,7 @@ def export(
     """
     _check(format, precision, batch_size, pack)
     target = output or default_folder(run, format, precision)
+    target = target if target.name else target.resolve()  # "." has no name to build beside
     recipe = run.recipe()
     class_names: list[str] = run.facts()["class_names"]
     with _made_whole(target) as folder:
@@ -96,7 +97,9 @@ def export(
             class_names=class_names,
             precision=precision,
             batch_size=batch_size,
-            calibration=_calibration_images(pack, recipe.image_size) if precision == "int8" else np.empty(0),
+            calibration=_calibration_images(pack, recipe.image_size, batch_size)
+            if precision == "int8"
+            else np.empty(0),
         )
         WRITERS[format](artefact, folder)
         facts: dict[str, Any] = {
@@ -116,12 +119,12 @@ def export(
             "weights_sha256": weights_sha256,
             "calibration_images": len(artefact.calibration),
             "versions": environment.snapshot()["versions"] | _versions(format),
-            "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+            "bytes": _artefact_bytes(folder),
         }
         _write(folder, EXPORT_FILE, json.dumps(facts))  # the engine reads it
         facts["verified"] = _verify(folder, network, class_names, recipe.image_size, precision, pack)
         _write(folder, EXPORT_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-        _write(folder, "classes.txt", "".join(f"{name}\n" for name in class_names))
+        _write(folder, "classes.txt", "".join(" ".join(name.split()) + "\n" for name in class_names))  # a line each
         for name, text in serving.files(facts).items():
             _write(folder, name, text)
     return target
@@ -135,9 +138,15 @@ def is_current(folder: Path, run: Run) -> bool:
     """Whether there is an export in `folder` of the weights that the run has now."""
     try:
         facts = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return bool(facts["weights_sha256"] == weights_hash(run) and facts["bytes"] == _artefact_bytes(folder))
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return bool(facts["weights_sha256"] == weights_hash(run))
+
+
+def _artefact_bytes(folder: Path) -> int:
+    """Of the model's own files, without what is written about it."""
+    files = [*folder.glob("model.*"), *folder.glob("saved_model/**/*")]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def weights_hash(run: Run) -> str:
@@ -157,6 +166,8 @@ def _check(format: str, precision: str, batch_size: int | None, pack: Pack | Non
         raise UsageError(f"Received batch_size={batch_size}, expected at least 1.")
     if precision == "int8" and pack is None:
         raise UsageError("int8 needs the run's training images, to see which values occur; received none. Give DATA.")
+    if precision == "int8" and pack is not None and (batch_size or 1) > (count := len(pack.indices("train"))):
+        raise UsageError(f"Received batch_size={batch_size}, expected at most the {count} training images, for int8.")
     require_packages(format)
 
 
@@ -169,9 +180,9 @@ def _require_tensorflow(format: str) -> None:
         )
 
 
-def _calibration_images(pack: Pack | None, size: int) -> np.ndarray:
+def _calibration_images(pack: Pack | None, size: int, batch_size: int | None) -> np.ndarray:
     assert pack is not None  # `_check` has seen to it
-    indices = spread(pack.indices("train"), CALIBRATED)
+    indices = spread(pack.indices("train"), max(CALIBRATED, batch_size or 1))
     return np.ascontiguousarray(centre_crop(pack.images[indices], size))
 
 
@@ -243,4 +254,4 @@ def _cannot_write(target: Path, error: OSError) -> ResnetlabError:
 
 
 def _write(folder: Path, name: str, text: str) -> None:
-    (folder / name).write_text(text, encoding="utf-8")
+    (folder / name).write_text(text, encoding="utf-8", errors=UNDECODABLE)

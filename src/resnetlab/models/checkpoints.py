@@ -19,7 +19,7 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -67,7 +67,7 @@ def read(source: str) -> Checkpoint:
     by_name = {name.lower(): name for name in KERAS_APPLICATIONS}
     if name := by_name.get(source.lower()):
         return Checkpoint(source, _from_keras(name))
-    if re.fullmatch(r"[\w-]+/[\w.-]+", source) and not path.suffix:
+    if re.fullmatch(r"[\w-]+/[\w.-]+", source) and path.suffix.lower() not in _READERS:
         return _from_folder(_from_hub(source), source)
     raise UsageError(
         f"Received {source!r}, expected a file of weights (.pth, .safetensors, .h5, .keras), a folder with config.json "
@@ -90,21 +90,29 @@ def class_names_for(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    readers = {
-        ".safetensors": _safetensors,
-        **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar"), _torch),
-        **dict.fromkeys((".h5", ".hdf5"), _hdf5_file),
-        ".keras": _keras_archive,
-    }
-    if path.suffix.lower() not in readers:
-        raise UsageError(f"{path}: received the ending {path.suffix!r}, expected one of {', '.join(sorted(readers))}.")
+    """All arrays of a file, floats as float32, all of them finite."""
+    if path.suffix.lower() not in _READERS:
+        raise UsageError(f"{path}: received the ending {path.suffix!r}, expected one of {', '.join(sorted(_READERS))}.")
     try:
-        arrays = readers[path.suffix.lower()](path)
-    except OSError as error:
+        arrays = {name: _as_numbers(name, array) for name, array in _READERS[path.suffix.lower()](path).items()}
+    except ResnetlabError:
+        raise
+    except Exception as error:  # on damaged files the readers raise nearly anything
         raise _damaged(path, error) from None
     if not arrays:
         raise ResnetlabError(f"{path} holds no weights.")
-    return {name: array.astype(np.float32) if array.dtype.kind in "fV" else array for name, array in arrays.items()}
+    return arrays
+
+
+def _as_numbers(name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind in "iub":
+        return array
+    if array.dtype.kind not in "fV":  # V: bfloat16
+        raise ValueError(f"{name} is of {array.dtype}")
+    numbers = array.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{name} has values that are not finite")
+    return numbers
 
 
 def _damaged(path: Path, error: Exception) -> ResnetlabError:
@@ -114,14 +122,12 @@ def _damaged(path: Path, error: Exception) -> ResnetlabError:
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError:
         raise _needs("safetensors", path) from None
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise _damaged(path, error) from None
+    import ml_dtypes  # noqa: F401  # comes with Keras, and teaches NumPy bfloat16
+
+    return dict(load_file(path))
 
 
 def _torch(path: Path) -> dict[str, np.ndarray]:
@@ -140,8 +146,6 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
             f"{path} holds more than weights ({found[1] if found else 'a program, or it is damaged'}): refused, and "
             "nothing of it was run. Expected a state dict: torch.save(model.state_dict(), ...), where you trust it."
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise _damaged(path, error) from None
     for key in ("state_dict_ema", "state_dict", "model_ema", "model"):  # timm's and torchvision's training checkpoints
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -149,7 +153,7 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ResnetlabError(f"{path}: received {type(content).__name__}, expected a state dict of tensors.")
     return {
-        name.removeprefix("module."): (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        name.removeprefix("module."): (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
         for name, tensor in content.items()
     }
 
@@ -161,12 +165,12 @@ def _hdf5_file(path: Path) -> dict[str, np.ndarray]:
 
 def _keras_archive(path: Path) -> dict[str, np.ndarray]:
     """The weights in a .keras file. The model that its config.json describes is never made."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _refuse_programs(json.loads(archive.read("config.json")), path)
-            return _hdf5(io.BytesIO(archive.read("model.weights.h5")), path)
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise _damaged(path, error) from None
+    with zipfile.ZipFile(path) as archive:
+        for name, most in (("config.json", _BYTES_MOST >> 6), ("model.weights.h5", _BYTES_MOST)):
+            if (size := archive.getinfo(name).file_size) > most:
+                raise ResnetlabError(f"{path}: {name} claims {size:,} bytes. Expected a ResNet's weights.")
+        _refuse_programs(json.loads(archive.read("config.json")), path)
+        return _hdf5(io.BytesIO(archive.read("model.weights.h5")), path)
 
 
 def _hdf5(file: IO[bytes], path: Path) -> dict[str, np.ndarray]:
@@ -174,20 +178,17 @@ def _hdf5(file: IO[bytes], path: Path) -> dict[str, np.ndarray]:
     import h5py
 
     arrays: dict[str, np.ndarray] = {}
-    try:
-        with h5py.File(file, "r") as opened:
-            if isinstance(config := opened.attrs.get("model_config"), (str, bytes)):
-                _refuse_programs(json.loads(config), path)
-            for place, dataset in _datasets(opened):
-                if dataset.external or dataset.is_virtual:
-                    raise ResnetlabError(f"{path}: {place} points into other files: refused, and nothing was read.")
-                if dataset.nbytes + sum(a.nbytes for a in arrays.values()) > _BYTES_MOST:
-                    raise ResnetlabError(
-                        f"{path}: {place} claims {dataset.nbytes:,} bytes. Expected a ResNet's weights."
-                    )
-                arrays[_keras_name(place, dataset)] = dataset[()]
-    except (RuntimeError, ValueError, KeyError) as error:  # what h5py raises on damaged files
-        raise _damaged(path, error) from None
+    with h5py.File(file, "r") as opened:
+        if isinstance(config := opened.attrs.get("model_config"), (str, bytes)):
+            _refuse_programs(json.loads(config), path)
+        for place, dataset in _datasets(opened):
+            if dataset.external or dataset.is_virtual:
+                raise ResnetlabError(f"{path}: {place} points into other files: refused, and nothing was read.")
+            if dataset.nbytes + sum(a.nbytes for a in arrays.values()) > _BYTES_MOST:
+                raise ResnetlabError(f"{path}: {place} claims {dataset.nbytes:,} bytes. Expected a ResNet's weights.")
+            if (name := _keras_name(place, dataset)) in arrays:
+                raise ResnetlabError(f"{path}: received {name} twice, expected each layer's weights once.")
+            arrays[name] = np.asarray(dataset[()])
     return arrays
 
 
@@ -232,6 +233,14 @@ def _needs(package: str, path: Path) -> ResnetlabError:
     return ResnetlabError(f"To read {path}, {package} must be installed. Do: pip install 'resnetlab[{package}]'.")
 
 
+_READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+    ".safetensors": _safetensors,
+    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar"), _torch),
+    **dict.fromkeys((".h5", ".hdf5"), _hdf5_file),
+    ".keras": _keras_archive,
+}
+
+
 # --------------------------------------------------------------------------------- folders and names on the hub
 
 
@@ -256,11 +265,13 @@ def _as_transformers_says(checkpoint: Checkpoint, config: dict[str, Any], proces
         raise ResnetlabError(
             f"{checkpoint.origin}: received model_type={config.get('model_type')!r}, expected 'resnet'."
         )
-    size = processor.get("size")
-    settings = {
-        "image_size": next(iter(size.values())) if isinstance(size, dict) else size,
-        "crop_pct": processor.get("crop_pct"),
-        "interpolation": _RESAMPLING.get(processor.get("resample", -1)),
+    size, cropped, resample = _side(processor.get("size")), _side(processor.get("crop_size")), processor.get("resample")
+    if resample is not None and resample not in _RESAMPLING:
+        raise ResnetlabError(f"{checkpoint.origin}: received resample={resample}, expected one of {_RESAMPLING}.")
+    settings = {  # either the middle crop_size of size, or size of size / crop_pct
+        "image_size": cropped or size,
+        "crop_pct": cropped / size if cropped and size else processor.get("crop_pct"),
+        "interpolation": None if resample is None else _RESAMPLING[resample],
         "preprocessing": _preprocessing(processor.get("image_mean"), processor.get("image_std")),
     }
     labels = config.get("id2label") or {}
@@ -288,6 +299,11 @@ def _as_timm_says(checkpoint: Checkpoint, config: dict[str, Any]) -> Checkpoint:
         class_names=tuple(_unique(names)) if names else None,
         licence=config.get("license") or checkpoint.licence,
     )
+
+
+def _side(size: Any) -> int | None:
+    """Of {"shortest_edge": 224}, {"height": 224, "width": 224} or 224."""
+    return next(iter(size.values())) if isinstance(size, dict) else size
 
 
 def _preprocessing(mean: Any, std: Any) -> str | None:

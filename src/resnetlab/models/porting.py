@@ -81,6 +81,7 @@ def port_to_run(
         ResnetlabError: not the weights of any network here, or our logits are not the source implementation's.
         UsageError: the folder is not vacant, or a setting is out of range.
     """
+    folder = folder.absolute() if folder.name else folder.resolve()  # "." has no name to build beside
     Run.require_vacant(folder)
     arch, naming, num_classes = recognise(checkpoint.arrays, model=model, stride_on=checkpoint.stride_on)
     names = class_names or class_names_for(checkpoint, num_classes)
@@ -123,7 +124,7 @@ def port_to_run(
             "arrays": len(checkpoint.arrays),
             "licence": checkpoint.licence,
             "assumed": [key for key in _STATED if key not in stated]
-            + ([] if class_names or checkpoint.class_names else ["class names"]),
+            + ([] if names in (class_names, checkpoint.class_names) else ["class names"]),
             "check": check,
         }
         run.write_json("port.json", told)
@@ -144,7 +145,7 @@ def _check(network: keras.Model, source: str, row: str, family: str, size: int, 
     expected, by = reference
     received = np.asarray(network.predict_on_batch(references.images(size)), np.float32)
     scale = float(np.abs(expected).max())
-    difference = float(np.abs(received - expected).max()) / scale
+    difference = float(np.abs(received - expected).max()) / (scale or 1.0)
     if not difference <= TOLERANCE:
         raise ResnetlabError(
             f"The logits of {row!r} with the weights of {source} differ from those of {by} by {difference:.1e} "

@@ -2,7 +2,8 @@
 
     python -m resnetlab.models.references SOURCE ROW FAMILY SIZE OUTPUT.npz
 
-runs in a process of its own, as PyTorch and TensorFlow should not share one, and leaves the logits of two images.
+runs in a process of its own, as PyTorch and TensorFlow should not share one, and leaves the logits of two images. With
+-P, so that what lies beside downloaded weights, a torch.py, is not imported.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def logits(source: str, row: str, family: str, *, size: int, preprocessing: str)
         return f"{family} cannot run here: {', '.join(map(' or '.join, missing))} is not installed"
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "logits.npz"
-        command = [sys.executable, "-m", __name__, source, row, family, str(size), preprocessing, str(output)]
+        command = [sys.executable, "-P", "-m", __name__, source, row, family, str(size), preprocessing, str(output)]
         child = subprocess.run(command, capture_output=True, text=True)
         if not output.exists():
             told = child.stderr.strip().splitlines()
@@ -116,8 +117,8 @@ def _from_torchvision_or_timm(arch: Architecture, classes: int) -> tuple[Any, st
     if importlib.util.find_spec("torchvision"):
         import torchvision
 
-        names = {"-v1": "", "wide-": "wide_", "-2": "_2", "resnext50-": "resnext50_", "resnext101-": "resnext101_"}
-        name = arch.name
+        names = {"wide-": "wide_", "-2": "_2", "resnext50-": "resnext50_", "resnext101-": "resnext101_"}
+        name = arch.name.removesuffix("-v1") if arch.block == "basic" else arch.name  # its bottlenecks are v1.5
         for ours, theirs in names.items():
             name = name.replace(ours, theirs)
         if make := getattr(torchvision.models, name, None):
