@@ -164,7 +164,7 @@ def inference(result: Result) -> str:
             for row in mine
             if "files" in row
         ]
-        texts.append("; ".join(told) + "." if told else "")
+        texts.append("; ".join(told) + ".\n" if told else "")
     return "\n".join(texts) + "\n" + conditions(result)
 
 
