@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from resnetlab.errors import ResnetlabError
 from resnetlab.inference.folding import folded
+from resnetlab.inference.formats import Artefact, write_onnx
 from resnetlab.inference.onnx_graph import onnx_model
 from resnetlab.models import ARCHITECTURES, build
 from resnetlab.models.layers import BatchNorm, StochasticDepth
@@ -95,6 +97,24 @@ def test_half_precision_halves_the_file_and_keeps_three_digits(photographs: np.n
     half, single = (onnx_model(copy, names, float16=float16, softmax=False) for float16 in (True, False))
     assert half.ByteSize() < 0.6 * single.ByteSize()
     assert_close(run(half, images), run(single, images), tolerance=5e-3)
+
+
+def test_int8_leaves_batch_norms_that_stand_alone_in_float(photographs: np.ndarray, tmp_path: Path) -> None:
+    copy = folded(network_of("preresnet18"), 32)
+    images = resized(photographs, 32)
+    names = [str(k) for k in range(1000)]
+    write_onnx(Artefact(copy, names, precision="int8", batch_size=None, calibration=images), tmp_path)
+    nodes = onnx.load(tmp_path / "model.onnx").graph.node
+    made_by = {output: node.op_type for node in nodes for output in node.output}
+    adds = [node for node in nodes if node.op_type == "Add"]
+    alone = {layer.name for layer in copy.layers if isinstance(layer, BatchNorm)}
+    assert {node.name for node in adds} > alone
+    for node in adds:  # those of the blocks have inputs of eight bits
+        expected = {"Mul", None} if node.name in alone else {"DequantizeLinear"}
+        assert {made_by.get(name) for name in node.input} == expected
+    assert all(
+        made_by[name] == "DequantizeLinear" for node in nodes if node.op_type == "Conv" for name in node.input[:2]
+    )
 
 
 def test_an_unknown_layer_is_named() -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from resnetlab.models.layers import BatchNorm
+
 
 @dataclass(frozen=True, eq=False)
 class Artefact:
@@ -61,7 +63,10 @@ def write_onnx(artefact: Artefact, folder: Path) -> None:
 
 
 def _quantize(model: Any, artefact: Artefact, target: Path) -> None:
-    """Weights to int8, one scale for each output channel; feature maps to uint8, one scale each (QDQ)."""
+    """Weights to int8, one scale for each output channel; feature maps to uint8, one scale each (QDQ).
+
+    Batch norms that could not be folded stay in float: their channels differ too much for one scale.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -82,6 +87,7 @@ def _quantize(model: Any, artefact: Artefact, target: Path) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["Conv", "Gemm", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Pad"],
+            nodes_to_exclude=[layer.name for layer in artefact.network.layers if isinstance(layer, BatchNorm)],
             extra_options={"QuantizeBias": False},  # the runtimes do it as they load, and the file is 4 % smaller
         )
 
