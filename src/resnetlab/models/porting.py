@@ -81,7 +81,7 @@ def port_to_run(
         ResnetlabError: not the weights of any network here, or our logits are not the source implementation's.
         UsageError: the folder is not vacant, or a setting is out of range.
     """
-    folder = folder.absolute() if folder.name else folder.resolve()  # "." has no name to build beside
+    folder = folder if folder.name else folder.resolve()  # "." has no name to build beside
     Run.require_vacant(folder)
     arch, naming, num_classes = recognise(checkpoint.arrays, model=model, stride_on=checkpoint.stride_on)
     names = class_names or class_names_for(checkpoint, num_classes)
