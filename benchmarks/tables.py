@@ -115,8 +115,9 @@ def study(result: Result) -> str:
     found = "\n".join(f"- {key}: **{value}**" for key, value in result["findings"].items())
     chosen = result["configuration"]
     how = "quick" if chosen["quick"] else "full"
-    size = chosen["image_size"]
-    more = f", {chosen['epochs']} epochs" if "epochs" in chosen else ""
+    size = chosen.get("image_size") or chosen["pretraining"]["image_size"]
+    more = f", {1 - chosen['validation']:.0%} of the training images" if chosen.get("validation") else ""
+    more += f", {chosen['epochs']} epochs" if "epochs" in chosen else ""
     return (
         f"**{result['what']}** ({how}: {size}x{size} pixels{more}; seed {chosen['seed']})\n\n"
         f"![{result['what']}](results/{result['figure']})\n\n{found}\n{conditions(result)}"

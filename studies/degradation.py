@@ -1,7 +1,7 @@
 """Degradation: a deeper plain network trains *worse*; with shortcuts, depth no longer hurts.
 
 Claim   Of plain networks the one with 56 layers has the higher training error than the one with 20, so it is not
-        overfitting that holds it back. Of residual networks it has not.
+        overfitting that holds it back. Of residual networks it has not (--quick: not by more than a few images).
 Source  K. He et al. 2015, arXiv:1512.03385, section 4.2 and figure 6.
 Cost    Eight networks, 164 epochs of CIFAR-10 each: hours on one GPU, so it is for a GPU.
         --quick: depths 20 and 56, a tenth of the training images, of 16x16 pixels and only mirrored, 40 epochs:

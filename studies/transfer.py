@@ -155,7 +155,7 @@ def draw(figure: Figure, rows: Sequence[Row]) -> None:
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.set_xlim(left=0)
-    axes.set_xlabel("top-1 on the test images of the animals; each dot a seed, dotted line: by chance")
+    axes.set_xlabel("top-1, 6,000 test images; a dot for each seed, dotted: chance")
 
 
 def points(rows: Sequence[Row], method: str, other: str) -> str:

@@ -16,6 +16,8 @@ LIGHT = (
     "resnetlab.doctor",
     "resnetlab.environment",
     "resnetlab.errors",
+    "resnetlab.inference.export",
+    "resnetlab.inference.predictor",
     "resnetlab.models.architectures",
     "resnetlab.recipes",
     "resnetlab.run",
