@@ -139,7 +139,7 @@ def data_of(run: Run, spec: str | None, images: int) -> Any:
     """At most 256 training images and `images` held-out ones; Keras's classes where the true ones are not the run's."""
     import numpy as np
 
-    from resnetlab.data.pack import Pack, default_cache_dir, pack
+    from resnetlab.data.pack import Pack, pack_for
     from resnetlab.data.sources import resolve
     from resnetlab.inference.export import spread
     from resnetlab.inference.predictor import Predictor
@@ -148,15 +148,8 @@ def data_of(run: Run, spec: str | None, images: int) -> Any:
     recipe, class_names = run.recipe(), tuple(run.facts()["class_names"])
     own = run.facts().get("data")
     if spec or own:
-        shares = {"validation": 0.0, "test": 0.5} if spec else {"validation": recipe.validation, "test": recipe.test}
-        whole = pack(
-            resolve(spec or own),
-            size=recipe.pack_size,
-            interpolation=recipe.interpolation,
-            cache_dir=default_cache_dir(),
-            seed=recipe.seed,
-            **shares,
-        )
+        shares = {"validation": 0.0, "test": 0.5, "early_stopping": 0} if spec else {}
+        whole = pack_for(resolve(spec or own), recipe.changed(**shares))
         held_out = whole.indices("test") if len(whole.indices("test")) else whole.indices("validation")
         rows = np.concatenate([spread(whole.indices("train"), 256), spread(held_out, images)])
         found = replace(whole, images=whole.images[rows], labels=whole.labels[rows], subset=whole.subset[rows])

@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +131,10 @@ def tested(data: Pack, recipe: Recipe, source: keras.Model | None) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         facts = {"class_names": list(data.class_names)}
         run = Run.create(Path(folder, "run"), recipe=recipe, environment={}, facts=facts)
-        initial = partial(load_backbone, source=source) if source else None
-        if fit.train(data, recipe, run, progress=_Silent(), initial=initial) == "interrupted":
+        network = fit.network_for(recipe, len(data.class_names))
+        if source:
+            load_backbone(network, source)
+        if fit.train(data, recipe, run, progress=_Silent(), network=network) == "interrupted":
             sys.exit(130)
         last, test = run.metrics()[-1], data.indices("test")
         top1 = float((Predictor(run).logits(data.images, test).argmax(axis=1) == data.labels[test]).mean())
@@ -168,8 +169,8 @@ def main() -> None:
     options = arguments(__doc__ or "")
     recipe = pretraining(options)
     data = cifar10(recipe.image_size)
-    source, learned = trained(architecture(recipe.model), recipe, of_classes(data, VEHICLES))
-    animals = of_classes(data, ANIMALS)
+    vehicles, animals = (of_classes(data, class_names) for class_names in (VEHICLES, ANIMALS))
+    source, learned = trained(architecture(recipe.model), recipe, vehicles)
     rows: list[Row] = []
     for name, by in METHODS.items():
         for seed in range(options.seed, options.seed + SEEDS):
@@ -179,7 +180,7 @@ def main() -> None:
             rows.append({"method": name} | row)
     configuration = {
         "pretraining": recipe.model_dump(mode="json", exclude_defaults=True),
-        "images": {"vehicles": len(of_classes(data, VEHICLES).indices("train")), "of each animal": IMAGES_OF_EACH},
+        "images": {"vehicles": len(vehicles.indices("train")), "of each animal": IMAGES_OF_EACH},
         "methods": {name: by.model_dump(mode="json", exclude_defaults=True) for name, by in METHODS.items()},
     }
     tops = {name: np.array([row["top1"] for row in rows if row["method"] == name]) for name in METHODS}

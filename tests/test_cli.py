@@ -16,11 +16,11 @@ from safetensors.numpy import save_file
 
 from resnetlab.cli import main
 from resnetlab.models import ARCHITECTURES
-from resnetlab.models.naming import torchvision
 from resnetlab.recipes import recipe as find_recipe
 from resnetlab.run import Run
 from tests.data import make_images
 from tests.models.randomised import randomised
+from tests.models.reference import as_torch, empty_weights
 
 Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = ("train", "evaluate", "predict", "export", "port", "models", "audit", "doctor", "compare")
@@ -342,12 +342,9 @@ def test_a_damaged_run_folder_is_told(cli: Cli, digits: Path, tmp_path: Path) ->
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of a ResNet-18 of three classes, as torchvision would have saved them."""
-    arch, arrays = ARCHITECTURES["resnet18"], {}
-    for layer, weight, shape in arch.weights(3):
-        outputs_first = (*shape[:-3:-1], *shape[:-2]) if len(shape) > 1 else shape
-        arrays[torchvision(arch).of(layer, weight)] = np.zeros(outputs_first, np.float32)
+    arch = ARCHITECTURES["resnet18"]
     path = tmp_path_factory.mktemp("published") / "net.safetensors"
-    save_file(randomised(arrays), path)
+    save_file(as_torch(randomised(empty_weights(arch, 3)), arch), path)
     return path
 
 

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from resnetlab.errors import UsageError, unknown
 
+# How an image becomes the network's input: what of a recipe goes with weights, wherever they go.
+INPUT_KEYS = ("image_size", "crop_pct", "interpolation", "preprocessing")
+
 
 class Recipe(BaseModel):
     """How to train. Times are in epochs, images are square with sides in pixels, shares are of the usable images."""

@@ -5,8 +5,27 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
+from resnetlab.models import Architecture
+from resnetlab.models.naming import torchvision
 from resnetlab.models.porting import arrays_of
 from tests.models.randomised import randomised
+
+
+def empty_weights(arch: Architecture, num_classes: int | None = None) -> dict[str, np.ndarray]:
+    """Arrays of the names ("stem_conv1/kernel") and shapes of a row's weights, to be drawn."""
+    weights = arch.weights(num_classes)
+    return {f"{layer}/{weight}": np.empty(shape, np.float32) for layer, weight, shape in weights}
+
+
+def as_torch(arrays: Mapping[str, np.ndarray], arch: Architecture) -> dict[str, np.ndarray]:
+    """Our arrays under torchvision's names and in its layout."""
+    naming = torchvision(arch)
+    return {
+        naming.of(*path.split("/")): array
+        if array.ndim < 2
+        else np.ascontiguousarray(np.moveaxis(array, (-1, -2), (0, 1)))
+        for path, array in arrays.items()
+    }
 
 
 def assign(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:

@@ -18,28 +18,17 @@ from safetensors.numpy import save_file
 
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.inference.predictor import Predictor
-from resnetlab.models import ARCHITECTURES, Architecture, build, references
+from resnetlab.models import ARCHITECTURES, build, references
 from resnetlab.models.checkpoints import Checkpoint, class_names_for, read
 from resnetlab.models.naming import recognise, torchvision
 from resnetlab.models.porting import arrays_of, port, port_to_run
 from resnetlab.run import Run
 from tests.models.randomised import randomised
-from tests.models.reference import assert_close, logits_of
+from tests.models.reference import as_torch, assert_close, empty_weights, logits_of
 from tests.workers import Workers
 
 Arrays = dict[str, np.ndarray]
 TINY = replace(ARCHITECTURES["resnet18"], depths=(1, 1, 1, 1), widths=(4, 4, 8, 8), stem_width=4, name="tiny")
-
-
-def as_torch(arrays: Arrays, arch: Architecture) -> Arrays:
-    """Our arrays ("stem_conv1/kernel") under torchvision's names and in its layout."""
-    naming = torchvision(arch)
-    return {
-        naming.of(*path.split("/")): array
-        if array.ndim < 2
-        else np.ascontiguousarray(np.moveaxis(array, (-1, -2), (0, 1)))
-        for path, array in arrays.items()
-    }
 
 
 def tiny_source() -> tuple[keras.Model, Arrays]:
@@ -81,14 +70,12 @@ def test_porting_ignores_only_the_step_counts_of_pytorch() -> None:
 def resnet18() -> Arrays:
     """Random weights of ResNet-18 for 3 classes under torchvision's names."""
     arch = ARCHITECTURES["resnet18"]
-    ours = {f"{layer}/{weight}": np.empty(shape, np.float32) for layer, weight, shape in arch.weights(3)}
-    return as_torch(randomised(ours), arch)
+    return as_torch(randomised(empty_weights(arch, 3)), arch)
 
 
 def test_rows_of_the_same_shapes_are_told_apart_by_the_stride_or_by_name() -> None:
     arch = ARCHITECTURES["resnet50"]
-    ours = {f"{layer}/{weight}": np.empty(shape, np.float32) for layer, weight, shape in arch.weights(3)}
-    source = as_torch(ours, arch)
+    source = as_torch(empty_weights(arch, 3), arch)
     assert recognise(source)[0].name == "resnet50"
     assert recognise(source, stride_on="1x1")[0].name == "resnet50-v1"
     assert recognise(source, model="resnet50-v1")[0].name == "resnet50-v1"
@@ -98,8 +85,7 @@ def test_rows_of_the_same_shapes_are_told_apart_by_the_stride_or_by_name() -> No
 @pytest.mark.parametrize("row", ["resnext50-32x4d", "resnet101d", "wide-resnet101-2", "resnet34d", "plain34"])
 def test_every_kind_of_block_is_recognised(row: str) -> None:
     arch = ARCHITECTURES[row]
-    ours = {f"{layer}/{weight}": np.empty(shape, np.float32) for layer, weight, shape in arch.weights()}
-    assert recognise(as_torch(ours, arch))[0].name == row
+    assert recognise(as_torch(empty_weights(arch), arch))[0].name == row
 
 
 @pytest.mark.parametrize(

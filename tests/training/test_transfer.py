@@ -35,8 +35,11 @@ def source(model: str = "resnet-tiny", num_classes: int = 4) -> keras.Model:
     return network
 
 
-def initial(network: keras.Model) -> None:
+def begun(recipe: Recipe) -> keras.Model:
+    """A recipe's network for ten classes, with the weights of `source`."""
+    network = network_for(recipe, 10)
     load_backbone(network, source())
+    return network
 
 
 class EachEpoch(Quiet):
@@ -61,11 +64,10 @@ def each_epoch(folder: str, changes: dict[str, Any]) -> list[Arrays]:
     """The weights at the start, and after each of two epochs."""
     recipe = FINETUNE.changed(**changes)
     run = new_run(Path(folder, "run"), recipe)
-    network = network_for(recipe, 10)
-    initial(network)
+    network = begun(recipe)
     before = arrays(network)
-    progress = EachEpoch(run, network)
-    train(digits(), recipe, run, progress=progress, initial=initial)
+    progress = EachEpoch(run, network_for(recipe, 10))
+    train(digits(), recipe, run, progress=progress, network=network)
     assert progress.said == ["All stages learn from epoch 2 on"]
     return [before, *progress.weights]
 
@@ -125,8 +127,7 @@ def test_more_stages_than_there_are_is_told() -> None:
 
 
 def training_and_inference(frozen: bool) -> tuple[np.ndarray, np.ndarray]:
-    network = network_for(BASE.changed(frozen_batch_norm=frozen), 10)
-    initial(network)
+    network = begun(BASE.changed(frozen_batch_norm=frozen))
     images = digits().images[:8]
     return tuple(keras.ops.convert_to_numpy(network(images, training=training)) for training in (True, False))
 
@@ -250,13 +251,14 @@ def in_one_and_in_four(folder: str) -> dict[str, Any]:
     whole, pieces = (new_run(Path(folder, name), recipe) for name in ("whole", "parts"))
     pack, network = digits(), network_for(recipe, 10)
     pack = replace(pack, images=pack.images.view(Slow))
-    statuses = [train(pack, recipe, whole, progress=Quiet(), initial=initial)]
+    statuses = [train(pack, recipe, whole, progress=Quiet(), network=begun(recipe))]
     steps = []
     for settings in ({"stop_at": 3}, {"die_after": 1}, {"stop_at": 14}, {}):
         progress = EachEpoch(pieces, network, **settings)
         try:
             resume = bool(steps)
-            status = train(pack, recipe, pieces, progress=progress, resume=resume, initial=None if resume else initial)
+            start = None if resume else begun(recipe)
+            status = train(pack, recipe, pieces, progress=progress, resume=resume, network=start)
         except KeyboardInterrupt:
             status = "killed"
         statuses.append(status)
@@ -289,7 +291,7 @@ def test_a_phase_counts_its_own_steps_and_the_schedule_goes_on(tmp_path: Path) -
     rates = []
     for name, changes in (("frozen", {}), ("not", {"frozen_epochs": 0})):
         run = new_run(tmp_path / name, recipe.changed(**changes))
-        train(digits(), run.recipe(), run, progress=Quiet(), initial=initial)
+        train(digits(), run.recipe(), run, progress=Quiet(), network=begun(run.recipe()))
         rates.append([record["learning_rate"] for record in run.metrics()])
         iterations = next(array for key, array in state(run).items() if key.endswith("iteration"))
         assert iterations == (12 if name == "frozen" else 18)
@@ -299,6 +301,6 @@ def test_a_phase_counts_its_own_steps_and_the_schedule_goes_on(tmp_path: Path) -
 def test_a_run_that_stays_frozen_to_its_end_can_be_gone_on_with(tmp_path: Path) -> None:
     recipe = FINETUNE.changed(epochs=1)
     run, quiet = new_run(tmp_path / "run", recipe), Quiet()
-    assert train(digits(), recipe, run, progress=quiet, initial=initial) == "finished"
+    assert train(digits(), recipe, run, progress=quiet, network=begun(recipe)) == "finished"
     assert quiet.said == []
     assert train(digits(), recipe, run, progress=Quiet(), resume=True) == "finished"

@@ -87,9 +87,12 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Write a run's network for another runtime, and verify it against Keras on real images."""
+    from resnetlab.inference.export import export as write
+    from resnetlab.inference.export import require_supported
     from resnetlab.run import Run
 
     run = Run.open(run_folder)
+    require_supported(format, precision)  # before anything is decoded
     pack = None
     if data is not None:
         _, pack = open_data(data, run.recipe(), quiet=as_json)
@@ -101,8 +104,6 @@ def export(
                 raise
             print(f"The run's data is not at hand, so other photographs verify the export. {error}", file=sys.stderr)
     start(backend, device)
-    from resnetlab.inference.export import export as write
-
     folder = write(run, format, precision=precision, batch_size=batch_size, output=output, pack=pack)
     facts = json.loads((folder / "export.json").read_text("utf-8"))
     if as_json:

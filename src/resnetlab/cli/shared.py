@@ -63,21 +63,12 @@ def start(backend: str | None, device: str) -> None:
 
 def open_data(spec: str, recipe: Recipe, *, quiet: bool) -> tuple[Source, Pack]:
     """The data's packed images, made now or reused."""
-    from resnetlab.data.pack import default_cache_dir, pack
+    from resnetlab.data.pack import pack_for
     from resnetlab.data.sources import resolve
 
     source = resolve(spec)
     with counting("decoding", quiet=quiet) as progress:
-        packed = pack(
-            source,
-            size=recipe.pack_size,
-            interpolation=recipe.interpolation,
-            cache_dir=default_cache_dir(),
-            validation=recipe.validation,
-            test=recipe.test,
-            seed=recipe.seed,
-            progress=progress,
-        )
+        packed = pack_for(source, recipe, progress=progress)
     set_aside = len(packed.audit["set_aside"])
     if set_aside and not quiet:
         print(f"{set_aside} of {packed.audit['found']} images are set aside: see `resnetlab audit {spec}`")

@@ -12,7 +12,7 @@ import typer
 from resnetlab import environment, results
 from resnetlab.cli.options import Backend, Data, Device, Json, RunFolder, Verbose
 from resnetlab.cli.shared import open_data, recipe_for, reopen, split_rows, start
-from resnetlab.cli.weights import given_weights, weights_of, what_weights_fix
+from resnetlab.cli.weights import given_weights, network_from, what_weights_fix
 from resnetlab.errors import ResnetlabError, UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def train(
     from resnetlab.run import Run
 
     origin: Run | None = None  # of the weights to begin with
-    initial, with_head = None, False
+    network, with_head = None, False
     if resume is not None:
         if recipe or model or settings or weights or run_folder or seed is not None:
             raise UsageError(
@@ -85,7 +85,7 @@ def train(
         if origin is None:
             require_weights(chosen)
         else:
-            initial, with_head = weights_of(origin, chosen, pack.class_names)
+            network, with_head = network_from(origin, chosen, pack.class_names)
         run = Run.create(
             run_folder or Run.default_path(source.name, chosen.model),
             recipe=chosen,
@@ -117,7 +117,7 @@ def train(
             f"begins with the weights of {origin.path}, {'and its head' if with_head else 'under a new head'}"
         )
     with TerminalProgress(console) as progress:
-        status = fit(pack, chosen, run, progress=progress, resume=resume is not None, initial=initial)
+        status = fit(pack, chosen, run, progress=progress, resume=resume is not None, network=network)
     if status == "interrupted":
         sys.exit(130)
     if len(pack.indices("test")) or len(pack.indices("validation")):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +50,7 @@ def port(
     verbose: Verbose = False,
 ) -> None:
     """Make a run of other people's weights: to predict, evaluate, export, and train on from."""
-    from resnetlab.recipes import parse_settings
+    from resnetlab.recipes import INPUT_KEYS, parse_settings
 
     names = None
     if class_names is not None:
@@ -61,10 +59,8 @@ def port(
         except (OSError, ValueError) as error:
             raise UsageError(f"--class-names {class_names} cannot be read: {error}.") from None
     changes = parse_settings(settings or [])
-    if strange := set(changes) - {"image_size", "crop_pct", "interpolation", "preprocessing"}:
-        raise UsageError(
-            f"Received --set {', '.join(sorted(strange))}; expected image_size, crop_pct, interpolation, preprocessing."
-        )
+    if strange := set(changes) - set(INPUT_KEYS):
+        raise UsageError(f"Received --set {', '.join(sorted(strange))}; expected {', '.join(INPUT_KEYS)}.")
     run_folder = run_folder or Path("runs") / _name_of(source)
     run = _ported(source, run_folder, model=model, settings=changes, class_names=names, backend=backend, device=device)
 
@@ -135,24 +131,27 @@ def given_weights(spec: str, *, backend: str | None, device: str) -> Run:
 
 def what_weights_fix(run: Run) -> dict[str, Any]:
     """What of a recipe must be as it was when the weights were trained, or is best so."""
+    from resnetlab.recipes import INPUT_KEYS
+
     recipe = run.recipe()
-    keys = ("model", "preprocessing", "image_size", "crop_pct", "interpolation")
-    return {key: getattr(recipe, key) for key in keys}
+    return {key: getattr(recipe, key) for key in ("model", *INPUT_KEYS)}
 
 
-def weights_of(run: Run, recipe: Recipe, class_names: tuple[str, ...]) -> tuple[Callable[[keras.Model], None], bool]:
-    """What sets a network's weights to those of a run, and whether its head too: it knows the same classes already."""
+def network_from(run: Run, recipe: Recipe, class_names: tuple[str, ...]) -> tuple[keras.Model, bool]:
+    """A recipe's network with the weights of a run, and whether its head has them too: it knows these classes already.
+
+    What does not fit is told here, before there is a run folder.
+    """
     from resnetlab.inference.predictor import Predictor
     from resnetlab.training.fit import network_for
     from resnetlab.training.transfer import freeze, load_backbone
 
     trained = Predictor(run)
     with_head = trained.class_names == class_names
-    initial = partial(load_backbone, source=trained.network, with_head=with_head)
     network = network_for(recipe, len(class_names))
-    initial(network)  # what does not fit is told before there is a run folder
+    load_backbone(network, trained.network, with_head=with_head)
     freeze(network, recipe, 0, 1)
-    return initial, with_head
+    return network, with_head
 
 
 def _name_of(source: str) -> str:

@@ -67,22 +67,14 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     import keras
     import numpy as np
 
-    from resnetlab.data.pack import default_cache_dir, pack
+    from resnetlab.data.pack import pack_for
     from resnetlab.data.sources import resolve
     from resnetlab.evaluation.logits import centre_crop
     from resnetlab.training.fit import network_for, stream_for, trainer_for
 
     precision = "bfloat16" if job["precision"] == "bfloat16" else "float32"
     recipe = Recipe(**job["recipe"]).changed(batch_size=batch_size, precision=precision)
-    packed = pack(
-        resolve(job["data"]),
-        size=recipe.pack_size,
-        interpolation=recipe.interpolation,
-        cache_dir=default_cache_dir(),
-        validation=recipe.validation,
-        test=recipe.test,
-        seed=recipe.seed,
-    )
+    packed = pack_for(resolve(job["data"]), recipe)
     stream = stream_for(recipe, packed)
     clock = time.perf_counter()
     network = network_for(recipe, len(packed.class_names))

@@ -27,6 +27,7 @@ from resnetlab.data.images import MAX_PIXELS, Interpolation, Pixels
 from resnetlab.data.sources import Source
 from resnetlab.data.split import check_shares, split
 from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.recipes import Recipe
 
 FORMAT = 1  # raised whenever the same files would give other bytes
 ABANDONED = 24 * 3600  # seconds after which the folder of a build that never ended is swept up
@@ -114,6 +115,20 @@ def pack(
     return packed
 
 
+def pack_for(source: Source, recipe: Recipe, *, progress: Progress | None = None) -> Pack:
+    """`source` packed and split as a recipe has it, in the cache."""
+    return pack(
+        source,
+        size=recipe.pack_size,
+        interpolation=recipe.interpolation,
+        cache_dir=default_cache_dir(),
+        validation=recipe.validation,
+        test=recipe.test,
+        seed=recipe.seed,
+        progress=progress,
+    )
+
+
 def default_cache_dir() -> Path:
     """$RESNETLAB_CACHE, or ~/.cache/resnetlab."""
     return Path(os.environ.get("RESNETLAB_CACHE") or Path.home() / ".cache" / "resnetlab")
@@ -123,7 +138,7 @@ def _key(source: Source, size: int, interpolation: Interpolation) -> str:
     """A hash of the settings and of how the files look from outside; where there are none, of the pixels."""
     digest = hashlib.sha256()
     digest.update(json.dumps([FORMAT, MAX_PIXELS, size, source.name, source.class_names]).encode())
-    if interpolation != "bilinear":
+    if interpolation != "bilinear":  # packs of before there was a choice keep their key
         digest.update(interpolation.encode())
     if source.images is not None:
         digest.update(np.ascontiguousarray(source.images).data)

@@ -78,10 +78,13 @@ def export(
         UsageError: an unknown format, a precision that the format has not, an output that is in the way.
         ResnetlabError: a package is missing, the folder cannot be written, or the export failed its verification.
     """
-    _check(format, precision, batch_size, pack)
+    require_supported(format, precision)
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"Received batch_size={batch_size}, expected at least 1.")
+    recipe = run.recipe()
+    calibration = _calibration_images(pack, recipe.image_size, batch_size) if precision == "int8" else np.empty(0)
     target = output or default_folder(run, format, precision)
     target = target if target.name else target.resolve()  # "." has no name to build beside
-    recipe = run.recipe()
     class_names: list[str] = run.facts()["class_names"]
     with _made_whole(target) as folder:
         environment.start()
@@ -97,9 +100,7 @@ def export(
             class_names=class_names,
             precision=precision,
             batch_size=batch_size,
-            calibration=_calibration_images(pack, recipe.image_size, batch_size)
-            if precision == "int8"
-            else np.empty(0),
+            calibration=calibration,
         )
         WRITERS[format](artefact, folder)
         facts: dict[str, Any] = {
@@ -117,7 +118,7 @@ def export(
             },
             "class_names": class_names,
             "weights_sha256": weights_sha256,
-            "calibration_images": len(artefact.calibration),
+            "calibration_images": len(calibration),
             "versions": environment.snapshot()["versions"] | _versions(format),
             "bytes": _artefact_bytes(folder),
         }
@@ -157,17 +158,12 @@ def weights_hash(run: Run) -> str:
 # ------------------------------------------------------------------------------------------------------ checking
 
 
-def _check(format: str, precision: str, batch_size: int | None, pack: Pack | None) -> None:
+def require_supported(format: str, precision: str) -> None:
+    """Raise UsageError for what no export can be, ResnetlabError where a package that it needs is missing."""
     if format not in PRECISIONS:
         raise unknown("format", format, PRECISIONS)
     if precision not in PRECISIONS[format]:
         raise UsageError(f"Received precision {precision!r}; {format} exports: {', '.join(PRECISIONS[format])}.")
-    if batch_size is not None and batch_size < 1:
-        raise UsageError(f"Received batch_size={batch_size}, expected at least 1.")
-    if precision == "int8" and pack is None:
-        raise UsageError("int8 needs the run's training images, to see which values occur; received none. Give DATA.")
-    if precision == "int8" and pack is not None and (batch_size or 1) > (count := len(pack.indices("train"))):
-        raise UsageError(f"Received batch_size={batch_size}, expected at most the {count} training images, for int8.")
     require_packages(format)
 
 
@@ -181,8 +177,13 @@ def _require_tensorflow(format: str) -> None:
 
 
 def _calibration_images(pack: Pack | None, size: int, batch_size: int | None) -> np.ndarray:
-    assert pack is not None  # `_check` has seen to it
+    if pack is None:
+        raise UsageError("int8 needs the run's training images, to see which values occur; received none. Give DATA.")
     indices = spread(pack.indices("train"), max(CALIBRATED, batch_size or 1))
+    if (batch_size or 1) > len(indices):
+        raise UsageError(
+            f"Received batch_size={batch_size}, expected at most the {len(indices)} training images, for int8."
+        )
     return np.ascontiguousarray(centre_crop(pack.images[indices], size))
 
 

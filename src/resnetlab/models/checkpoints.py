@@ -268,17 +268,17 @@ def _as_transformers_says(checkpoint: Checkpoint, config: dict[str, Any], proces
     size, cropped, resample = _side(processor.get("size")), _side(processor.get("crop_size")), processor.get("resample")
     if resample is not None and resample not in _RESAMPLING:
         raise ResnetlabError(f"{checkpoint.origin}: received resample={resample}, expected one of {_RESAMPLING}.")
-    settings = {  # either the middle crop_size of size, or size of size / crop_pct
-        "image_size": cropped or size,
-        "crop_pct": cropped / size if cropped and size else processor.get("crop_pct"),
-        "interpolation": None if resample is None else _RESAMPLING[resample],
-        "preprocessing": _preprocessing(processor.get("image_mean"), processor.get("image_std")),
-    }
+    settings = _stated(  # either the middle crop_size of size, or size of size / crop_pct
+        image_size=cropped or size,
+        crop_pct=cropped / size if cropped and size else processor.get("crop_pct"),
+        interpolation=None if resample is None else _RESAMPLING[resample],
+        preprocessing=_preprocessing(processor.get("image_mean"), processor.get("image_std")),
+    )
     labels = config.get("id2label") or {}
     names = tuple(_unique(labels[key] for key in sorted(labels, key=int)))
     return replace(
         checkpoint,
-        settings={key: value for key, value in settings.items() if value is not None},
+        settings=settings,
         class_names=None if not names or names[0] == "LABEL_0" else names,
         stride_on="1x1" if config.get("downsample_in_bottleneck") else "3x3",
     )
@@ -286,19 +286,24 @@ def _as_transformers_says(checkpoint: Checkpoint, config: dict[str, Any], proces
 
 def _as_timm_says(checkpoint: Checkpoint, config: dict[str, Any]) -> Checkpoint:
     size = config.get("test_input_size") or config.get("input_size")
-    settings = {
-        "image_size": size[-1] if size else None,
-        "crop_pct": config.get("test_crop_pct") or config.get("crop_pct"),
-        "interpolation": config.get("interpolation"),
-        "preprocessing": _preprocessing(config.get("mean"), config.get("std")),
-    }
+    settings = _stated(
+        image_size=size[-1] if size else None,
+        crop_pct=config.get("test_crop_pct") or config.get("crop_pct"),
+        interpolation=config.get("interpolation"),
+        preprocessing=_preprocessing(config.get("mean"), config.get("std")),
+    )
     names = config.get("label_names")
     return replace(
         checkpoint,
-        settings={key: value for key, value in settings.items() if value is not None},
+        settings=settings,
         class_names=tuple(_unique(names)) if names else None,
         licence=config.get("license") or checkpoint.licence,
     )
+
+
+def _stated(**settings: Any) -> dict[str, Any]:
+    """The settings of a recipe that the source states."""
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _side(size: Any) -> int | None:
@@ -365,6 +370,8 @@ def _from_keras(name: str) -> dict[str, np.ndarray]:
     environment.start()
     import keras
 
+    from resnetlab.models.porting import arrays_of
+
     function = getattr(keras.applications, name)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # where Keras's progress does not get among our own output
@@ -376,8 +383,4 @@ def _from_keras(name: str) -> dict[str, np.ndarray]:
             f"Keras cannot download {name}: {error}. Where there is a network, download that file ({file}), and "
             f"give it to `resnetlab port`, or put it into {folder}."
         ) from None
-    return {
-        f"{layer.name}/{variable.name}": keras.ops.convert_to_numpy(variable)
-        for layer in model.layers
-        for variable in layer.weights
-    }
+    return arrays_of(model)

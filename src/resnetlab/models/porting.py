@@ -24,10 +24,9 @@ from resnetlab.models import references
 from resnetlab.models.checkpoints import Checkpoint, class_names_for
 from resnetlab.models.naming import Arrays, Naming, listing, recognise
 from resnetlab.models.resnet import build
-from resnetlab.recipes import BASE
+from resnetlab.recipes import BASE, INPUT_KEYS
 from resnetlab.run import Run
 
-_STATED = ("image_size", "crop_pct", "interpolation", "preprocessing")
 TOLERANCE = 1e-4  # of the logits' scale: what float32 leaves between two ways to compute them
 
 
@@ -74,7 +73,7 @@ def port_to_run(
         checkpoint: as `checkpoints.read` returns it.
         folder: of the new run.
         model: row of the table, where weights of the same shapes are not enough to tell.
-        settings: of a recipe (image_size, crop_pct, interpolation, preprocessing), over what the checkpoint says.
+        settings: of a recipe, of its `INPUT_KEYS`, over what the checkpoint says.
         class_names: one for each logit, over the checkpoint's.
 
     Raises:
@@ -123,7 +122,7 @@ def port_to_run(
             "family": naming.family,
             "arrays": len(checkpoint.arrays),
             "licence": checkpoint.licence,
-            "assumed": [key for key in _STATED if key not in stated]
+            "assumed": [key for key in INPUT_KEYS if key not in stated]
             + ([] if names in (class_names, checkpoint.class_names) else ["class names"]),
             "check": check,
         }

@@ -1,6 +1,6 @@
 """What the implementation that weights come from makes of them: the check of a port.
 
-    python -m resnetlab.models.references SOURCE ROW FAMILY SIZE OUTPUT.npz
+    python -m resnetlab.models.references SOURCE ROW FAMILY SIZE PREPROCESSING OUTPUT.npz
 
 runs in a process of its own, as PyTorch and TensorFlow should not share one, and leaves the logits of two images. With
 -P, so that what lies beside downloaded weights, a torch.py, is not imported.
@@ -33,7 +33,7 @@ def images(size: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     grid = np.linspace(0, 6, size, dtype=np.float32)
     waves = [
-        np.sin(grid[:, None] * rng.uniform(0.3, 3, (1, 1)) + grid[None] * rng.uniform(0.3, 3) + rng.uniform(0, 6))
+        np.sin(grid[:, None] * rng.uniform(0.3, 3) + grid[None] * rng.uniform(0.3, 3) + rng.uniform(0, 6))
         for _ in range(6)
     ]
     smooth = np.stack(waves, -1).reshape(size, size, 2, 3).transpose(2, 0, 1, 3)
@@ -131,13 +131,11 @@ def _from_torchvision_or_timm(arch: Architecture, classes: int) -> tuple[Any, st
 
 def main() -> None:
     source, row, family, size, preprocessing, output = sys.argv[1:]
-    if family != "keras.applications":
-        import torch  # noqa: F401  # before anything that brings TensorFlow
-    checkpoint, pixels = read(source), images(int(size))
+    arrays, arch, pixels = read(source).arrays, architecture(row), images(int(size))
     if family == "keras.applications":
-        found, by = _keras(checkpoint.arrays, architecture(row), pixels)
+        found, by = _keras(arrays, arch, pixels)
     else:
-        found, by = _torch(checkpoint.arrays, architecture(row), family, pixels, preprocessing)
+        found, by = _torch(arrays, arch, family, pixels, preprocessing)
     np.savez(output, logits=found, by=np.array(by))
 
 

@@ -151,11 +151,11 @@ def train(
     *,
     progress: Progress,
     resume: bool = False,
-    initial: Callable[[keras.Model], None] | None = None,
+    network: keras.Model | None = None,
 ) -> str:
     """Train until the epochs are over, early stopping says so, or the process is asked to stop.
 
-    `initial` sets the weights that a new run begins with, as `transfer.load_backbone` does; a resumed one has its own.
+    `network` is one of `network_for`, with the weights to begin with (`transfer.load_backbone`); by default it is new.
 
     Returns:
         "finished", or "interrupted" after SIGINT or SIGTERM: then the step in progress is finished and the state is
@@ -165,7 +165,10 @@ def train(
         ResnetlabError: the loss is no longer finite (the weights of the best epoch stay), or nothing to resume.
         UsageError: the recipe freezes stages that the network lacks, or weights that are not given.
     """
-    network = network_for(recipe, len(pack.class_names))
+    if network is None:
+        if not resume:
+            transfer.require_weights(recipe)
+        network = network_for(recipe, len(pack.class_names))
     stream = stream_for(recipe, pack)
     steps = stream.steps_per_epoch
     validation = pack.indices("validation")
@@ -179,10 +182,6 @@ def train(
         checkpoint.restore(trainer, arrays)
         records = run.metrics()[: state["step"] // steps]
     else:
-        if initial:
-            initial(network)
-        else:
-            transfer.require_weights(recipe)
         trainer = trainer_for(network, recipe, stream)
     step: int = state["step"]
     partial = _metric_values(trainer) if step % steps else None  # of the epoch that was interrupted
