@@ -382,6 +382,19 @@ def test_ported_weights_predict_are_evaluated_and_trained_on_from(cli: Cli, publ
     recipe, facts = Run.open(Path("tuned")).recipe(), Run.open(Path("tuned")).facts()
     assert (recipe.name, recipe.model, recipe.image_size) == ("finetune", "resnet18", 32)
     assert (facts["class_names"], facts["weights"]) == (["cat", "dog"], str(tmp_path / "runs" / "net"))
+    recipe_file = tmp_path / "mine.toml"
+    recipe_file.write_text(
+        'base = "finetune"\nimage_size = 40\nepochs = 1\nfrozen_epochs = 0\nbatch_size = 8\n', "utf-8"
+    )
+    mine = ("train", data, "--weights", "runs/net", "--recipe", recipe_file)
+    code, out, err = cli(*mine, "--run", "of 32")
+    assert (code, err) == (0, "Recipe mine has image_size 40; with these weights it is 32.\n")
+    code, out, err = cli(*mine, "--run", "of 40", "--set", "image_size=40")
+    assert (code, err) == (0, "")
+    assert [Run.open(Path(name)).recipe().image_size for name in ("of 32", "of 40")] == [32, 40]
+    code, out, err = cli("train", data, "--weights", "runs/net", "--recipe", recipe_file, "--run", "of 40")
+    assert code == 2
+    assert "Choose another with --run, or go on with --resume 'of 40'." in err
     code, out, err = cli("train", data, "--weights", "runs/net", "--model", "resnet34", "--run", "other")
     assert code == 2
     assert "Received the model 'resnet34', expected 'resnet18': the weights are of it." in err

@@ -17,6 +17,7 @@ import csv
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -64,7 +65,8 @@ class Run:
             raise _cannot_make(path, error) from None
         if occupied:
             raise UsageError(
-                f"The run folder {path} is not empty. Choose another with --run, or go on with --resume {path}."
+                f"The run folder {path} is not empty. Choose another with --run, or go on with "
+                f"--resume {shlex.quote(str(path))}."
             )
 
     @classmethod
@@ -106,7 +108,8 @@ class Run:
             if path.exists():
                 return path
         raise ResnetlabError(
-            f"{self.path} has no weights yet: no epoch was finished. Go on with `resnetlab train --resume {self.path}`."
+            f"{self.path} has no weights yet: no epoch was finished. Go on with "
+            f"`resnetlab train --resume {shlex.quote(str(self.path))}`."
         )
 
     def read_json(self, name: str) -> dict[str, Any]:

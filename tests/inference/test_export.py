@@ -170,12 +170,12 @@ def test_an_interrupted_export_leaves_nothing(
 
 def test_what_a_killed_export_left_is_swept_up_a_day_later(trained: Trained, tmp_path: Path) -> None:
     require("onnx")
-    for name, age in (("old", 25 * 3600), ("new", 3600)):
-        folder = tmp_path / f".{name}.building.out"
+    for name, age in (("old", 25 * 3600), ("young", 3600)):
+        folder = tmp_path / f".out.resnetlab-new-{name}"
         folder.mkdir()
         os.utime(folder, (time.time() - age,) * 2)
     export(trained[0], "onnx", output=tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {"out", ".new.building.out"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.resnetlab-new-young"}
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_any_work(

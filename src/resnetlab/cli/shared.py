@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,18 +28,22 @@ def recipe_for(
 ) -> Recipe:
     """The recipe that was asked for, or the data's own, with its changes; `fixed` is what given weights ask for."""
     from resnetlab.models import architecture
-    from resnetlab.recipes import RECIPES
+    from resnetlab.recipes import BASE, INPUT_KEYS, RECIPES
     from resnetlab.recipes import recipe as find_recipe
 
     defaults = {"digits": "quick", "cifar10": "cifar-quick"}
-    chosen = find_recipe(recipe) if recipe else RECIPES[defaults.get(data, "animals")]
+    asked = find_recipe(recipe) if recipe else RECIPES[defaults.get(data, "animals")]
     fixed = fixed or {}
-    chosen = chosen.changed(**({"model": model} if model else {}) | fixed).with_settings(settings or [])
+    chosen = asked.changed(**({"model": model} if model else {}) | fixed).with_settings(settings or [])
     architecture(chosen.model)  # an unknown name is told before anything is decoded
     if fixed and (model or chosen.model) != fixed["model"]:
         raise UsageError(
             f"Received the model {model or chosen.model!r}, expected {fixed['model']!r}: the weights are of it."
         )
+    for key in INPUT_KEYS if fixed else ():
+        was, now = getattr(asked, key), getattr(chosen, key)
+        if now == fixed[key] and was not in (now, getattr(BASE, key)):
+            print(f"Recipe {asked.name} has {key} {was}; with these weights it is {now}.", file=sys.stderr)
     return chosen
 
 
@@ -71,7 +77,7 @@ def open_data(spec: str, recipe: Recipe, *, quiet: bool) -> tuple[Source, Pack]:
         packed = pack_for(source, recipe, progress=progress)
     set_aside = len(packed.audit["set_aside"])
     if set_aside and not quiet:
-        print(f"{set_aside} of {packed.audit['found']} images are set aside: see `resnetlab audit {spec}`")
+        print(f"{set_aside} of {packed.audit['found']} images are set aside: see `resnetlab audit {shlex.quote(spec)}`")
     return source, packed
 
 

@@ -12,8 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +25,10 @@ from resnetlab.data.images import MAX_PIXELS, Interpolation, Pixels
 from resnetlab.data.sources import Source
 from resnetlab.data.split import check_shares, split
 from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.folders import made_whole
 from resnetlab.recipes import Recipe
 
 FORMAT = 1  # raised whenever the same files would give other bytes
-ABANDONED = 24 * 3600  # seconds after which the folder of a build that never ended is swept up
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,39 +179,33 @@ def _build(
     workers: int | None,
     progress: Progress | None,
 ) -> None:
-    cache_dir = folder.parent
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    _sweep(cache_dir)
-    building = cache_dir / f".building-{uuid.uuid4().hex}"
-    building.mkdir()
     try:
-        # A large buffer: each write lets go of the interpreter, and then has to win it back from the decoders.
-        with open(building / "images.npy", "w+b", buffering=1 << 22) as file:
-            records = inspect_all(source, size=size, interpolation=interpolation, workers=workers, progress=progress)
-            audit = _write_images(file, source, size, records)
-            _sync(file)
-        usable = audit.usable
-        meta = {
-            "key": key,
-            "shape": [len(usable), size, size, 3],
-            "audit": audit.to_json(),
-            "names": [record.name for record in usable],
-            "labels": [record.label for record in usable],
-            "subsets": [record.subset for record in usable],
-            "hashes": [record.sha256 for record in usable],
-        }
-        with open(building / "pack.json", "wb") as file:
-            file.write(json.dumps(meta).encode())
-            _sync(file)
-        if folder.exists() and _load(folder, key) is None:  # somebody deleted half of it
-            shutil.rmtree(folder)
-        try:
-            building.rename(folder)
-        except OSError:
-            if _load(folder, key) is None:  # otherwise another process has just built the same
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        with made_whole(folder) as building:
+            # A large buffer: each write lets go of the interpreter, and then has to win it back from the decoders.
+            with open(building / "images.npy", "w+b", buffering=1 << 22) as file:
+                records = inspect_all(
+                    source, size=size, interpolation=interpolation, workers=workers, progress=progress
+                )
+                audit = _write_images(file, source, size, records)
+                _sync(file)
+            usable = audit.usable
+            meta = {
+                "key": key,
+                "shape": [len(usable), size, size, 3],
+                "audit": audit.to_json(),
+                "names": [record.name for record in usable],
+                "labels": [record.label for record in usable],
+                "subsets": [record.subset for record in usable],
+                "hashes": [record.sha256 for record in usable],
+            }
+            with open(building / "pack.json", "wb") as file:
+                file.write(json.dumps(meta).encode())
+                _sync(file)
+            if folder.exists() and _load(folder, key) is None:  # somebody deleted half of it
+                shutil.rmtree(folder)
+    except OSError:
+        if _load(folder, key) is None:  # otherwise another process has just built the same
+            raise
 
 
 def _write_images(
@@ -256,14 +248,3 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sweep(cache_dir: Path) -> None:
-    """Remove what killed builds left behind."""
-    for building in cache_dir.glob(".building-*"):
-        try:
-            abandoned = time.time() - building.stat().st_mtime > ABANDONED
-        except OSError:  # its build has just ended
-            continue
-        if abandoned:
-            shutil.rmtree(building, ignore_errors=True)

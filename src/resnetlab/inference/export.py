@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -27,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resnetlab import environment
-from resnetlab.data.pack import ABANDONED, Pack
+from resnetlab.data.pack import Pack
 from resnetlab.errors import ResnetlabError, UsageError, unknown
 from resnetlab.evaluation.logits import centre_crop, predict_logits
 from resnetlab.evaluation.metrics import softmax
+from resnetlab.folders import made_whole
 from resnetlab.inference import serving, verification
 from resnetlab.inference.engines import (
     EXPORT_FILE,
@@ -84,9 +82,8 @@ def export(
     recipe = run.recipe()
     calibration = _calibration_images(pack, recipe.image_size, batch_size) if precision == "int8" else np.empty(0)
     target = output or default_folder(run, format, precision)
-    target = target if target.name else target.resolve()  # "." has no name to build beside
     class_names: list[str] = run.facts()["class_names"]
-    with _made_whole(target) as folder:
+    with _replaced(target) as folder:
         environment.start()
         _require_tensorflow(format)
         from resnetlab.inference.folding import folded
@@ -218,40 +215,17 @@ def _versions(format: str) -> dict[str, str]:
 
 
 @contextmanager
-def _made_whole(target: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `target` if the block ends well, and vanishes if it does not."""
+def _replaced(target: Path) -> Iterator[Path]:
+    """A folder to fill, for the export that `target` is to be."""
     if target.exists() and not (target / EXPORT_FILE).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise UsageError(f"{target} is there and is no export. Choose another folder with --output, or remove it.")
-    building, replaced = (target.with_name(f".{os.getpid()}.{kind}.{target.name}") for kind in ("building", "replaced"))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
-        building.mkdir()
+        with made_whole(target, replace=True) as folder:
+            yield folder
     except OSError as error:
-        raise _cannot_write(target, error) from None
-    try:
-        yield building
-        if target.exists():
-            target.rename(replaced)
-        building.rename(target)
-    except OSError as error:
-        raise _cannot_write(target, error) from error
-    finally:
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
-        for folder in (building, replaced):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(target: Path) -> None:
-    """Remove what exports to the same place left behind that were killed."""
-    for building in target.parent.glob(f".*.building.{target.name}"):
-        if time.time() - building.stat().st_mtime > ABANDONED:
-            shutil.rmtree(building, ignore_errors=True)
-
-
-def _cannot_write(target: Path, error: OSError) -> ResnetlabError:
-    return ResnetlabError(f"Cannot write the export {target}: {error.strerror or error}. Choose another with --output.")
+        raise ResnetlabError(
+            f"Cannot write the export {target}: {error.strerror or error}. Choose another with --output."
+        ) from error
 
 
 def _write(folder: Path, name: str, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -143,7 +144,7 @@ def _exported(run: Run, format: str, precision: str) -> Path:
         if precision == "int8":
             raise UsageError(
                 f"{run.path} has no int8 export of its weights, which needs the training images. "
-                f"Do: resnetlab export {run.path} --format {format} --precision int8."
+                f"Do: resnetlab export {shlex.quote(str(run.path))} --format {format} --precision int8."
             )
         export(run, format, precision=precision)
     return folder

@@ -8,8 +8,6 @@ where the source's own implementation is installed, its logits are compared with
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 
 from resnetlab import environment, results
 from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.folders import made_whole
 from resnetlab.models import references
 from resnetlab.models.checkpoints import Checkpoint, class_names_for
 from resnetlab.models.naming import Arrays, Naming, listing, recognise
@@ -80,7 +79,6 @@ def port_to_run(
         ResnetlabError: not the weights of any network here, or our logits are not the source implementation's.
         UsageError: the folder is not vacant, or a setting is out of range.
     """
-    folder = folder if folder.name else folder.resolve()  # "." has no name to build beside
     Run.require_vacant(folder)
     arch, naming, num_classes = recognise(checkpoint.arrays, model=model, stride_on=checkpoint.stride_on)
     names = class_names or class_names_for(checkpoint, num_classes)
@@ -100,39 +98,36 @@ def port_to_run(
     port(network, checkpoint.arrays, naming)
     check = _check(network, checkpoint.origin, arch.name, naming.family, recipe.image_size, arch.preprocessing)
 
-    building = folder.with_name(f".{folder.name}-{os.getpid()}")  # renamed when whole
     try:
-        run = Run.create(
-            building,
-            recipe=recipe,
-            environment=environment.snapshot(),
-            facts={
-                "data": None,
-                "source": checkpoint.origin,
-                "commit": results.commit(),
-                "class_names": list(names),
-                "model": arch.name,
-            },
-        )
-        run.write_split(())
-        run.save_weights("best.weights.h5", network)
-        told = {
-            "origin": checkpoint.origin,
-            "sha256": _digest(checkpoint.arrays),
-            "family": naming.family,
-            "arrays": len(checkpoint.arrays),
-            "licence": checkpoint.licence,
-            "assumed": [key for key in INPUT_KEYS if key not in stated]
-            + ([] if names in (class_names, checkpoint.class_names) else ["class names"]),
-            "check": check,
-        }
-        run.write_json("port.json", told)
-        run.update(status="ported")
-        building.replace(folder)
+        with made_whole(folder) as building:
+            run = Run.create(
+                building,
+                recipe=recipe,
+                environment=environment.snapshot(),
+                facts={
+                    "data": None,
+                    "source": checkpoint.origin,
+                    "commit": results.commit(),
+                    "class_names": list(names),
+                    "model": arch.name,
+                },
+            )
+            run.write_split(())
+            run.save_weights("best.weights.h5", network)
+            told = {
+                "origin": checkpoint.origin,
+                "sha256": _digest(checkpoint.arrays),
+                "family": naming.family,
+                "arrays": len(checkpoint.arrays),
+                "licence": checkpoint.licence,
+                "assumed": [key for key in INPUT_KEYS if key not in stated]
+                + ([] if names in (class_names, checkpoint.class_names) else ["class names"]),
+                "check": check,
+            }
+            run.write_json("port.json", told)
+            run.update(status="ported")
     except OSError as error:
         raise ResnetlabError(f"Cannot write the run folder {folder}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return Run.open(folder)
 
 

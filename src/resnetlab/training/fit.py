@@ -7,6 +7,7 @@ function of the step too (`transfer.py`).
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 import time
@@ -209,7 +210,9 @@ def train(
             if step < (epoch + 1) * steps:
                 checkpoint.save(run.checkpoint, trainer, state)
                 run.update(status="interrupted", step=step)
-                progress.say(f"Stopped at step {step}. Go on with: resnetlab train --resume {run.path}")
+                progress.say(
+                    f"Stopped at step {step}. Go on with: resnetlab train --resume {shlex.quote(str(run.path))}"
+                )
                 return "interrupted"
 
             seconds = time.perf_counter() - began

@@ -1,0 +1,48 @@
+"""Folders that are there whole or not at all: packs, exports, ported runs."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ABANDONED = 24 * 3600  # seconds after which a folder that was never finished is swept up
+
+
+@contextmanager
+def made_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder beside `folder` to fill: it takes its place if the block ends well, and vanishes if it does not.
+
+    What stands in that place is replaced if it is an empty folder or `replace` is true; otherwise the block ends with
+    OSError, as it does where the place cannot be written.
+    """
+    folder = folder if folder.name else folder.resolve()  # "." has no name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder.parent)
+    token = uuid.uuid4().hex[:8]
+    building, replaced = (folder.with_name(f".{folder.name}.resnetlab-{kind}-{token}") for kind in ("new", "old"))
+    building.mkdir()
+    try:
+        yield building
+        if replace and folder.exists():
+            folder.rename(replaced)
+        building.rename(folder)
+    finally:
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        for rest in (building, replaced):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what was being made when its process was killed."""
+    for building in parent.glob(".*.resnetlab-new-*"):
+        try:
+            abandoned = time.time() - building.stat().st_mtime > ABANDONED
+        except OSError:  # it has just been finished
+            continue
+        if abandoned:
+            shutil.rmtree(building, ignore_errors=True)
