@@ -388,7 +388,10 @@ def test_ported_weights_predict_are_evaluated_and_trained_on_from(cli: Cli, publ
     )
     mine = ("train", data, "--weights", "runs/net", "--recipe", recipe_file)
     code, out, err = cli(*mine, "--run", "of 32")
-    assert (code, err) == (0, "Recipe mine has image_size 40; with these weights it is 32.\n")
+    assert (code, err) == (
+        0,
+        "Recipe mine has images of 40; taken is 32, as the weights had. Keep it with --set image_size=40.\n",
+    )
     code, out, err = cli(*mine, "--run", "of 40", "--set", "image_size=40")
     assert (code, err) == (0, "")
     assert [Run.open(Path(name)).recipe().image_size for name in ("of 32", "of 40")] == [32, 40]

@@ -17,13 +17,14 @@ def made_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder beside `folder` to fill: it takes its place if the block ends well, and vanishes if it does not.
 
     What stands in that place is replaced if it is an empty folder or `replace` is true; otherwise the block ends with
-    OSError, as it does where the place cannot be written.
+    OSError, as it does where the place cannot be written. Give "." as `named` has it: it is another folder afterwards.
     """
-    folder = folder if folder.name else folder.resolve()  # "." has no name
+    folder = folder.resolve()  # beside what a link points to
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder.parent)
     token = uuid.uuid4().hex[:8]
-    building, replaced = (folder.with_name(f".{folder.name}.resnetlab-{kind}-{token}") for kind in ("new", "old"))
+    building = folder.with_name(f".resnetlab-new-{token}")
+    replaced = folder.with_name(f".resnetlab-old-{token}")
     building.mkdir()
     try:
         yield building
@@ -37,9 +38,14 @@ def made_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(rest, ignore_errors=True)
 
 
+def named(folder: Path) -> Path:
+    """The same folder by a name that does not depend on where one is, if it was "." or ends in ".."."""
+    return folder.resolve() if folder.name in ("", "..") else folder
+
+
 def _sweep(parent: Path) -> None:
-    """Remove what was being made when its process was killed."""
-    for building in parent.glob(".*.resnetlab-new-*"):
+    """Remove what was being made when its process was killed; not what it replaced, which may be all there is."""
+    for building in parent.glob(".resnetlab-new-*"):
         try:
             abandoned = time.time() - building.stat().st_mtime > ABANDONED
         except OSError:  # it has just been finished

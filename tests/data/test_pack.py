@@ -155,7 +155,7 @@ def test_a_crash_in_the_middle_leaves_nothing(photos, build, tmp_path, monkeypat
 
 
 def test_a_killed_build_is_not_taken_for_a_pack_and_is_swept_up_later(photos, build, tmp_path):
-    fresh, old = (tmp_path / "cache" / f".photos-32.resnetlab-new-{name}" for name in ("fresh", "old"))
+    fresh, old = (tmp_path / "cache" / f".resnetlab-new-{name}" for name in ("fresh", "old"))
     for folder in (fresh, old):
         folder.mkdir(parents=True)
         (folder / "images.npy").write_bytes(b"half")

@@ -168,14 +168,23 @@ def test_an_interrupted_export_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_into_the_folder_one_is_in(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require("onnx")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = export(trained[0], "onnx", output=Path())
+    assert (folder / "export.json").is_file()
+    assert folder == tmp_path / "here"
+
+
 def test_what_a_killed_export_left_is_swept_up_a_day_later(trained: Trained, tmp_path: Path) -> None:
     require("onnx")
     for name, age in (("old", 25 * 3600), ("young", 3600)):
-        folder = tmp_path / f".out.resnetlab-new-{name}"
+        folder = tmp_path / f".resnetlab-new-{name}"
         folder.mkdir()
         os.utime(folder, (time.time() - age,) * 2)
     export(trained[0], "onnx", output=tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.resnetlab-new-young"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".resnetlab-new-young"}
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_any_work(

@@ -373,6 +373,14 @@ def test_a_port_that_is_not_equal_to_its_source_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_port_into_the_folder_one_is_in(tmp_path: Path, resnet18: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run = port_to_run(Checkpoint("x.pth", resnet18), Path(), settings={"image_size": 32})
+    assert run.path == tmp_path / "here"
+    assert run.facts()["model"] == "resnet18"
+
+
 def test_a_port_needs_a_name_for_each_class(tmp_path: Path, resnet18: Arrays) -> None:
     with pytest.raises(UsageError, match="Received 2 different class names, expected 3"):
         port_to_run(Checkpoint("x.pth", resnet18), tmp_path / "run", class_names=("cat", "dog", "cat"))

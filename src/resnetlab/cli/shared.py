@@ -28,7 +28,7 @@ def recipe_for(
 ) -> Recipe:
     """The recipe that was asked for, or the data's own, with its changes; `fixed` is what given weights ask for."""
     from resnetlab.models import architecture
-    from resnetlab.recipes import BASE, INPUT_KEYS, RECIPES
+    from resnetlab.recipes import BASE, RECIPES
     from resnetlab.recipes import recipe as find_recipe
 
     defaults = {"digits": "quick", "cifar10": "cifar-quick"}
@@ -40,10 +40,13 @@ def recipe_for(
         raise UsageError(
             f"Received the model {model or chosen.model!r}, expected {fixed['model']!r}: the weights are of it."
         )
-    for key in INPUT_KEYS if fixed else ():
-        was, now = getattr(asked, key), getattr(chosen, key)
-        if now == fixed[key] and was not in (now, getattr(BASE, key)):
-            print(f"Recipe {asked.name} has {key} {was}; with these weights it is {now}.", file=sys.stderr)
+    size = asked.image_size
+    if fixed and chosen.image_size == fixed["image_size"] and size not in (chosen.image_size, BASE.image_size):
+        print(
+            f"Recipe {asked.name} has images of {size}; taken is {chosen.image_size}, as the weights had. "
+            f"Keep it with --set image_size={size}.",
+            file=sys.stderr,
+        )
     return chosen
 
 

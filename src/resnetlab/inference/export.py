@@ -28,7 +28,7 @@ from resnetlab.data.pack import Pack
 from resnetlab.errors import ResnetlabError, UsageError, unknown
 from resnetlab.evaluation.logits import centre_crop, predict_logits
 from resnetlab.evaluation.metrics import softmax
-from resnetlab.folders import made_whole
+from resnetlab.folders import made_whole, named
 from resnetlab.inference import serving, verification
 from resnetlab.inference.engines import (
     EXPORT_FILE,
@@ -81,7 +81,7 @@ def export(
         raise UsageError(f"Received batch_size={batch_size}, expected at least 1.")
     recipe = run.recipe()
     calibration = _calibration_images(pack, recipe.image_size, batch_size) if precision == "int8" else np.empty(0)
-    target = output or default_folder(run, format, precision)
+    target = named(output or default_folder(run, format, precision))
     class_names: list[str] = run.facts()["class_names"]
     with _replaced(target) as folder:
         environment.start()

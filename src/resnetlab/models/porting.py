@@ -18,7 +18,7 @@ import numpy as np
 
 from resnetlab import environment, results
 from resnetlab.errors import ResnetlabError, UsageError
-from resnetlab.folders import made_whole
+from resnetlab.folders import made_whole, named
 from resnetlab.models import references
 from resnetlab.models.checkpoints import Checkpoint, class_names_for
 from resnetlab.models.naming import Arrays, Naming, listing, recognise
@@ -79,6 +79,7 @@ def port_to_run(
         ResnetlabError: not the weights of any network here, or our logits are not the source implementation's.
         UsageError: the folder is not vacant, or a setting is out of range.
     """
+    folder = named(folder)
     Run.require_vacant(folder)
     arch, naming, num_classes = recognise(checkpoint.arrays, model=model, stride_on=checkpoint.stride_on)
     names = class_names or class_names_for(checkpoint, num_classes)
