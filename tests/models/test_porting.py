@@ -3,10 +3,12 @@
 import json
 import os
 import pickle
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -442,7 +444,11 @@ def test_a_crop_size_is_the_image_size(tmp_path: Path) -> None:
 
 def test_names_on_the_hub_may_have_dots(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or 1 / 0)
+    hub = SimpleNamespace(snapshot_download=lambda name, **_: asked.append(name) or 1 / 0)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)  # it need not be installed
     with pytest.raises(ResnetlabError, match="cannot be downloaded"):
+        read("timm/resnet50.a1_in1k")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ResnetlabError, match="huggingface_hub must be installed"):
         read("timm/resnet50.a1_in1k")
     assert asked == ["timm/resnet50.a1_in1k"]
