@@ -83,11 +83,12 @@ def pack(
         try:
             _build(folder, source, size, interpolation, key, workers, progress)
         except OSError as error:
-            megabytes = len(source.samples) * size * size * 3 / 1e6
-            raise ResnetlabError(
-                f"Cannot write the packed images to {cache_dir}: {error.strerror or error}. They take "
-                f"{megabytes:,.0f} MB: make room, or set $RESNETLAB_CACHE to a folder that can be written to."
-            ) from error
+            if _load(folder, key) is None:  # otherwise another process has just built the same
+                megabytes = len(source.samples) * size * size * 3 / 1e6
+                raise ResnetlabError(
+                    f"Cannot write the packed images to {cache_dir}: {error.strerror or error}. They take "
+                    f"{megabytes:,.0f} MB: make room, or set $RESNETLAB_CACHE to a folder that can be written to."
+                ) from error
         stored = _load(folder, key)
     if stored is None:
         raise ResnetlabError(f"The pack {folder} was removed while it was being made. Run the command again.")
@@ -179,33 +180,27 @@ def _build(
     workers: int | None,
     progress: Progress | None,
 ) -> None:
-    try:
-        with made_whole(folder) as building:
-            # A large buffer: each write lets go of the interpreter, and then has to win it back from the decoders.
-            with open(building / "images.npy", "w+b", buffering=1 << 22) as file:
-                records = inspect_all(
-                    source, size=size, interpolation=interpolation, workers=workers, progress=progress
-                )
-                audit = _write_images(file, source, size, records)
-                _sync(file)
-            usable = audit.usable
-            meta = {
-                "key": key,
-                "shape": [len(usable), size, size, 3],
-                "audit": audit.to_json(),
-                "names": [record.name for record in usable],
-                "labels": [record.label for record in usable],
-                "subsets": [record.subset for record in usable],
-                "hashes": [record.sha256 for record in usable],
-            }
-            with open(building / "pack.json", "wb") as file:
-                file.write(json.dumps(meta).encode())
-                _sync(file)
-            if folder.exists() and _load(folder, key) is None:  # somebody deleted half of it
-                shutil.rmtree(folder)
-    except OSError:
-        if _load(folder, key) is None:  # otherwise another process has just built the same
-            raise
+    with made_whole(folder) as building:
+        # A large buffer: each write lets go of the interpreter, and then has to win it back from the decoders.
+        with open(building / "images.npy", "w+b", buffering=1 << 22) as file:
+            records = inspect_all(source, size=size, interpolation=interpolation, workers=workers, progress=progress)
+            audit = _write_images(file, source, size, records)
+            _sync(file)
+        usable = audit.usable
+        meta = {
+            "key": key,
+            "shape": [len(usable), size, size, 3],
+            "audit": audit.to_json(),
+            "names": [record.name for record in usable],
+            "labels": [record.label for record in usable],
+            "subsets": [record.subset for record in usable],
+            "hashes": [record.sha256 for record in usable],
+        }
+        with open(building / "pack.json", "wb") as file:
+            file.write(json.dumps(meta).encode())
+            _sync(file)
+        if folder.exists() and _load(folder, key) is None:  # somebody deleted half of it
+            shutil.rmtree(folder)
 
 
 def _write_images(
