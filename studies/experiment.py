@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from resnetlab import kernels, results  # noqa: E402
-from resnetlab.data.pack import Pack, default_cache_dir, pack  # noqa: E402
+from resnetlab.data.pack import Pack, default_cache_dir, pack, pack_for  # noqa: E402
 from resnetlab.data.sources import resolve  # noqa: E402
 from resnetlab.evaluation.logits import predict_logits  # noqa: E402
 from resnetlab.models.architectures import Architecture  # noqa: E402
@@ -60,16 +60,14 @@ def recipe_for(options: argparse.Namespace) -> Recipe:
     return RECIPES["cifar"].changed(seed=options.seed, **(QUICK if options.quick else {}))
 
 
-def cifar10(size: int, *, validation: float = 0.0, seed: int = 0) -> Pack:
+def cifar10(size: int) -> Pack:
     """CIFAR-10 with its own test part, at `size` pixels a side; from $RESNETLAB_DATA, ./data or a download."""
-    return pack(
-        resolve("cifar10"), size=size, cache_dir=default_cache_dir(), validation=validation, test=0.0, seed=seed
-    )
+    return pack(resolve("cifar10"), size=size, cache_dir=default_cache_dir(), validation=0.0, test=0.0)
 
 
 def data_for(recipe: Recipe) -> Pack:
     """CIFAR-10 as the recipe has it. What it sets apart for validation, of each class and by its seed, nobody sees."""
-    return cifar10(recipe.image_size, validation=recipe.validation, seed=recipe.seed)
+    return pack_for(resolve("cifar10"), recipe)
 
 
 def some_of_test(data: Pack, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
