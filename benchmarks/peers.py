@@ -50,9 +50,9 @@ class Job:
     @property
     def train_flop(self) -> float:
         """Of one image: a multiply-add is two operations; each of the two gradients costs as much as a forward pass."""
-        from resnetlab.models.architectures import architecture
+        from resnetlab.models import architecture, summarize
 
-        return 3 * 2 * architecture(self.model).multiply_adds(self.size, self.classes)
+        return 3 * 2 * summarize(architecture(self.model), self.size, self.classes).multiply_adds
 
 
 @dataclass(frozen=True)

@@ -186,10 +186,10 @@ def run(result: Result) -> str:
 
 def models() -> str:
     """All architectures, a row for each paper and kind."""
-    from resnetlab.models.architectures import ARCHITECTURES
+    from resnetlab.models import VARIANTS, summarize
 
     groups: dict[tuple[str, str], list[Any]] = {}
-    for arch in ARCHITECTURES.values():
+    for arch in VARIANTS.values():
         kind = (
             "keras.applications"
             if arch.name.startswith("keras")
@@ -203,7 +203,8 @@ def models() -> str:
             ", ".join(f"`{arch.name}`" for arch in group),
             f"{kind}, {data}",
             " - ".join(
-                f"{count / 1e6:.1f}" for count in sorted({f(a.parameters() for a in group) for f in (min, max)})
+                f"{count / 1e6:.1f}"
+                for count in sorted({f(summarize(a).parameters for a in group) for f in (min, max)})
             ),
         ]
         for (kind, data), group in groups.items()

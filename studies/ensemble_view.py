@@ -34,16 +34,23 @@ class Blocks:
     """A trained network as a chain of stem, blocks and head that can be put together anew."""
 
     def __init__(self, network: keras.Model, arch: Architecture) -> None:
-        blocks = list(arch.blocks())
-        ends = [network.get_layer("stem").output] + [network.get_layer(f"{b.name}_relu2").output for b in blocks]
+        self.stage = {
+            f"stage{stage}_block{index}": stage
+            for stage, depth in enumerate(arch.depths, start=1)
+            for index in range(1, depth + 1)
+        }
+        ends = [network.get_layer("stem").output] + [network.get_layer(f"{name}_relu2").output for name in self.stage]
         self.stem = keras.Model(network.input, ends[0])
         self.blocks = {
-            block.name: keras.Model(before, after)
-            for block, before, after in zip(blocks, ends[:-1], ends[1:], strict=True)
+            name: keras.Model(before, after)
+            for name, before, after in zip(self.stage, ends[:-1], ends[1:], strict=True)
         }
         self.head = keras.Model(ends[-1], network.output)
-        self.keeps_shape = [b.name for b in blocks if b.stride == 1 and b.in_channels == b.out_channels]
-        self.stage = {b.name: b.stage for b in blocks}
+        self.keeps_shape = [  # whatever halves height and width also has more channels
+            name
+            for name, before, after in zip(self.stage, ends[:-1], ends[1:], strict=True)
+            if before.shape[-1] == after.shape[-1]
+        ]
         pairs = itertools.combinations(self.keeps_shape, 2)
         self.pairs = [(one, other) for one, other in pairs if self.stage[one] == self.stage[other]]
 

@@ -30,8 +30,8 @@ from resnetlab import kernels, results  # noqa: E402
 from resnetlab.data.pack import Pack, default_cache_dir, pack, pack_for  # noqa: E402
 from resnetlab.data.sources import resolve  # noqa: E402
 from resnetlab.evaluation.logits import predict_logits  # noqa: E402
-from resnetlab.models.architectures import Architecture  # noqa: E402
 from resnetlab.models.resnet import build  # noqa: E402
+from resnetlab.models.variants import Architecture  # noqa: E402
 from resnetlab.recipes import RECIPES, Recipe  # noqa: E402
 from resnetlab.report import plots  # noqa: E402
 from resnetlab.run import atomic  # noqa: E402

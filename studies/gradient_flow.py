@@ -20,7 +20,7 @@ from experiment import Row, arguments, build, cifar10, keep, keras, say
 from matplotlib.figure import Figure
 
 from resnetlab.evaluation.gradients import GradientRecorder
-from resnetlab.models import Architecture, architecture
+from resnetlab.models import Architecture, architecture, summarize
 from resnetlab.report import plots
 
 DEPTHS = (20, 56)
@@ -99,7 +99,7 @@ def main() -> None:
     for name, arch in looked_at.items():
         say(name)
         found = look(arch, images[order], labels[order], steps=steps, batch=batch, seed=options.seed)
-        rows += [{"network": name, "depth": arch.depth} | row for row in found]
+        rows += [{"network": name, "depth": summarize(arch).depth} | row for row in found]
         keras.backend.clear_session()
 
     at_start = {

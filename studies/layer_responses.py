@@ -21,7 +21,7 @@ from experiment import Row, arguments, data_for, keep, keras, recipe_for, some_o
 from matplotlib.figure import Figure
 
 from resnetlab.data.pack import Pack
-from resnetlab.models import architecture
+from resnetlab.models import architecture, summarize
 from resnetlab.report import plots
 
 IMAGES = 500
@@ -69,7 +69,7 @@ def main() -> None:
     for name in names:
         arch = architecture(name)
         network, _ = trained(arch, recipe, data)
-        rows += [{"network": name, "depth": arch.depth} | row for row in responses(network, data)]
+        rows += [{"network": name, "depth": summarize(arch).depth} | row for row in responses(network, data)]
     findings = {
         f"{name}: mean standard deviation of a response": round(
             float(np.mean([row["deviation"] for row in rows if row["network"] == name])), 3

@@ -22,7 +22,7 @@ from experiment import Row, arguments, data_for, keep, recipe_for, trained
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from resnetlab.models import Architecture, architecture
+from resnetlab.models import Architecture, architecture, summarize
 from resnetlab.report import plots
 
 
@@ -32,10 +32,10 @@ def variants(*, quick: bool) -> dict[str, Architecture]:
     if quick:
         bottleneck = replace(bottleneck, name="preresnet29", depths=(3, 3, 3))
     kinds = {"no shortcut": "none", "shortcut A": "A", "shortcut B": "B", "shortcut C": "C"}
-    rows = {f"{basic.depth} layers, {name}": replace(basic, shortcut=kind) for name, kind in kinds.items()}
-    deep = f"{bottleneck.depth} layers, bottlenecks"
+    rows = {f"{summarize(basic).depth} layers, {name}": replace(basic, shortcut=kind) for name, kind in kinds.items()}
+    deep = f"{summarize(bottleneck).depth} layers, bottlenecks"
     return rows | {
-        f"{basic.depth} layers, pre-activation": replace(basic, preactivation=True),
+        f"{summarize(basic).depth} layers, pre-activation": replace(basic, preactivation=True),
         f"{deep}, post-activation": replace(bottleneck, preactivation=False),
         f"{deep}, pre-activation": bottleneck,
     }

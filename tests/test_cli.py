@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from resnetlab.cli import main
-from resnetlab.models import ARCHITECTURES
+from resnetlab.models import VARIANTS
 from resnetlab.recipes import recipe as find_recipe
 from resnetlab.run import Run
 from tests.data import make_images
@@ -342,7 +342,7 @@ def test_a_damaged_run_folder_is_told(cli: Cli, digits: Path, tmp_path: Path) ->
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of a ResNet-18 of three classes, as torchvision would have saved them."""
-    arch = ARCHITECTURES["resnet18"]
+    arch = VARIANTS["resnet18"]
     path = tmp_path_factory.mktemp("published") / "net.safetensors"
     save_file(as_torch(randomised(empty_weights(arch, 3)), arch), path)
     return path

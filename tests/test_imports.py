@@ -18,7 +18,7 @@ LIGHT = (
     "resnetlab.errors",
     "resnetlab.inference.export",
     "resnetlab.inference.predictor",
-    "resnetlab.models.architectures",
+    "resnetlab.models.variants",
     "resnetlab.recipes",
     "resnetlab.run",
 )

@@ -9,7 +9,7 @@ import pytest
 from resnetlab.data.draws import Augmentation
 from resnetlab.data.stream import Stream
 from resnetlab.errors import UsageError
-from resnetlab.models.architectures import architecture
+from resnetlab.models.variants import architecture
 from resnetlab.recipes import BASE, RECIPES, Recipe, recipe
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from resnetlab import results
 from resnetlab.environment import installed
-from resnetlab.models.architectures import architecture
+from resnetlab.models.variants import architecture
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"

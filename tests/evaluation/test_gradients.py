@@ -6,12 +6,12 @@ import keras
 import numpy as np
 
 from resnetlab.evaluation.gradients import GradientRecorder
-from resnetlab.models import ARCHITECTURES, build
+from resnetlab.models import VARIANTS, build
 from tests.workers import Workers
 
 
 def compiled(rate: float) -> tuple[keras.Model, GradientRecorder]:
-    network = build(replace(ARCHITECTURES["resnet-tiny"], zero_init_last=False), num_classes=10, seed=3)
+    network = build(replace(VARIANTS["resnet-tiny"], zero_init_last=False), num_classes=10, seed=3)
     recorder = GradientRecorder(rate)
     network.compile(recorder, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return network, recorder

@@ -16,7 +16,7 @@ from resnetlab.errors import ResnetlabError
 from resnetlab.inference.folding import folded
 from resnetlab.inference.formats import Artefact, write_onnx
 from resnetlab.inference.onnx_graph import onnx_model
-from resnetlab.models import ARCHITECTURES, build
+from resnetlab.models import VARIANTS, build
 from resnetlab.models.layers import BatchNorm, StochasticDepth
 from tests.models.reference import assert_close, assert_depends_on_the_image, logits_of, randomise
 
@@ -37,7 +37,7 @@ REPRESENTATIVE = {  # one of each kind of block, shortcut, stem and preprocessin
 
 
 def network_of(name: str) -> keras.Model:
-    row = ARCHITECTURES[name]
+    row = VARIANTS[name]
     network = build(replace(row, depths=tuple(min(depth, 2) for depth in row.depths)), stochastic_depth=0.2)
     randomise(network, gain=2.0 if row.shortcut == "none" else 1.0)
     return network

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from resnetlab.models import Architecture
+from resnetlab.models import Architecture, summarize
 from resnetlab.models.naming import torchvision
 from resnetlab.models.porting import arrays_of
 from tests.models.randomised import randomised
@@ -13,7 +13,7 @@ from tests.models.randomised import randomised
 
 def empty_weights(arch: Architecture, num_classes: int | None = None) -> dict[str, np.ndarray]:
     """Arrays of the names ("stem_conv1/kernel") and shapes of a row's weights, to be drawn."""
-    weights = arch.weights(num_classes)
+    weights = summarize(arch, num_classes=num_classes).weights
     return {f"{layer}/{weight}": np.empty(shape, np.float32) for layer, weight, shape in weights}
 
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from keras import ops
 
-from resnetlab.models.architectures import PREPROCESSING
 from resnetlab.models.layers import (
     BatchNorm,
     Conv2D,
@@ -14,6 +13,7 @@ from resnetlab.models.layers import (
     Normalize,
     StochasticDepth,
 )
+from resnetlab.models.variants import PREPROCESSING
 from tests.models.reference import assert_close
 from tests.workers import Workers
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnetlab.models import ARCHITECTURES, build
+from resnetlab.models import VARIANTS, build
 from resnetlab.models.naming import recognise
 from resnetlab.models.porting import arrays_of, port
 from tests.models.randomised import randomised
@@ -150,7 +150,7 @@ TRAINED = ("resnet-tiny", "resnet18d", "resnet20", "plain20", "preresnet164")
 
 
 def logits(name: str, images: np.ndarray, training: bool) -> np.ndarray:
-    arch = ARCHITECTURES[name]
+    arch = VARIANTS[name]
     if training:  # batch statistics of few images: keep it shallow
         arch = replace(arch, depths=tuple(min(depth, 2) for depth in arch.depths))
     model = build(arch)

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.inference.predictor import Predictor
-from resnetlab.models import ARCHITECTURES, build, references
+from resnetlab.models import VARIANTS, build, references
 from resnetlab.models.checkpoints import Checkpoint, class_names_for, read
 from resnetlab.models.naming import recognise, torchvision
 from resnetlab.models.porting import arrays_of, port, port_to_run
@@ -30,7 +30,7 @@ from tests.models.reference import as_torch, assert_close, empty_weights, logits
 from tests.workers import Workers
 
 Arrays = dict[str, np.ndarray]
-TINY = replace(ARCHITECTURES["resnet18"], depths=(1, 1, 1, 1), widths=(4, 4, 8, 8), stem_width=4, name="tiny")
+TINY = replace(VARIANTS["resnet18"], depths=(1, 1, 1, 1), widths=(4, 4, 8, 8), stem_width=4, name="tiny")
 
 
 def tiny_source() -> tuple[keras.Model, Arrays]:
@@ -71,12 +71,12 @@ def test_porting_ignores_only_the_step_counts_of_pytorch() -> None:
 @pytest.fixture(scope="module")
 def resnet18() -> Arrays:
     """Random weights of ResNet-18 for 3 classes under torchvision's names."""
-    arch = ARCHITECTURES["resnet18"]
+    arch = VARIANTS["resnet18"]
     return as_torch(randomised(empty_weights(arch, 3)), arch)
 
 
 def test_rows_of_the_same_shapes_are_told_apart_by_the_stride_or_by_name() -> None:
-    arch = ARCHITECTURES["resnet50"]
+    arch = VARIANTS["resnet50"]
     source = as_torch(empty_weights(arch, 3), arch)
     assert recognise(source)[0].name == "resnet50"
     assert recognise(source, stride_on="1x1")[0].name == "resnet50-v1"
@@ -86,7 +86,7 @@ def test_rows_of_the_same_shapes_are_told_apart_by_the_stride_or_by_name() -> No
 
 @pytest.mark.parametrize("row", ["resnext50-32x4d", "resnet101d", "wide-resnet101-2", "resnet34d", "plain34"])
 def test_every_kind_of_block_is_recognised(row: str) -> None:
-    arch = ARCHITECTURES[row]
+    arch = VARIANTS[row]
     assert recognise(as_torch(empty_weights(arch), arch))[0].name == row
 
 

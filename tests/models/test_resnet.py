@@ -10,11 +10,11 @@ import pytest
 from sklearn.datasets import load_digits
 
 from resnetlab.errors import UsageError
-from resnetlab.models import ARCHITECTURES, Architecture, build
+from resnetlab.models import VARIANTS, Architecture, build, summarize
 from tests.models.reference import assert_close, logits_of, randomise
 from tests.workers import Workers
 
-TINY = ARCHITECTURES["resnet-tiny"]
+TINY = VARIANTS["resnet-tiny"]
 # Every layer that a network can have, in twelve narrow blocks.
 EVERYTHING = replace(
     TINY,
@@ -60,10 +60,10 @@ def test_names_are_the_same_in_every_model_of_a_process() -> None:
 @pytest.mark.parametrize("arch", [TINY, EVERYTHING, PREACTIVATION], ids=lambda arch: arch.name)
 def test_end_points_are_named_layers(arch: Architecture) -> None:
     model = build(arch, input_shape=(33, 47, 3))
-    for endpoint, _, height, channels in arch.stages(33):
+    for endpoint, _, height, channels in summarize(arch, 33).stages:
         shape = model.get_layer(endpoint).output.shape
         assert (shape[1], shape[3]) == (height, channels)
-        assert shape[2] == {name: side for name, _, side, _ in arch.stages(47)}[endpoint]
+        assert shape[2] == {name: side for name, _, side, _ in summarize(arch, 47).stages}[endpoint]
 
 
 def logits(arch: Architecture, images: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_images
 from resnetlab.data.augment import Augment
 from resnetlab.data.draws import Augmentation
 from resnetlab.data.stream import Stream
-from resnetlab.models import ARCHITECTURES, Architecture, build
+from resnetlab.models import VARIANTS, Architecture, build
 from resnetlab.training.optimizers import SGD, Schedule
 from tests.workers import Workers
 
@@ -82,7 +82,7 @@ def train(arch: Architecture) -> list[float]:
 
 @pytest.mark.parametrize("name", ["resnet-tiny", "resnet20"])
 def test_the_same_training_steps_on_every_backend(on: Workers, name: str) -> None:
-    arch = replace(ARCHITECTURES[name], zero_init_last=True)
+    arch = replace(VARIANTS[name], zero_init_last=True)
     expected = on("tensorflow")(train, arch=arch)
     assert len(set(expected)) == STEPS
     assert np.ptp(expected) > 0.1  # it does train

@@ -10,7 +10,7 @@ import pytest
 
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.models import build
-from resnetlab.models.architectures import architecture
+from resnetlab.models.variants import architecture
 from resnetlab.recipes import Recipe
 from resnetlab.run import Run
 from resnetlab.training.fit import network_for, stream_for, train, trainer_for

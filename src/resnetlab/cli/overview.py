@@ -19,16 +19,18 @@ def models(
     verbose: Verbose = False,
 ) -> None:
     """List the architectures; with NAME, its stages with their shapes."""
-    from resnetlab.models.architectures import ARCHITECTURES, architecture
+    from resnetlab.models import VARIANTS, architecture, summarize
 
-    rows = [architecture(name)] if name else list(ARCHITECTURES.values())
+    rows = [architecture(name)] if name else list(VARIANTS.values())
     facts: list[dict[str, Any]] = [
         {
             "name": arch.name,
-            "parameters": arch.parameters(statistics=arch.counts_statistics),
-            "multiply_adds": arch.multiply_adds(),
+            "parameters": summarize(arch).parameters_and_statistics
+            if arch.counts_statistics
+            else summarize(arch).parameters,
+            "multiply_adds": summarize(arch).multiply_adds,
             "size": arch.reference_size,
-            "depth": arch.depth,
+            "depth": summarize(arch).depth,
             "paper": arch.paper,
         }
         for arch in rows
@@ -36,7 +38,7 @@ def models(
     if name:
         facts[0]["stages"] = [
             {"name": stage, "blocks": blocks, "shape": [side, side, channels]}
-            for stage, blocks, side, channels in rows[0].stages()
+            for stage, blocks, side, channels in summarize(rows[0]).stages
         ]
     if as_json:
         print(json.dumps(facts[0] if name else facts, indent=2))
@@ -53,7 +55,7 @@ def models(
         print(f"{row['parameters']:,} parameters for {rows[0].num_classes} classes, depth {row['depth']}")
         print(f"{billions} multiply-adds at {row['size']}x{row['size']}\n")
         print(f"{'end point':10} {'blocks':>6}  shape (height, width, channels)")
-        for stage, blocks, side, channels in rows[0].stages():
+        for stage, blocks, side, channels in summarize(rows[0]).stages:
             print(f"{stage:10} {'' if stage == 'stem' else blocks:>6}  {side} x {side} x {channels}")
         print(f"{'head':10} {'':6}  {rows[0].num_classes} logits")
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from resnetlab import environment, results
 from resnetlab.doctor import why_no_gpu
 from resnetlab.errors import UsageError, unknown
-from resnetlab.models.architectures import architecture
+from resnetlab.models.shapes import summarize
+from resnetlab.models.variants import architecture
 from resnetlab.recipes import Recipe
 from resnetlab.run import atomic
 
@@ -256,7 +257,9 @@ def _add_shares(rows: list[Row], recipe: Recipe, images: int) -> None:
     for row in rows:
         if row.get("problem"):
             continue
-        step_flop = 6 * architecture(recipe.model).multiply_adds(recipe.image_size)  # forward once, backward twice
+        step_flop = (
+            6 * summarize(architecture(recipe.model), recipe.image_size).multiply_adds
+        )  # forward once, backward twice
         row["epoch_seconds"] = images / row["end_to_end"]["median"]
         row["matmul_share"] = step_flop * row["train"]["median"] / (row["matmul_gflops"] * 1e9)
         row["bottleneck"] = "input" if row["loader"] < 1.1 * row["train"]["median"] else "compute"

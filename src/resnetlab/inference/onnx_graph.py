@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from resnetlab import __version__
 from resnetlab.errors import ResnetlabError
 from resnetlab.inference.folding import consumers_of
-from resnetlab.models.architectures import PREPROCESSING
 from resnetlab.models.layers import BatchNorm, Conv2D, IdentityShortcut, Normalize
+from resnetlab.models.variants import PREPROCESSING
 
 OPSET, IR_VERSION = 18, 9  # of 2022/23: what Triton, TensorRT and phones have by now; nothing here needs a newer one
 

@@ -1,15 +1,16 @@
-"""The network family. `architectures` is a table and imports no Keras; `build` makes a `keras.Model` of a row."""
+"""The network family. `variants` and `shapes` import no Keras; `build` makes a `keras.Model` of a variant."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from resnetlab.models.architectures import ARCHITECTURES, Architecture, architecture
+from resnetlab.models.shapes import Summary, summarize
+from resnetlab.models.variants import VARIANTS, Architecture, architecture
 
 if TYPE_CHECKING:
     from resnetlab.models.resnet import build
 
-__all__ = ["ARCHITECTURES", "Architecture", "architecture", "build"]
+__all__ = ["VARIANTS", "Architecture", "Summary", "architecture", "build", "summarize"]
 
 
 def __getattr__(name: str) -> Any:

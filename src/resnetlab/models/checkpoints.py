@@ -29,7 +29,7 @@ import numpy as np
 
 from resnetlab import environment
 from resnetlab.errors import ResnetlabError, UsageError
-from resnetlab.models.architectures import PREPROCESSING
+from resnetlab.models.variants import PREPROCESSING
 
 KERAS_APPLICATIONS = ("ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2")
 _BYTES_MOST = 4 << 30  # the largest network here takes 0.5 GB: what claims to be larger is damaged, or meant to harm

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from resnetlab import kernels
-from resnetlab.models.architectures import PREPROCESSING
+from resnetlab.models.variants import PREPROCESSING, Architecture
 
 Shape = tuple[int | None, ...]
 Tensor = Any
@@ -185,3 +185,61 @@ class StochasticDepth(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"rate": self.rate, "seed": self.seed}
+
+
+class KerasLayers:
+    """Implements `resnet.Layers`: the Keras layers of a network of `arch`, with initial weights drawn from `seed`."""
+
+    def __init__(self, arch: Architecture, stochastic_depth: float = 0.0, seed: int = 0) -> None:
+        self.arch, self.stochastic_depth, self.seed = arch, stochastic_depth, seed
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return Normalize(self.arch.preprocessing, dtype="float32", name="normalize")(x)  # bfloat16 rounds the means
+
+    def conv(
+        self, x: Tensor, filters: int, kernel: int, stride: int = 1, *, groups: int = 1, outer: bool = False, name: str
+    ) -> Tensor:
+        bias = self.arch.conv_bias == "all" or (outer and self.arch.conv_bias == "outer")
+        return Conv2D(filters, kernel, strides=stride, groups=groups, use_bias=bias, seed=self.seed, name=name)(x)
+
+    def norm(self, x: Tensor, *, zero_gamma: bool = False, name: str) -> Tensor:
+        if not self.arch.batch_norm:
+            return x
+        gamma = "zeros" if zero_gamma else "ones"
+        return BatchNorm(epsilon=self.arch.batch_norm_epsilon, gamma_initializer=gamma, name=name)(x)
+
+    def relu(self, x: Tensor, *, name: str) -> Tensor:
+        return keras.layers.ReLU(name=name)(x)
+
+    def dense(self, x: Tensor, units: int, *, activation: str | None = None, name: str) -> Tensor:
+        initializer = HostNormal(self.seed, name, std=0.01)  # Goyal 2017, section 5.1
+        dtype = None if activation else "float32"  # logits are float32 under mixed precision too
+        return keras.layers.Dense(units, activation=activation, kernel_initializer=initializer, dtype=dtype, name=name)(
+            x
+        )
+
+    def max_pool(self, x: Tensor, *, name: str) -> Tensor:
+        x = keras.layers.ZeroPadding2D(1, name=name.replace("pool", "pad"))(x)
+        return keras.layers.MaxPooling2D(3, strides=2, name=name)(x)
+
+    def average_pool(self, x: Tensor, *, name: str) -> Tensor:
+        return keras.layers.AveragePooling2D(2, padding="same", name=name)(x)
+
+    def global_pool(self, x: Tensor, *, keepdims: bool = False, name: str) -> Tensor:
+        return keras.layers.GlobalAveragePooling2D(keepdims=keepdims, name=name)(x)
+
+    def pad_channels(self, x: Tensor, filters: int, stride: int, *, name: str) -> Tensor:
+        return IdentityShortcut(filters, strides=stride, name=name)(x)
+
+    def drop_path(self, x: Tensor, depth: float, *, name: str) -> Tensor:
+        rate = self.stochastic_depth * depth
+        return StochasticDepth(rate, seed=self.seed, name=name)(x) if rate else x
+
+    def add(self, x: Tensor, y: Tensor, *, name: str) -> Tensor:
+        return keras.layers.Add(name=name)([x, y])
+
+    def multiply(self, x: Tensor, y: Tensor, *, name: str) -> Tensor:
+        return keras.layers.Multiply(name=name)([x, y])
+
+    def end_point(self, x: Tensor, *, name: str) -> Tensor:
+        return keras.layers.Identity(name=name)(x)

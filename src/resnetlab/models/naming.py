@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from resnetlab.errors import ResnetlabError
-from resnetlab.models.architectures import ARCHITECTURES, Architecture, architecture
+from resnetlab.models.shapes import summarize
+from resnetlab.models.variants import VARIANTS, Architecture, architecture
 
 Arrays = Mapping[str, np.ndarray]
-Target = tuple[str, str, tuple[int, ...]]  # layer, weight, shape: as `Architecture.weights` lists them
+Target = tuple[str, str, tuple[int, ...]]  # layer, weight, shape: as `Summary.weights` lists them
 
 _STEPS_SEEN = "num_batches_tracked"  # PyTorch counts them in each batch norm; nothing here needs them
 
@@ -154,14 +155,14 @@ def recognise(source: Arrays, *, model: str | None = None, stride_on: str = "3x3
     Raises:
         ResnetlabError: no row has exactly these arrays; it says what differs from the nearest one.
     """
-    rows = ARCHITECTURES.values() if model is None else [architecture(model)]
+    rows = VARIANTS.values() if model is None else [architecture(model)]
     found: list[tuple[int, Architecture, Naming, int, list[str]]] = []
     for row in sorted(rows, key=lambda row: row.stride_on != stride_on):  # stable: the table's order otherwise
         for family in FAMILIES:
             naming = family(row)
             head = source.get(naming.of("head_logits", "bias"))
             num_classes = row.num_classes if head is None or head.ndim != 1 else len(head)
-            problems = naming.problems(source, row.weights(num_classes))
+            problems = naming.problems(source, summarize(row, num_classes=num_classes).weights)
             if not problems:
                 return row, naming, num_classes
             found.append((len(problems), row, naming, num_classes, problems))

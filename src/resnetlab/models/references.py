@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from resnetlab.errors import ResnetlabError
-from resnetlab.models.architectures import PREPROCESSING, Architecture, architecture
 from resnetlab.models.checkpoints import read
+from resnetlab.models.variants import PREPROCESSING, Architecture, architecture
 
 _NEEDS: dict[str, list[tuple[str, ...]]] = {  # of each group, one
     "keras.applications": [("keras",)],

@@ -1,33 +1,49 @@
-"""The residual network: stem, blocks, stages, head. Every variant of `architectures.py` is built by this text.
+"""The residual network: stem, blocks, stages, head. This file builds every variant of `variants.py`.
 
-    y = relu(F(x) + x)      He 2015, figure 2: convolution, batch norm, ReLU, ..., sum, ReLU
-    y = F(x) + x            He 2016, figure 1b: batch norm, ReLU, convolution, ..., sum
+    y = relu(F(x) + x)      He 2015, figure 2: F is convolution, batch norm, ReLU, ..., convolution, batch norm
+    y = F(x) + x            He 2016, figure 1b: F is batch norm, ReLU, convolution, ...
 
 Where the identity carries x from block to block unchanged, the gradient at any block is the gradient at the last one
 plus a correction, so it does not vanish with depth (He 2016, equation 5).
 
-Layers are named by where they stand: `stem_conv1`, `stage2_block1_conv2`, `stage2_block1_shortcut_conv`, `head_logits`.
-The end points `stem`, `stage1`, `stage2`, ... are layers too: `model.get_layer("stage4").output`.
+`net` supplies the layers: `layers.KerasLayers` makes Keras layers, and `shapes.ShapeRecorder` records weights, shapes
+and multiply-adds without Keras. Layers are named by position: `stem_conv1`, `stage2_block1_conv2`,
+`stage2_block1_shortcut_conv`, `head_logits`; so are the end points `stem`, `stage1`, `stage2`, ...
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import keras
+from typing import TYPE_CHECKING, Any, Protocol
 
 from resnetlab.errors import UsageError
-from resnetlab.models.architectures import Architecture, Block, Conv, architecture
-from resnetlab.models.layers import (
-    BatchNorm,
-    Conv2D,
-    HostNormal,
-    IdentityShortcut,
-    Normalize,
-    StochasticDepth,
-)
+from resnetlab.models.variants import BOTTLENECK_EXPANSION, Architecture, architecture
 
-Tensor = Any
+if TYPE_CHECKING:
+    import keras
+
+Tensor = Any  # (batch, height, width, channels): a Keras tensor, or a recorded shape
+
+
+class Layers(Protocol):
+    """The layers of a network of `arch`. Convolutions have no bias unless `arch.conv_bias` gives them one."""
+
+    arch: Architecture
+
+    def normalize(self, x: Tensor) -> Tensor: ...
+    def conv(
+        self, x: Tensor, filters: int, kernel: int, stride: int = 1, *, groups: int = 1, outer: bool = False, name: str
+    ) -> Tensor: ...
+    def norm(self, x: Tensor, *, zero_gamma: bool = False, name: str) -> Tensor: ...
+    def relu(self, x: Tensor, *, name: str) -> Tensor: ...
+    def dense(self, x: Tensor, units: int, *, activation: str | None = None, name: str) -> Tensor: ...
+    def max_pool(self, x: Tensor, *, name: str) -> Tensor: ...
+    def average_pool(self, x: Tensor, *, name: str) -> Tensor: ...
+    def global_pool(self, x: Tensor, *, keepdims: bool = False, name: str) -> Tensor: ...
+    def pad_channels(self, x: Tensor, filters: int, stride: int, *, name: str) -> Tensor: ...
+    def drop_path(self, x: Tensor, depth: float, *, name: str) -> Tensor: ...
+    def add(self, x: Tensor, y: Tensor, *, name: str) -> Tensor: ...
+    def multiply(self, x: Tensor, y: Tensor, *, name: str) -> Tensor: ...
+    def end_point(self, x: Tensor, *, name: str) -> Tensor: ...
 
 
 def build(
@@ -62,117 +78,137 @@ def build(
         raise UsageError(f"Received input_shape={input_shape}, expected (height, width, 3).")
     if not 0.0 <= stochastic_depth < 1.0:
         raise UsageError(f"Received stochastic_depth={stochastic_depth}, expected 0 <= rate < 1.")
+    import keras
 
-    network = _Network(arch, stochastic_depth, seed)
-    image = keras.Input(input_shape, name="image")  # uint8 is cast on the device
-    x = Normalize(arch.preprocessing, dtype="float32", name="normalize")(image)  # bfloat16 would round the means
-    x = network.stem(x)  # (batch, h/4, w/4, 64) on ImageNet, (batch, h, w, 16) on CIFAR
-    for block in arch.blocks():
-        x = network.block(x, block)
-        if block.index == arch.depths[block.stage - 1]:
-            x = keras.layers.Identity(name=f"stage{block.stage}")(x)
-    logits = network.head(x, num_classes)  # (batch, num_classes)
+    from resnetlab.models.layers import KerasLayers
+
+    image = keras.Input(input_shape, name="image")
+    logits = residual_network(image, KerasLayers(arch, stochastic_depth, seed), num_classes)
     return keras.Model(image, logits, name=arch.name.replace("-", "_") or "resnet")
 
 
-class _Network:
-    """What all layers of one network share: its architecture, its seed, its rate of stochastic depth."""
+def residual_network(x: Tensor, net: Layers, num_classes: int) -> Tensor:
+    """Images (batch, height, width, 3) to logits (batch, num_classes)."""
+    arch = net.arch
+    block = {
+        ("basic", False): basic_block,
+        ("bottleneck", False): bottleneck_block,
+        ("basic", True): preactivation_basic_block,
+        ("bottleneck", True): preactivation_bottleneck_block,
+    }[arch.block, arch.preactivation]
+    x = stem(net.normalize(x), net)  # (batch, h/4, w/4, 64) on ImageNet, (batch, h, w, 16) on CIFAR
+    done, last_stage = 0, len(arch.depths)
+    for stage, (depth, width) in enumerate(zip(arch.depths, arch.widths, strict=True), start=1):
+        for index in range(1, depth + 1):
+            if arch.downsample_in == "first":
+                stride = 2 if stage > 1 and index == 1 else 1
+            else:
+                stride = 2 if stage < last_stage and index == depth else 1
+            position = done / max(sum(arch.depths) - 1, 1)  # 0 at the first block, 1 at the last
+            x = block(x, net, f"stage{stage}_block{index}", width * arch.width_factor, stride, position)
+            done += 1
+        x = net.end_point(x, name=f"stage{stage}")  # half the height and width at each stage from the second on
+    if arch.preactivation:
+        x = net.relu(net.norm(x, name="head_bn"), name="head_relu")
+    return net.dense(net.global_pool(x, name="head_pool"), num_classes, name="head_logits")
 
-    def __init__(self, arch: Architecture, stochastic_depth: float, seed: int) -> None:
-        self.arch, self.stochastic_depth, self.seed = arch, stochastic_depth, seed
 
-    def conv(self, x: Tensor, conv: Conv, name: str) -> Tensor:
-        return Conv2D(
-            conv.out_channels,
-            conv.kernel,
-            strides=conv.stride,
-            groups=conv.groups,
-            use_bias=conv.bias,
-            seed=self.seed,
-            name=name,
-        )(x)
+def stem(x: Tensor, net: Layers) -> Tensor:
+    width = net.arch.stem_width
+    convs = {  # filters, kernel size, stride
+        "imagenet": [(width, 7, 2)],
+        "deep": [(width // 2, 3, 2), (width // 2, 3, 1), (width, 3, 1)],
+        "cifar": [(width, 3, 1)],
+    }[net.arch.stem]
+    for i, (filters, kernel, stride) in enumerate(convs, start=1):
+        x = net.conv(x, filters, kernel, stride, outer=True, name=f"stem_conv{i}")
+        if i < len(convs) or not net.arch.preactivation:  # a pre-activation block begins with its own
+            x = net.relu(net.norm(x, name=f"stem_bn{i}"), name=f"stem_relu{i}")
+    if net.arch.stem != "cifar":
+        x = net.max_pool(x, name="stem_pool")
+    return net.end_point(x, name="stem")
 
-    def norm(self, x: Tensor, name: str, *, gamma: str = "ones") -> Tensor:
-        if not self.arch.batch_norm:
-            return x
-        return BatchNorm(epsilon=self.arch.batch_norm_epsilon, gamma_initializer=gamma, name=name)(x)
 
-    def relu(self, x: Tensor, name: str) -> Tensor:
-        return keras.layers.ReLU(name=name)(x)
+def basic_block(x: Tensor, net: Layers, name: str, width: int, stride: int, position: float) -> Tensor:
+    """He 2015, figure 5, left."""
+    y = net.conv(x, width, 3, stride, name=f"{name}_conv1")
+    y = net.norm(y, name=f"{name}_bn1")
+    y = net.relu(y, name=f"{name}_relu1")
+    y = net.conv(y, width, 3, outer=True, name=f"{name}_conv2")
+    y = net.norm(y, zero_gamma=net.arch.zero_init_last, name=f"{name}_bn2")
+    y = add_shortcut(x, y, net, name, stride, position)
+    return net.relu(y, name=f"{name}_relu2")
 
-    def stem(self, x: Tensor) -> Tensor:
-        convs = self.arch.stem_convs
-        for i, conv in enumerate(convs, start=1):
-            x = self.conv(x, conv, f"stem_conv{i}")
-            if i < len(convs) or not self.arch.preactivation:  # a pre-activation block begins with its own
-                x = self.relu(self.norm(x, f"stem_bn{i}"), f"stem_relu{i}")
-        if self.arch.stem_pools:
-            x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
-            x = keras.layers.MaxPooling2D(3, strides=2, name="stem_pool")(x)
-        return keras.layers.Identity(name="stem")(x)
 
-    def block(self, x: Tensor, block: Block) -> Tensor:
-        if self.arch.preactivation:
-            return self.preactivation_block(x, block)
-        y = x
-        last = len(block.convs)
-        for i, conv in enumerate(block.convs, start=1):
-            y = self.conv(y, conv, f"{block.name}_conv{i}")
-            # With a last gamma of zero each block begins as the identity (Goyal 2017, section 5.1).
-            zero = self.arch.zero_init_last and i == last
-            y = self.norm(y, f"{block.name}_bn{i}", gamma="zeros" if zero else "ones")
-            if i < last:
-                y = self.relu(y, f"{block.name}_relu{i}")
-        if block.shortcut != "none":
-            shortcut = self.shortcut(x, block)
-            if block.projection:
-                shortcut = self.norm(shortcut, f"{block.name}_shortcut_bn")
-            y = self.add(shortcut, y, block)
-        return self.relu(y, f"{block.name}_relu{last}")
+def bottleneck_block(x: Tensor, net: Layers, name: str, width: int, stride: int, position: float) -> Tensor:
+    """He 2015, figure 5, right; with the stride on the 3x3 since Goyal 2017, and groups after Xie 2016."""
+    inner, stride1, stride2 = bottleneck_shape(net.arch, width, stride)
+    y = net.conv(x, inner, 1, stride1, name=f"{name}_conv1")
+    y = net.norm(y, name=f"{name}_bn1")
+    y = net.relu(y, name=f"{name}_relu1")
+    y = net.conv(y, inner, 3, stride2, groups=net.arch.groups, name=f"{name}_conv2")
+    y = net.norm(y, name=f"{name}_bn2")
+    y = net.relu(y, name=f"{name}_relu2")
+    y = net.conv(y, BOTTLENECK_EXPANSION * width, 1, outer=True, name=f"{name}_conv3")
+    y = net.norm(y, zero_gamma=net.arch.zero_init_last, name=f"{name}_bn3")
+    y = add_shortcut(x, y, net, name, stride, position)
+    return net.relu(y, name=f"{name}_relu3")
 
-    def preactivation_block(self, x: Tensor, block: Block) -> Tensor:
-        y = x
-        for i, conv in enumerate(block.convs, start=1):
-            y = self.relu(self.norm(y, f"{block.name}_bn{i}"), f"{block.name}_relu{i}")
-            if i == 1 and block.projection:  # a projection sees the activated input, an identity the bare one
-                x = y
-            y = self.conv(y, conv, f"{block.name}_conv{i}")
-        return self.add(self.shortcut(x, block), y, block)
 
-    def shortcut(self, x: Tensor, block: Block) -> Tensor:
-        name = f"{block.name}_shortcut"
-        if block.shortcut == "pool_projection" and block.stride > 1:
-            x = keras.layers.AveragePooling2D(2, padding="same", name=f"{name}_pool")(x)
-        if block.projection:
-            return self.conv(x, block.projection, f"{name}_conv")
-        if block.stride > 1 or block.in_channels != block.out_channels:
-            return IdentityShortcut(block.out_channels, strides=block.stride, name=f"{name}_identity")(x)
-        return x
+def preactivation_basic_block(x: Tensor, net: Layers, name: str, width: int, stride: int, position: float) -> Tensor:
+    """He 2016, figure 4e."""
+    a = net.relu(net.norm(x, name=f"{name}_bn1"), name=f"{name}_relu1")
+    y = net.conv(a, width, 3, stride, name=f"{name}_conv1")
+    y = net.relu(net.norm(y, name=f"{name}_bn2"), name=f"{name}_relu2")
+    y = net.conv(y, width, 3, outer=True, name=f"{name}_conv2")
+    return add_shortcut(x, y, net, name, stride, position, activated=a)
 
-    def add(self, shortcut: Tensor, branch: Tensor, block: Block) -> Tensor:
-        if block.squeeze_width:
-            branch = self.squeeze_and_excite(branch, block)
-        rate = self.stochastic_depth * block.depth_fraction
-        if rate:
-            branch = StochasticDepth(
-                rate, seed=self.seed + block.stage * 1000 + block.index, name=f"{block.name}_drop"
-            )(branch)
-        return keras.layers.Add(name=f"{block.name}_add")([shortcut, branch])
 
-    def squeeze_and_excite(self, x: Tensor, block: Block) -> Tensor:
-        """Scale each channel by a gate that sees the mean of all of them (Hu 2017, figure 2)."""
-        name = f"{block.name}_se"
-        gate = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_squeeze")(x)  # (batch, 1, 1, c)
-        gate = self.dense(gate, block.squeeze_width, f"{name}_reduce", activation="relu")
-        gate = self.dense(gate, block.out_channels, f"{name}_expand", activation="sigmoid")
-        return keras.layers.Multiply(name=f"{name}_scale")([x, gate])
+def preactivation_bottleneck_block(
+    x: Tensor, net: Layers, name: str, width: int, stride: int, position: float
+) -> Tensor:
+    """He 2016, figure 4e, with the three convolutions of a bottleneck."""
+    inner, stride1, stride2 = bottleneck_shape(net.arch, width, stride)
+    a = net.relu(net.norm(x, name=f"{name}_bn1"), name=f"{name}_relu1")
+    y = net.conv(a, inner, 1, stride1, name=f"{name}_conv1")
+    y = net.relu(net.norm(y, name=f"{name}_bn2"), name=f"{name}_relu2")
+    y = net.conv(y, inner, 3, stride2, groups=net.arch.groups, name=f"{name}_conv2")
+    y = net.relu(net.norm(y, name=f"{name}_bn3"), name=f"{name}_relu3")
+    y = net.conv(y, BOTTLENECK_EXPANSION * width, 1, outer=True, name=f"{name}_conv3")
+    return add_shortcut(x, y, net, name, stride, position, activated=a)
 
-    def dense(self, x: Tensor, units: int, name: str, **kwargs: Any) -> Tensor:
-        initializer = HostNormal(self.seed, name, std=0.01)  # Goyal 2017, section 5.1
-        return keras.layers.Dense(units, kernel_initializer=initializer, name=name, **kwargs)(x)
 
-    def head(self, x: Tensor, num_classes: int) -> Tensor:
-        if self.arch.preactivation:
-            x = self.relu(self.norm(x, "head_bn"), "head_relu")
-        x = keras.layers.GlobalAveragePooling2D(name="head_pool")(x)  # (batch, features)
-        return self.dense(x, num_classes, "head_logits", dtype="float32")
+def bottleneck_shape(arch: Architecture, width: int, stride: int) -> tuple[int, int, int]:
+    """Channels inside a bottleneck (Xie 2016: base_width of each group), and the strides of its 1x1 and 3x3."""
+    return width * arch.base_width // 64 * arch.groups, *((stride, 1) if arch.stride_on == "1x1" else (1, stride))
+
+
+def add_shortcut(
+    x: Tensor, branch: Tensor, net: Layers, name: str, stride: int, position: float, *, activated: Tensor = None
+) -> Tensor:
+    """The sum of a residual branch and its shortcut. Pre-activation blocks project the activated input."""
+    arch, channels = net.arch, branch.shape[-1]
+    if arch.shortcut == "none":
+        return branch
+    widens = x.shape[-1] != channels
+    if arch.shortcut == "C" or (arch.shortcut in ("B", "D") and widens):
+        x = x if activated is None else activated
+        if arch.shortcut == "D" and stride > 1:  # average first, so that the 1x1 does not skip three pixels of four
+            x, stride = net.average_pool(x, name=f"{name}_shortcut_pool"), 1
+        x = net.conv(x, channels, 1, stride, outer=True, name=f"{name}_shortcut_conv")
+        if activated is None:
+            x = net.norm(x, name=f"{name}_shortcut_bn")
+    elif stride > 1 or widens:
+        x = net.pad_channels(x, channels, stride, name=f"{name}_shortcut_identity")
+    if arch.squeeze_reduction:
+        branch = squeeze_excite(branch, net, f"{name}_se")
+    return net.add(x, net.drop_path(branch, position, name=f"{name}_drop"), name=f"{name}_add")
+
+
+def squeeze_excite(x: Tensor, net: Layers, name: str) -> Tensor:
+    """Scale each channel by a gate that sees the mean of all channels (Hu 2017, figure 2)."""
+    channels = x.shape[-1]
+    gate = net.global_pool(x, keepdims=True, name=f"{name}_squeeze")  # (batch, 1, 1, channels)
+    gate = net.dense(gate, channels // net.arch.squeeze_reduction, activation="relu", name=f"{name}_reduce")
+    gate = net.dense(gate, channels, activation="sigmoid", name=f"{name}_expand")
+    return net.multiply(x, gate, name=f"{name}_scale")

@@ -26,9 +26,9 @@ from resnetlab.data.stream import Stream, balanced_weights
 from resnetlab.errors import ResnetlabError
 from resnetlab.evaluation.logits import predict_logits
 from resnetlab.evaluation.metrics import evaluate_logits
-from resnetlab.models.architectures import Architecture, architecture
 from resnetlab.models.layers import BatchNorm
 from resnetlab.models.resnet import build
+from resnetlab.models.variants import Architecture, architecture
 from resnetlab.recipes import Recipe
 from resnetlab.run import Run
 from resnetlab.training import checkpoint, transfer

@@ -1,13 +1,16 @@
 """The table against published numbers, against arithmetic by hand, and against the networks that are built of it."""
 
+import hashlib
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
 from resnetlab.errors import UsageError
-from resnetlab.models import ARCHITECTURES, Architecture, architecture, build
+from resnetlab.models import VARIANTS, Architecture, architecture, build, summarize
 
 PUBLISHED = {  # parameters at 1000 classes: torchvision, timm, keras.applications (with running statistics)
     "resnet18": 11_689_512,
@@ -67,6 +70,12 @@ TORCHVISION_GMACS = {  # torchvision's table of pre-trained weights, whose colum
 BUILT_WHOLE = ("resnet18", "resnet50", "keras-resnet50", "keras-resnet50v2", "se-resnet50", "resnet110", "wrn-16-8")
 
 
+def counted(arch: Architecture) -> int:
+    """Parameters as the published count has them."""
+    summary = summarize(arch)
+    return summary.parameters_and_statistics if arch.counts_statistics else summary.parameters
+
+
 def small(arch: Architecture) -> Architecture:
     """The same row with at most two blocks in a stage, and a quarter as wide: with every kind of block it has."""
     narrow = {"widths": tuple(width // 4 for width in arch.widths), "stem_width": arch.stem_width // 4}
@@ -74,46 +83,46 @@ def small(arch: Architecture) -> Architecture:
 
 
 # Rows that differ in more than depth, name and paper: building one of each kind builds every kind of block there is.
-DISTINCT = {replace(small(row), name="", paper=""): name for name, row in ARCHITECTURES.items()}.values()
+DISTINCT = {replace(small(row), name="", paper=""): name for name, row in VARIANTS.items()}.values()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_the_published_ones(name: str) -> None:
-    arch = ARCHITECTURES[name]
-    assert arch.parameters(1000, statistics=arch.counts_statistics) == PUBLISHED[name]
+    arch = VARIANTS[name]
+    assert counted(arch) == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("name", [name for name, row in ARCHITECTURES.items() if row.published_parameters])
+@pytest.mark.parametrize("name", [name for name, row in VARIANTS.items() if row.published_parameters])
 def test_rows_have_the_parameters_that_they_state(name: str) -> None:
-    arch = ARCHITECTURES[name]
-    assert arch.parameters(statistics=arch.counts_statistics) == arch.published_parameters
+    arch = VARIANTS[name]
+    assert counted(arch) == arch.published_parameters
 
 
 @pytest.mark.parametrize("name", ROUNDED)
 def test_parameters_round_to_those_of_the_papers(name: str) -> None:
     digits = len(ROUNDED[name].partition(".")[2])
-    assert f"{ARCHITECTURES[name].parameters(10) / 1e6:.{digits}f}" == ROUNDED[name]
+    assert f"{summarize(VARIANTS[name]).parameters / 1e6:.{digits}f}" == ROUNDED[name]
 
 
 @pytest.mark.parametrize("name", EXACT_CIFAR)
 def test_parameters_are_those_of_other_implementations(name: str) -> None:
-    assert ARCHITECTURES[name].parameters(10) == EXACT_CIFAR[name]
+    assert summarize(VARIANTS[name]).parameters == EXACT_CIFAR[name]
 
 
 def test_he_2016_counts_preresnet1001_without_batch_norm() -> None:
-    arch = ARCHITECTURES["preresnet1001"]  # 10.2 M in the paper's table 4; 10.3 M with gammas and betas
-    in_batch_norm = sum(shape[0] for _, weight, shape in arch.weights(10) if weight in ("gamma", "beta"))
-    assert f"{(arch.parameters(10) - in_batch_norm) / 1e6:.1f}" == "10.2"
+    arch = VARIANTS["preresnet1001"]  # 10.2 M in the paper's table 4; 10.3 M with gammas and betas
+    in_batch_norm = sum(shape[0] for _, weight, shape in summarize(arch).weights if weight in ("gamma", "beta"))
+    assert f"{(summarize(arch).parameters - in_batch_norm) / 1e6:.1f}" == "10.2"
 
 
 @pytest.mark.parametrize("name", PAPER_MULTIPLY_ADDS)
 def test_multiply_adds_are_those_of_he_2015(name: str) -> None:
-    assert ARCHITECTURES[name].multiply_adds(224) == pytest.approx(PAPER_MULTIPLY_ADDS[name], rel=0.02)
+    assert summarize(VARIANTS[name], 224).multiply_adds == pytest.approx(PAPER_MULTIPLY_ADDS[name], rel=0.02)
 
 
 @pytest.mark.parametrize("name", TORCHVISION_GMACS)
 def test_multiply_adds_are_those_of_torchvision(name: str) -> None:
-    assert ARCHITECTURES[name].multiply_adds(224) / 1e9 == pytest.approx(TORCHVISION_GMACS[name], abs=0.0051)
+    assert summarize(VARIANTS[name], 224).multiply_adds / 1e9 == pytest.approx(TORCHVISION_GMACS[name], abs=0.0051)
 
 
 def test_multiply_adds_of_resnet20_by_hand() -> None:
@@ -121,20 +130,20 @@ def test_multiply_adds_of_resnet20_by_hand() -> None:
     stage1 = 6 * (16 * 16 * 9 * 32**2)
     stage2 = 16 * 32 * 9 * 16**2 + 5 * (32 * 32 * 9 * 16**2)
     stage3 = 32 * 64 * 9 * 8**2 + 5 * (64 * 64 * 9 * 8**2)
-    assert ARCHITECTURES["resnet20"].multiply_adds(32) == stem + stage1 + stage2 + stage3 + 64 * 10
+    assert summarize(VARIANTS["resnet20"], 32).multiply_adds == stem + stage1 + stage2 + stage3 + 64 * 10
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_depth_is_the_one_in_the_name(name: str) -> None:
     digits = "".join(c if c.isdigit() else " " for c in name).split()
     if name == "resnet-tiny":
-        assert ARCHITECTURES[name].depth == 8
+        assert summarize(VARIANTS[name]).depth == 8
     elif name.startswith("wrn"):  # "total number of convolutional layers" (Zagoruyko 2016): with the projections
-        assert sum(len(shape) == 4 for _, _, shape in ARCHITECTURES[name].weights()) == int(digits[0])
-    elif ARCHITECTURES[name].stem == "deep":  # whose three 3x3s are named after the one 7x7 they replace
-        assert ARCHITECTURES[name].depth - 2 == int(digits[0])
+        assert sum(len(shape) == 4 for _, _, shape in summarize(VARIANTS[name]).weights) == int(digits[0])
+    elif VARIANTS[name].stem == "deep":  # whose three 3x3s are named after the one 7x7 they replace
+        assert summarize(VARIANTS[name]).depth - 2 == int(digits[0])
     else:
-        assert ARCHITECTURES[name].depth == int(digits[0])
+        assert summarize(VARIANTS[name]).depth == int(digits[0])
 
 
 def built_parameters(model: keras.Model) -> tuple[int, int]:
@@ -158,31 +167,32 @@ def built_multiply_adds(model: keras.Model) -> int:
 
 @pytest.mark.parametrize("name", DISTINCT)
 def test_weights_counts_and_shapes_are_those_of_the_built_network(name: str) -> None:
-    arch, size = small(ARCHITECTURES[name]), 49  # odd at every stage: 49, 25, 13, 7
-    model = build(arch, num_classes=7, input_shape=(size, size, 3))
+    arch, size = small(VARIANTS[name]), 49  # odd at every stage: 49, 25, 13, 7
+    model, summary = build(arch, num_classes=7, input_shape=(size, size, 3)), summarize(arch, size, 7)
     built = [(layer.name, weight.name, tuple(weight.shape)) for layer in model.layers for weight in layer.weights]
-    assert sorted(arch.weights(7)) == sorted(built)
-    assert (arch.parameters(7), arch.parameters(7, statistics=True)) == built_parameters(model)
-    assert arch.multiply_adds(size, 7) == built_multiply_adds(model)
-    for endpoint, _, side, channels in arch.stages(size):
+    assert sorted(summary.weights) == sorted(built)
+    assert (summary.parameters, summary.parameters_and_statistics) == built_parameters(model)
+    assert summary.multiply_adds == built_multiply_adds(model)
+    for endpoint, _, side, channels in summary.stages:
         assert model.get_layer(endpoint).output.shape == (None, side, side, channels)
     keras.backend.clear_session()
 
 
 @pytest.mark.parametrize("name", BUILT_WHOLE)
 def test_counts_are_those_of_the_whole_network_at_its_reference_size(name: str) -> None:
-    arch = ARCHITECTURES[name]
+    arch = VARIANTS[name]
     model = build(arch, input_shape=(arch.reference_size, arch.reference_size, 3))
-    assert (arch.parameters(), arch.parameters(statistics=True)) == built_parameters(model)
-    assert arch.multiply_adds() == built_multiply_adds(model)
-    assert [blocks for _, blocks, *_ in arch.stages()] == [len(arch.stem_convs), *arch.depths]
+    summary = summarize(arch)
+    assert (summary.parameters, summary.parameters_and_statistics) == built_parameters(model)
+    assert summary.multiply_adds == built_multiply_adds(model)
+    assert [blocks for _, blocks, *_ in summary.stages[1:]] == list(arch.depths)
     keras.backend.clear_session()
 
 
 def test_counts_without_batch_norm_are_those_of_the_built_network() -> None:
-    arch = replace(small(ARCHITECTURES["resnet20"]), batch_norm=False, conv_bias="all")
-    model = build(arch, num_classes=7)
-    assert (arch.parameters(7), arch.parameters(7, statistics=True)) == built_parameters(model)
+    arch = replace(small(VARIANTS["resnet20"]), batch_norm=False, conv_bias="all")
+    model, summary = build(arch, num_classes=7), summarize(arch, num_classes=7)
+    assert (summary.parameters, summary.parameters_and_statistics) == built_parameters(model)
     assert not [layer for layer in model.layers if "bn" in layer.name]
 
 
@@ -224,3 +234,27 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"'resnet51'.*Did you mean.*'resnet50'"):
         architecture("resnet51")
     assert architecture("resnet50").name == "resnet50"
+
+
+FORMER = json.loads((Path(__file__).parent.parent / "fixtures" / "architectures-0.1.json").read_text())
+
+
+def test_the_variants_are_those_of_the_former_version() -> None:
+    assert set(FORMER) <= set(VARIANTS)
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_counts_names_and_shapes_are_those_of_the_former_version(name: str) -> None:
+    arch, summary, former = VARIANTS[name], summarize(VARIANTS[name]), FORMER[name]
+    weights = sorted([layer, weight, list(shape)] for layer, weight, shape in summary.weights)
+    if "weight_list" in former:
+        assert weights == former["weight_list"]
+    assert hashlib.sha256(json.dumps(weights).encode()).hexdigest() == former["weights_sha256"]
+    assert [list(stage) for stage in summary.stages] == former["stages"]
+    assert (summary.parameters, summary.parameters_and_statistics, summary.multiply_adds, summary.depth) == (
+        former["parameters"],
+        former["with_statistics"],
+        former["multiply_adds"],
+        former["depth"],
+    )
+    assert (arch.paper, arch.published_parameters) == (former["paper"], former["published_parameters"])
