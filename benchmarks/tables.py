@@ -111,16 +111,20 @@ def gpu(result: Result) -> str:
 
 
 def study(result: Result) -> str:
-    """What a study found, under its figure."""
-    found = "\n".join(f"- {key}: **{value}**" for key, value in result["findings"].items())
+    """The figure of a study, and its claims with what was measured of them."""
     chosen = result["configuration"]
     how = "quick" if chosen["quick"] else "full"
     size = chosen.get("image_size") or chosen["pretraining"]["image_size"]
     more = f", {1 - chosen['validation']:.0%} of the training images" if chosen.get("validation") else ""
     more += f", {chosen['epochs']} epochs" if "epochs" in chosen else ""
+    cells = (
+        [claim["text"], claim["measured"], "yes" if claim["reproduced"] else "**not reproduced**"]
+        for claim in result["claims"]
+    )
     return (
         f"**{result['what']}** ({how}: {size}x{size} pixels{more}; seed {chosen['seed']})\n\n"
-        f"![{result['what']}](results/{result['figure']})\n\n{found}\n{conditions(result)}"
+        f"![{result['what']}](results/{result['figure']})\n\n"
+        f"{markdown(['claim', 'measured', 'reproduced'], cells)}{conditions(result)}"
     )
 
 

@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,15 @@ from resnetlab.run import atomic  # noqa: E402
 from resnetlab.training import fit  # noqa: E402
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of a paper, what was measured of it, and whether the measurement supports it."""
+
+    text: str
+    measured: str
+    reproduced: bool
 
 
 # What --quick changes in the recipe of the paper. Whether depth helps to fit shows only near convergence, so two cores
@@ -147,19 +156,22 @@ def keep(
     *,
     configuration: Row,
     rows: Sequence[Row],
-    findings: Row,
+    claims: Sequence[Claim],
     draw: Callable[[Figure, Sequence[Row]], None],
     size: tuple[float, float] = (8, 4.5),
 ) -> None:
-    """Write `NAME[-quick].json` and its figure, and tell the findings."""
+    """Write `NAME[-quick].json` and its figure, and print the claims."""
     stem = options.out / (f"study-{name}-quick" if options.quick else f"study-{name}")
     shared = {"backend": keras.backend.backend(), "seed": options.seed, "quick": options.quick}
     gpu = next(iter(kernels.gpus()), None)
     found = results.result(what, configuration=shared | configuration, rows=rows, gpu=gpu)
     figure_path = stem.with_suffix(".png")
-    results.write(stem.with_suffix(".json"), found | {"findings": findings, "figure": figure_path.name})
+    results.write(
+        stem.with_suffix(".json"), found | {"claims": [asdict(claim) for claim in claims], "figure": figure_path.name}
+    )
     plots.write(lambda figure: draw(figure, rows), figure_path, size=size)
-    print("\n".join(f"{key}: {value}" for key, value in findings.items()))
+    for claim in claims:
+        print(f"{'reproduced' if claim.reproduced else 'NOT reproduced'}: {claim.text}\n    {claim.measured}")
     print(f"Written to {stem}.json and .png")
 
 

@@ -1,4 +1,4 @@
-"""Layer responses: residual branches say little, and the less the deeper the network is.
+"""Layer responses: are those of residual networks smaller, and smaller still in deeper ones?
 
 Claim   The responses of a residual network's layers (after batch norm, before the sum and the ReLU) have smaller
         standard deviations than those of a plain network, and a deeper residual network's are smaller still: each
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from experiment import Row, arguments, data_for, keep, keras, recipe_for, some_of_test, trained
+from experiment import Claim, Row, arguments, data_for, keep, keras, recipe_for, some_of_test, trained
 from matplotlib.figure import Figure
 
 from resnetlab.data.pack import Pack
@@ -25,6 +25,7 @@ from resnetlab.models import architecture, summarize
 from resnetlab.report import plots
 
 IMAGES = 500
+SMALLER = 0.9  # of the other network's mean standard deviation: what counts as a smaller response
 
 
 def responses(network: keras.Model, data: Pack) -> list[Row]:
@@ -60,6 +61,29 @@ def draw(figure: Figure, rows: Sequence[Row]) -> None:
     above.legend(ncols=2)
 
 
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    mean = {
+        name: float(np.mean([row["deviation"] for row in rows if row["network"] == name]))
+        for name in dict.fromkeys(row["network"] for row in rows)
+    }
+    depths = sorted({row["depth"] for row in rows if f"plain{row['depth']}" in mean})
+    residual = sorted({row["depth"] for row in rows})
+    return [
+        Claim(
+            "The responses of residual networks are smaller than those of plain networks (by 10 % or more).",
+            "mean standard deviation, residual over plain: "
+            + ", ".join(f"{mean[f'resnet{d}'] / mean[f'plain{d}']:.2f} at {d} layers" for d in depths),
+            all(mean[f"resnet{d}"] < SMALLER * mean[f"plain{d}"] for d in depths),
+        ),
+        Claim(
+            "The responses of the deeper residual network are smaller still (by 10 % or more).",
+            f"mean standard deviation: {mean[f'resnet{residual[0]}']:.2f} at {residual[0]} layers, "
+            f"{mean[f'resnet{residual[-1]}']:.2f} at {residual[-1]}",
+            mean[f"resnet{residual[-1]}"] < SMALLER * mean[f"resnet{residual[0]}"],
+        ),
+    ]
+
+
 def main() -> None:
     options = arguments(__doc__ or "")
     names = ["plain20", "plain56", "resnet20", "resnet56"] + ([] if options.quick else ["resnet110"])
@@ -70,19 +94,13 @@ def main() -> None:
         arch = architecture(name)
         network, _ = trained(arch, recipe, data)
         rows += [{"network": name, "depth": summarize(arch).depth} | row for row in responses(network, data)]
-    findings = {
-        f"{name}: mean standard deviation of a response": round(
-            float(np.mean([row["deviation"] for row in rows if row["network"] == name])), 3
-        )
-        for name in names
-    }
     keep(
         "layer-responses",
         "Standard deviation of each layer's response after batch norm, plain and residual networks on CIFAR-10",
         options,
         configuration=recipe.model_dump(mode="json") | {"images": IMAGES},
         rows=rows,
-        findings=findings,
+        claims=claims(rows),
         draw=draw,
         size=(8, 7),
     )

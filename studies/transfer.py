@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import Row, arguments, cifar10, keep, keras, say, trained
+from experiment import Claim, Row, arguments, cifar10, keep, keras, say, trained
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -165,12 +165,43 @@ def points(rows: Sequence[Row], method: str, other: str) -> str:
     return f"{100 * (first - second).mean():+.1f} ± {100 * (first - second).std(ddof=1):.1f} points"
 
 
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    top = {name: 100 * np.array([row["top1"] for row in rows if row["method"] == name]) for name in METHODS}
+
+    def above(better: str, worse: str) -> bool:
+        """By more than two standard deviations of the difference over the seeds."""
+        difference = top[better] - top[worse]
+        return bool(difference.mean() > 2 * difference.std(ddof=1))
+
+    def shown(*names: str) -> str:
+        return "; ".join(f"{name} {top[name].mean():.1f} ± {top[name].std(ddof=1):.1f} %" for name in names)
+
+    lost = [
+        top[kept] - top[own] for kept, own in ((FINE_TUNED, TRAINING_MODE), (SMALL_FINE_TUNED, SMALL_TRAINING_MODE))
+    ]
+    return [
+        Claim(
+            "Fine-tuning beats training from scratch.", shown(FINE_TUNED, FROM_SCRATCH), above(FINE_TUNED, FROM_SCRATCH)
+        ),
+        Claim("Fine-tuning beats a new head alone.", shown(FINE_TUNED, HEAD), above(FINE_TUNED, HEAD)),
+        Claim(
+            "Batch norm in training mode loses accuracy, and more with small batches.",
+            f"{points(rows, TRAINING_MODE, FINE_TUNED)}; batches of 4: "
+            f"{points(rows, SMALL_TRAINING_MODE, SMALL_FINE_TUNED)}",
+            bool(
+                lost[1].mean() > lost[0].mean()
+                and all(points_lost.mean() > points_lost.std(ddof=1) for points_lost in lost)
+            ),
+        ),
+    ]
+
+
 def main() -> None:
     options = arguments(__doc__ or "")
     recipe = pretraining(options)
     data = cifar10(recipe.image_size)
     vehicles, animals = (of_classes(data, class_names) for class_names in (VEHICLES, ANIMALS))
-    source, learned = trained(architecture(recipe.model), recipe, vehicles)
+    source, _ = trained(architecture(recipe.model), recipe, vehicles)
     rows: list[Row] = []
     for name, by in METHODS.items():
         for seed in range(options.seed, options.seed + SEEDS):
@@ -183,20 +214,13 @@ def main() -> None:
         "images": {"vehicles": len(vehicles.indices("train")), "of each animal": IMAGES_OF_EACH},
         "methods": {name: by.model_dump(mode="json", exclude_defaults=True) for name, by in METHODS.items()},
     }
-    tops = {name: np.array([row["top1"] for row in rows if row["method"] == name]) for name in METHODS}
     keep(
         "transfer",
         "Top-1 on CIFAR-10's six animals after training on 100 images of each, from scratch and from its four vehicles",
         options,
         configuration=configuration,
         rows=rows,
-        findings={
-            "vehicles: test error before transfer": f"{100 * learned[-1]['test_error']:.1f} %",
-            **{name: f"{100 * top.mean():.1f} ± {100 * top.std(ddof=1):.1f} %" for name, top in tops.items()},
-            "fine-tuned, against from scratch": points(rows, FINE_TUNED, FROM_SCRATCH),
-            "batch norm in training mode, against frozen": points(rows, TRAINING_MODE, FINE_TUNED),
-            "the same, batches of 4": points(rows, SMALL_TRAINING_MODE, SMALL_FINE_TUNED),
-        },
+        claims=claims(rows),
         draw=draw,
         size=(8, 3),
     )

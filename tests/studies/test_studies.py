@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,16 @@ def test_gradients_are_looked_at_before_and_after_the_steps(digits: Any) -> None
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
 def test_what_is_kept_can_be_drawn_and_says_its_conditions(path: Path, tmp_path: Path) -> None:
     found = json.loads(path.read_text("utf-8"))
-    assert {"what", "configuration", "measured_at", "commit", "environment", "device", "rows", "findings"} <= set(found)
+    assert {"what", "configuration", "measured_at", "commit", "environment", "device", "rows", "claims"} <= set(found)
     module = study(path.stem.removeprefix("study-").removesuffix("-quick").replace("-", "_"))
     plots.write(lambda figure: module.draw(figure, found["rows"]), tmp_path / "figure.png", size=(8, 5))
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_the_claims_of_a_result_follow_from_its_measurements(path: Path) -> None:
+    result = json.loads(path.read_text("utf-8"))
+    name = path.stem.removeprefix("study-").removesuffix("-quick").replace("-", "_")
+    claims = [asdict(claim) for claim in study(name).claims(result["rows"])]
+    assert claims == result["claims"]
+    assert {type(claim["reproduced"]) for claim in claims} == {bool}
