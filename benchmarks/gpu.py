@@ -48,6 +48,7 @@ from peers import MATRIX_SIDE, SOURCE, Child, Contender, Failed, Job  # puts src
 from throughput import ratios
 
 from resnetlab import environment, results
+from resnetlab.errors import first_informative_line
 
 Row = dict[str, Any]
 
@@ -199,7 +200,7 @@ def compute(backend: str, device: str, smoke: bool) -> None:
         try:
             line = {"of": what, "numbers": keras.ops.convert_to_numpy(numbers()).astype(float).tolist()}
         except Exception as error:
-            line = {"of": what, "failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+            line = {"of": what, "failed": f"{type(error).__name__}: {first_informative_line(error)}"}
         print(json.dumps(line), flush=True)
 
     for family in SMOKE_FAMILIES if smoke else FAMILIES:

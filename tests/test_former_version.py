@@ -24,7 +24,7 @@ def predictor() -> Predictor:
 
 @pytest.fixture
 def pack(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pack:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("RESNETLAB_CACHE", str(tmp_path))
     return pack_for(resolve("digits"), predictor.recipe)
 
 

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# TensorFlow puts a heading, the place in the graph and its Python stack before the cause, and hints after it.
+_UNINFORMATIVE = re.compile(
+    r"Graph execution error:|Detected at node|Traceback \(most recent|<stack traces|Hint:|\[Op:"
+)
+_OUT_OF_MEMORY = re.compile(
+    r"\boom\b|out of memory|out_of_memory|outofmemory|resource[_ ]?exhausted|bad_alloc|alloc_failed|memoryerror"
+    r"|(cannot|can't|unable to|failed to|could not) allocate|not enough memory",
+    re.IGNORECASE,
+)
 
 
 class ResnetlabError(Exception):
@@ -25,3 +36,16 @@ def unknown(kind: str, received: str, known: Iterable[str], *, hint: str = "") -
     meant = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
     listing = "" if nearest or len(known) > 12 else f" Known: {', '.join(known)}."
     return UsageError(f"Unknown {kind} {received!r}.{meant}{listing}{' ' + hint if hint else ''}")
+
+
+def first_informative_line(error: BaseException | str, *, limit: int = 200) -> str:
+    """The line of an error's message that names its cause, cut to `limit` characters."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    informative = [line for line in lines if not line[0].isspace() and not _UNINFORMATIVE.match(line)]
+    informative = [line.strip() for line in informative or lines]  # what is indented is of a stack or a graph
+    return informative[0][:limit] if informative else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException | str) -> bool:
+    """Whether a framework, a runtime or the system says that memory was not enough."""
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(f"{type(error).__name__} {error}"))

@@ -3,14 +3,19 @@
 import json
 import os
 import signal
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from resnetlab import environment
+from resnetlab import doctor, environment
 from resnetlab.compare import compare
-from resnetlab.compare.compare import Configuration, configurations, verdict
+from resnetlab.compare.compare import Configuration, Plan, plan, verdict
+from resnetlab.compare.measure import seconds_per_step, steps_to_time
+from resnetlab.doctor import Facts
 from resnetlab.errors import UsageError
 from resnetlab.recipes import RECIPES
 from resnetlab.report.comparison import problems, table
@@ -52,15 +57,33 @@ def failed(device: str, batch_size: int, problem: str) -> Row:
     return {key: whole[key] for key in keep} | {"problem": problem}
 
 
+RECORDED = Path(__file__).parents[1] / "doctor_findings"
+MACHINES = sorted(path.stem for path in RECORDED.glob("*.json"))
+
+
+def quick_report(machine: str, *, installed: Sequence[str] = ()) -> doctor.Report:
+    """What the doctor sees of a recorded machine without probing a framework, as `compare` and `train` ask it."""
+    facts = Facts.from_json(json.loads((RECORDED / f"{machine}.json").read_text()))
+    frameworks = tuple(
+        replace(f, probe=None, packages=f.packages or ({f.name: "1.0"} if f.name in installed else {}))
+        for f in facts.frameworks
+    )
+    return doctor.judge(replace(facts, frameworks=frameworks))
+
+
+def labels(planned: Plan) -> list[str]:
+    return [each.label for each in planned.configurations]
+
+
 def test_what_is_worth_measuring() -> None:
-    labels = [c.label for c in configurations(["cpu"], ["tensorflow", "jax", "torch"])]
-    assert labels == [
+    on_cpu = plan(quick_report("healthy_h200"), devices=["cpu"], backends=["tensorflow", "jax", "torch"])
+    assert labels(on_cpu) == [
         "CPU · tensorflow · float32 · oneDNN",
         "CPU · tensorflow · float32 · no oneDNN",
         "CPU · jax · float32",
         "CPU · torch · float32",
     ]
-    on_gpu = list(configurations(["gpu"], ["tensorflow", "jax"]))
+    on_gpu = plan(quick_report("healthy_h200"), devices=["gpu"], backends=["tensorflow", "jax"]).configurations
     assert {(c.precision, c.xla) for c in on_gpu if c.backend == "tensorflow"} == {
         (precision, xla) for precision in ("float32", "tf32", "bfloat16") for xla in (True, False)
     }
@@ -69,8 +92,82 @@ def test_what_is_worth_measuring() -> None:
         ("tf32", None),
         ("bfloat16", None),
     ]
-    both = [c.label for c in configurations(["cpu", "gpu"], ["tensorflow", "jax", "torch"])]
-    assert len(both) == len(set(both)) == 4 + 6 + 3 + 3
+    asked = plan(quick_report("card_without_driver"), devices=["cpu", "gpu"], backends=["tensorflow", "jax", "torch"])
+    assert len(labels(asked)) == len(set(labels(asked))) == 4 + 6 + 3 + 3  # a GPU that is asked for is tried
+    assert asked.no_gpu == ()
+
+
+ON_GPU = {  # the installed backends that have nothing in their way
+    "broken_tensorflow": set(),
+    "card_without_driver": set(),
+    "cpu_build_on_gpu_machine": set(),
+    "cudnn_missing": set(),
+    "cupti_not_permitted": {"tensorflow"},
+    "driver_too_old": {"tensorflow", "torch"},  # that PyTorch was built for a newer CUDA, only PyTorch itself says
+    "gpu_hidden": set(),
+    "healthy_h200": {"jax", "torch"},
+    "macos": {"torch"},
+    "windows": set(),
+    "wsl2_healthy": {"tensorflow"},
+    "wsl2_without_driver": set(),
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_gpu_is_measured_where_nothing_is_in_its_way(machine: str) -> None:
+    report = quick_report(machine)
+    planned = plan(report)
+    installed = {f.name for f in report.facts.frameworks if f.packages}
+    assert {c.backend for c in planned.configurations if c.device == "cpu"} == installed
+    on_gpu = {c.backend for c in planned.configurations if c.device == "gpu"}
+    assert on_gpu == ON_GPU[machine]
+    assert bool(planned.no_gpu) == (on_gpu != installed)  # whoever is left out is told why
+    assert all(reason.startswith("No GPU: ") for reason in planned.no_gpu)
+    for backend in installed:
+        assert bool(doctor.why_no_gpu(report, backend=backend)) == (backend not in on_gpu)
+    assert bool(doctor.why_no_gpu(report)) == (not on_gpu)
+
+
+def test_every_installed_backend_is_measured_on_a_healthy_gpu() -> None:
+    for machine in ("healthy_h200", "wsl2_healthy", "cupti_not_permitted"):
+        report = quick_report(machine)
+        installed = [f.name for f in report.facts.frameworks if f.packages]
+        assert {c.backend for c in plan(report).configurations if c.device == "gpu"} == set(installed)
+
+
+def test_the_verdict_says_why_a_gpu_that_was_tried_has_no_figures() -> None:
+    sentences = verdict([row("cpu", 32, 50.0), failed("gpu", 32, "jax sees no GPU")], 32)
+    assert any("jax sees no GPU" in sentence and "could not be measured" in sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize("step", [0.001, 0.002, 0.005, 0.01, 0.02, 0.05])
+def test_the_time_of_a_step_is_estimated_within_five_percent(step: float) -> None:
+    """`fit` itself costs 0.13 s a call, and 15 ms more or less; a step varies by 3 %; the first one compiles."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        timed: list[int] = []
+
+        def seconds_of(steps: int, rng: Any = rng, timed: list[int] = timed) -> float:
+            timed.append(steps)
+            return max(0.13 + 0.015 * rng.standard_normal(), 0.05) + float((step * rng.normal(1, 0.03, steps)).sum())
+
+        steps = steps_to_time(seconds_of, 2.0)
+        assert steps >= 50
+        found = [seconds_per_step(seconds_of, steps) for _ in range(3)]
+        assert sorted(found)[1] == pytest.approx(step, rel=0.05)
+        assert sum(timed) * step < 12 * 2.0  # in reasonable time
+
+
+def test_slow_steps_are_not_timed_for_minutes() -> None:
+    assert steps_to_time(lambda steps: 0.13 + 3.0 * steps, 2.0) <= 2
+    assert steps_to_time(lambda steps: 0.13 + 0.5 * steps, 2.0) == 8
+
+
+def test_a_time_that_is_not_positive_is_measured_again_or_reported() -> None:
+    answers = iter([1.0, 2.0, 3.0, 1.0])  # (T(n + 1), T(1)) twice: the first difference is negative
+    assert seconds_per_step(lambda steps: next(answers), 10) == pytest.approx(0.2)
+    with pytest.raises(RuntimeError, match="could not be timed"):
+        seconds_per_step(lambda steps: 1.0, 10)
 
 
 def test_batch_sizes() -> None:
@@ -94,7 +191,7 @@ def test_the_verdict_on_both_devices() -> None:
         row("gpu", 128, 600.0, xla=False),
         failed("gpu", 512, "out of memory"),
     ]
-    assert verdict(rows, 32, "") == [
+    assert verdict(rows, 32) == [
         "An epoch of your data takes 1.7 min on the CPU: fastest with CPU · tensorflow · float32 · oneDNN, batch size 8"
         "; limited by compute.",
         "An epoch of your data takes 5.0 s on the GPU (NVIDIA H200): fastest with GPU · tensorflow · float32, "
@@ -108,21 +205,21 @@ def test_the_verdict_on_both_devices() -> None:
 
 
 def test_the_verdict_on_a_cpu_alone_says_why_there_is_no_gpu() -> None:
-    sentences = verdict([row("cpu", 32, 50.0), failed("cpu", 128, "left out")], 32, "No GPU: none was found.")
+    sentences = verdict([row("cpu", 32, 50.0), failed("cpu", 128, "left out")], 32, ["No GPU: none was found."])
     assert len(sentences) == 2
     assert sentences[1] == "No GPU: none was found."
 
 
 def test_the_verdict_where_all_failed() -> None:
-    assert verdict([failed("cpu", 8, "it broke")], 8, "No GPU.") == [
+    assert verdict([failed("cpu", 8, "it broke")], 8, ["No GPU."]) == [
         "Nothing could be measured: see the reasons above.",
         "No GPU.",
     ]
-    assert verdict([], 8, "") == ["Nothing could be measured: see the reasons above."]
+    assert verdict([], 8) == ["Nothing could be measured: see the reasons above."]
 
 
 def test_the_verdict_without_the_recipes_batch_size() -> None:
-    sentences = verdict([row("cpu", 8, 10.0), row("gpu", 128, 100.0)], 32, "")
+    sentences = verdict([row("cpu", 8, 10.0), row("gpu", 128, 100.0)], 32)
     assert not any("recipe's batch size" in sentence for sentence in sentences)
     assert len(sentences) == 3  # and nothing of who wins where: no size was measured on both
 
@@ -169,7 +266,7 @@ def test_ratios_are_of_rows_that_agree_in_everything_else() -> None:
         (1, ["Trace", "a.b.Error: Backend 'jax' is not installed.\n", "\n"], 1.0, "Backend 'jax' is not installed."),
         (1, ["RuntimeError: jax sees no GPU"], 1.0, "jax sees no GPU"),
         (1, [], 1.0, "it said nothing"),
-        (-9, [], 1.0, "killed for want of memory"),
+        (-9, [], 1.0, "killed, as the system does when memory is used up"),
         (-11, ["something"], 1.0, "killed by signal 11"),
         (0, [], 1.0, "a smaller batch size was out of memory"),
         (-9, [], compare.CHILD_LIMIT + 1, "ended after 900 s"),
@@ -263,7 +360,10 @@ def test_a_backend_that_is_not_installed_is_a_row_with_its_reason(
     ("program", "told"),
     [
         (f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})", "killed by signal 11"),
-        (f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})", "killed for want of memory"),
+        (
+            f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})",
+            "killed, as the system does when memory is used up",
+        ),
         ("raise RuntimeError('the card fell off [the bus]')", "the card fell off [the bus]"),
         ("import sys; sys.stdin.close(); import os; os._exit(3)", "it said nothing"),
     ],
@@ -293,3 +393,39 @@ def test_the_parent_imports_no_backend_and_leaves_the_environment_alone(quick: d
         compare.run(**quick | {"devices": ["tpu"]})
     assert dict(os.environ) == before
     assert environment.installed("tensorflow")
+
+
+def test_the_gpu_branch_runs_end_to_end(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the findings of a healthy machine; of the child only the device is replaced, by the CPU."""
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import os\n"
+        "from resnetlab import environment\n"
+        "start = environment.start\n"
+        "def on_cpu(**settings):\n"
+        "    start(**settings)\n"
+        "    from resnetlab import kernels\n"
+        "    kernels.gpus, kernels.gpu_memory_peak = lambda: ['a CPU in place of a GPU'], lambda: 10**9\n"
+        "environment.start = on_cpu\n"
+        "from resnetlab.compare import measure\n"
+        "measure.MATMUL_SIDE['gpu'] = 256\n"
+        "measure.main()\n"
+    )
+    monkeypatch.setattr(compare, "CHILD", (str(child),))
+    monkeypatch.setattr(compare.doctor, "examine", lambda frameworks: quick_report("wsl2_healthy"))
+    found = compare.run(**quick | {"devices": None, "backends": None, "budget": 0.05})
+    assert [r.get("problem") for r in found["rows"]] == [None] * 8
+    on_gpu = [r for r in found["rows"] if r["device"] == "gpu"]
+    assert {(r["precision"], r["xla"]) for r in on_gpu} == {
+        (precision, xla) for precision in ("float32", "tf32", "bfloat16") for xla in (True, False)
+    }
+    for measured in on_gpu:
+        assert measured["gpu"] == "a CPU in place of a GPU"
+        assert measured["steps"] >= 50
+        assert 0 < measured["train"]["median"] < 1e5
+        assert measured["finite"]
+    assert any("on the GPU (a CPU in place of a GPU)" in sentence for sentence in found["verdict"])
+    assert not any("No GPU" in sentence for sentence in found["verdict"])
+    assert "GPU · tensorflow · bfloat16 · XLA" in capsys.readouterr().out

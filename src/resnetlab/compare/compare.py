@@ -19,8 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnetlab import environment, results
-from resnetlab.doctor import why_no_gpu
+from resnetlab import doctor, environment, results
 from resnetlab.errors import UsageError, unknown
 from resnetlab.models.shapes import summarize
 from resnetlab.models.variants import architecture
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 Row = dict[str, Any]
+CHILD = ("-m", "resnetlab.compare.measure")  # Python's arguments
 CHILD_LIMIT = 900.0  # seconds: a child that hangs is ended, and what it has measured is kept
 
 
@@ -54,19 +54,54 @@ class Configuration:
         return " · ".join(parts)
 
 
-def configurations(devices: Sequence[str], backends: Sequence[str]) -> Iterator[Configuration]:
-    """What is worth measuring: oneDNN on and off on a CPU; precisions, and XLA on and off, on a GPU."""
-    for device in devices:
-        for backend in backends:
-            if device == "cpu":
-                yield Configuration("cpu", backend)
-                if backend == "tensorflow":
-                    yield Configuration("cpu", backend, onednn=False)
-                continue
-            for precision in ("float32", "tf32", "bfloat16"):
-                # JAX is XLA; on PyTorch Keras's jit_compile is torch.compile, which is not XLA.
-                for xla in (True, False) if backend == "tensorflow" else (None,):
-                    yield Configuration("gpu", backend, precision, xla)
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison measures, and why a backend is not measured on a GPU."""
+
+    configurations: tuple[Configuration, ...]
+    no_gpu: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(each.device for each in self.configurations))
+
+
+def plan(report: doctor.Report, *, devices: Sequence[str] | None = None, backends: Sequence[str] | None = None) -> Plan:
+    """What is worth measuring: oneDNN on and off on a CPU; precisions, and XLA on and off, on a GPU.
+
+    Args:
+        report: of this machine; the frameworks need not have been probed.
+        devices: of "cpu" and "gpu"; by default both. A GPU that is asked for by name is tried with every backend, and
+            otherwise with those that have nothing in their way.
+        backends: by default those that are installed.
+    """
+    for device in devices or ():
+        if device not in ("cpu", "gpu"):
+            raise unknown("device", device, ("cpu", "gpu"))
+    for backend in backends or ():
+        if backend not in environment.BACKENDS:
+            raise unknown("backend", backend, environment.BACKENDS)
+    installed = {framework.name for framework in report.facts.frameworks if framework.packages}
+    backends = backends or [name for name in environment.BACKENDS if name in installed]
+    on_gpu = list(backends) if devices and "gpu" in devices else doctor.gpu_backends(report, backends)
+    reasons = dict.fromkeys(doctor.why_no_gpu(report, backend=name) for name in backends if name not in on_gpu)
+    found: list[Configuration] = []
+    for device in devices or ("cpu", "gpu"):
+        for backend in on_gpu if device == "gpu" else backends:
+            found += _configurations(device, backend)
+    return Plan(tuple(found), tuple(filter(None, reasons)))
+
+
+def _configurations(device: str, backend: str) -> Iterator[Configuration]:
+    if device == "cpu":
+        yield Configuration("cpu", backend)
+        if backend == "tensorflow":
+            yield Configuration("cpu", backend, onednn=False)
+        return
+    for precision in ("float32", "tf32", "bfloat16"):
+        # JAX is XLA; on PyTorch Keras's jit_compile is torch.compile, which is not XLA.
+        for xla in (True, False) if backend == "tensorflow" else (None,):
+            yield Configuration("gpu", backend, precision, xla)
 
 
 def run(
@@ -98,16 +133,8 @@ def run(
     """
     from rich.console import Console
 
-    missing = why_no_gpu()
-    devices = list(devices) if devices else ["cpu"] if missing else ["cpu", "gpu"]
-    for device in devices:
-        if device not in ("cpu", "gpu"):
-            raise unknown("device", device, ("cpu", "gpu"))
-    backends = list(backends) if backends else [b for b in environment.BACKENDS if environment.installed(b)]
-    for backend in backends:
-        if backend not in environment.BACKENDS:
-            raise unknown("backend", backend, environment.BACKENDS)
-    sizes = _batch_sizes(recipe, devices, batch_sizes)
+    planned = plan(doctor.examine(frameworks=()), devices=devices, backends=backends)
+    sizes = _batch_sizes(recipe, planned.devices, batch_sizes)
     output = output or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
 
     console = Console(stderr=as_json, highlight=False, markup=False, emoji=False)
@@ -117,7 +144,7 @@ def run(
     began, rows = time.perf_counter(), []
     job = {"data": data, "recipe": recipe.model_dump(mode="json"), "repeats": repeats, "budget": budget}
     try:
-        for configuration in configurations(devices, backends):
+        for configuration in planned.configurations:
             with console.status(configuration.label) as status:
 
                 def tell(text: str, label: str = configuration.label, status: Status = status) -> None:
@@ -146,7 +173,7 @@ def run(
         rows=rows,
         gpu=next((row["gpu"] for row in rows if row.get("gpu")), None),
     )
-    found["verdict"] = verdict(rows, recipe.batch_size, missing if "gpu" not in devices else "")
+    found["verdict"] = verdict(rows, recipe.batch_size, planned.no_gpu)
     results.write(output / "compare.json", found)
 
     from resnetlab.report.comparison import chart, problems, table
@@ -196,7 +223,7 @@ def _child(
     facts |= {"precision": configuration.precision, "xla": configuration.xla, "onednn": configuration.onednn}
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "resnetlab.compare.measure"],
+        [sys.executable, *CHILD],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -247,7 +274,7 @@ def _reason(code: int, said: list[str], seconds: float) -> str:
     if seconds >= CHILD_LIMIT:
         return f"ended after {CHILD_LIMIT:.0f} s"
     if code < 0:
-        return "killed for want of memory" if code == -9 else f"killed by signal {-code}"
+        return "killed, as the system does when memory is used up" if code == -9 else f"killed by signal {-code}"
     last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
     return last.split(": ", 1)[-1][:200] if code else "a smaller batch size was out of memory"
 
@@ -265,11 +292,14 @@ def _add_shares(rows: list[Row], recipe: Recipe, images: int) -> None:
         row["bottleneck"] = "input" if row["loader"] < 1.1 * row["train"]["median"] else "compute"
 
 
-def verdict(rows: Sequence[Row], batch_size: int, no_gpu: str) -> list[str]:
-    """What the rows say, in sentences."""
+def verdict(rows: Sequence[Row], batch_size: int, no_gpu: Sequence[str] = ()) -> list[str]:
+    """What the rows say, in sentences, and why a backend (`no_gpu`) or all of them were not measured on a GPU."""
     done = [row for row in rows if not row.get("problem")]
     if not done:
-        return ["Nothing could be measured: see the reasons above.", *([no_gpu] if no_gpu else [])]
+        return ["Nothing could be measured: see the reasons above.", *no_gpu]
+    tried = [row for row in rows if row["device"] == "gpu"]
+    if tried and not any(row["device"] == "gpu" for row in done):
+        no_gpu = [f"The GPU could not be measured: {tried[0]['configuration']}: {tried[0]['problem']}.", *no_gpu]
     best = {
         device: min((r for r in done if r["device"] == device), key=lambda r: r["epoch_seconds"])
         for device in sorted({row["device"] for row in done})
@@ -299,7 +329,7 @@ def verdict(rows: Sequence[Row], batch_size: int, no_gpu: str) -> list[str]:
     xla = _pair(done, lambda r: r["device"] == "gpu" and r["backend"] == "tensorflow", "xla")
     if xla:
         sentences.append(f"XLA makes TensorFlow on this GPU {xla:.2f} times as fast.")
-    return sentences + ([no_gpu] if no_gpu else [])
+    return [*sentences, *no_gpu]
 
 
 def _rate(row: Row) -> float:

@@ -3,9 +3,11 @@
 Reads a job (JSON) from stdin and writes lines of "@row {...}" to stdout, each as soon as it is known, so that what was
 measured before a crash or a kill is not lost. The parent (`compare.py`) never imports Keras.
 
-On a CPU a rate is read from the clock at the end of the first and of the last step. On a GPU, where that would keep
-the device waiting, it is n - 1 steps over T(n) - T(1) for whole calls of `fit`: both ends wait for the device, and what
-`fit` itself costs cancels. "Compute" feeds the same batch again and again, "end to end" feeds the training stream.
+On a CPU a rate is read from the clock at the end of the first and of the last step. On a GPU, where reading the clock
+at each step would keep the device waiting, the time of n steps is T(n + 1) - T(1), of whole calls of `fit`: both calls
+end by waiting for the device, and what `fit` itself costs cancels but for its scatter, small against n steps
+(`steps_to_time`).
+"Compute" feeds the same batch again and again, "end to end" feeds the training stream.
 """
 
 from __future__ import annotations
@@ -15,16 +17,20 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from resnetlab import environment
+from resnetlab.errors import first_informative_line, is_out_of_memory
 from resnetlab.recipes import Recipe
 from resnetlab.results import Timing
 
 MATMUL_SIDE = {"cpu": 2048, "gpu": 8192}
 SLOWEST_STEP = 6.0  # seconds: a batch size at which one step would take longer is left out
-MOST_STEPS = 400
+MOST_STEPS = 400  # of one measurement on a CPU
+FEWEST_GPU_STEPS, MOST_GPU_STEPS = 50, 10_000
+ATTEMPTS = 3  # at a difference of times that must be positive
 
 
 def main() -> None:
@@ -50,9 +56,10 @@ def main() -> None:
         try:
             row = _measure(job, batch_size)
         except Exception as error:
-            message = str(error).strip() or type(error).__name__
-            _emit(event="rate", batch_size=batch_size, problem=message.splitlines()[0][:200])
-            if _out_of_memory(message):
+            full = is_out_of_memory(error)
+            problem = ("out of memory: " if full else "") + first_informative_line(error)
+            _emit(event="rate", batch_size=batch_size, problem=problem)
+            if full:
                 break  # larger ones will not fit either
             continue
         step_seconds, previous = batch_size / row["train"]["median"], batch_size
@@ -60,6 +67,35 @@ def main() -> None:
             kernels.gpu_memory_peak() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         )
         _emit(event="rate", batch_size=batch_size, **row)
+
+
+def steps_to_time(seconds_of: Callable[[int], float], budget: float) -> int:
+    """How many steps to time on a GPU: at least 50, and as many as fill `budget` seconds, but never twice its time.
+
+    Args:
+        seconds_of: the time of a whole call of so many steps.
+        budget: seconds; long against the scatter of what a call itself costs.
+    """
+    step = max((seconds_of(3) - seconds_of(1)) / 2, 0.0)
+    steps = 2
+    while steps < MOST_GPU_STEPS:
+        # The estimate is of steps that were timed already; where it is poor, the next one is of at most ten times more.
+        wanted = min(max(budget / step, FEWEST_GPU_STEPS), 2 * budget / step) if step > 0 else MOST_GPU_STEPS
+        following = int(min(max(wanted, 1), 10 * steps, MOST_GPU_STEPS))
+        if following <= steps * 1.2:
+            break
+        steps = following
+        step = max((seconds_of(steps + 1) - seconds_of(1)) / steps, 0.0)
+    return max(steps, 1)
+
+
+def seconds_per_step(seconds_of: Callable[[int], float], steps: int) -> float:
+    """Seconds of one step, from calls of 1 and of `steps` + 1 steps. Raises RuntimeError where that is not positive."""
+    for _ in range(ATTEMPTS):
+        found = (seconds_of(steps + 1) - seconds_of(1)) / steps
+        if found > 0:
+            return found
+    raise RuntimeError(f"could not be timed: {steps + 1} steps took no longer than one, {ATTEMPTS} times")
 
 
 def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
@@ -102,20 +138,34 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
         while True:
             yield batch
 
+    def seconds_of(steps: int, make: Callable[[], Iterator[Any]] = same) -> float:
+        batches = make()
+        try:
+            return fit(steps, batches)[0]
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+
     first, _ = fit(1, same())
     warm, between = fit(2, same())
-    step = between or warm / 2
-    steps = int(min(max(job["budget"] / step, 1), MOST_STEPS))
+    if clocked:
+        step = between or warm / 2
+        steps = int(min(max(job["budget"] / step, 1), MOST_STEPS))
+    else:
+        steps = steps_to_time(seconds_of, job["budget"])
+        step = seconds_per_step(seconds_of, steps)
     repeats = job["repeats"] if step < job["budget"] else min(job["repeats"], 2)  # slow steps: two turns are enough
 
     rates: dict[str, list[float]] = {"train": [], "end_to_end": []}
     for _ in range(repeats):  # in turn, so that the machine's drift hits both alike
         for kind, found in rates.items():
-            batches = same() if kind == "train" else stream.batches(0)
-            single = 0.0 if clocked else fit(1, batches)[0]
-            whole, between = fit(steps + 1, batches)
-            found.append(steps * batch_size / max(between if clocked else whole - single, 1e-9))
-            batches.close()  # type: ignore[attr-defined]
+            make = same if kind == "train" else partial(stream.batches, 0)
+            if clocked:
+                batches = make()
+                one = fit(steps + 1, batches)[1] / steps
+                batches.close()  # type: ignore[attr-defined]
+            else:
+                one = seconds_per_step(partial(seconds_of, make=make), steps)
+            found.append(batch_size / one)
 
     images = centre_crop(inputs["image"], recipe.image_size)
     inference = _rates(lambda: network.predict_on_batch(images), batch_size, job)
@@ -162,13 +212,9 @@ def _matmul_gflops(job: dict[str, Any]) -> float:
     best = float("inf")
     for _ in range(6):
         began = time.perf_counter()
-        ops.convert_to_numpy(ops.matmul(a, a)[0, 0])
+        ops.convert_to_numpy(ops.cast(ops.matmul(a, a)[0, 0], "float32"))  # NumPy has no bfloat16
         best = min(best, time.perf_counter() - began)
     return 2 * side**3 / best / 1e9
-
-
-def _out_of_memory(message: str) -> bool:
-    return any(sign in message.lower() for sign in ("out of memory", "oom", "resource_exhausted", "alloc"))
 
 
 def _emit(**row: Any) -> None:

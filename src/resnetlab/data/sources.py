@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetlab.errors import ResnetlabError, UsageError, unknown
+from resnetlab.errors import ResnetlabError, UsageError, first_informative_line, unknown
 
 NAMES = ("animals10", "cifar10", "digits")
 
@@ -305,7 +305,7 @@ def _places(roots: list[Path]) -> str:
 
 def _brief(error: Exception) -> str:
     """The first line of an error that may be a page long."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
+    return first_informative_line(error, limit=300).rstrip(".")
 
 
 # --------------------------------------------------------------------------------------------------- CIFAR-10

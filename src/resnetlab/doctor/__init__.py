@@ -18,7 +18,18 @@ from resnetlab.doctor.diagnosis import diagnose
 from resnetlab.doctor.facts import BACKENDS, LABELS, Facts, Finding
 from resnetlab.doctor.table import render
 
-__all__ = ["Facts", "Finding", "Report", "collect", "diagnose", "examine", "judge", "render", "why_no_gpu"]
+__all__ = [
+    "Facts",
+    "Finding",
+    "Report",
+    "collect",
+    "diagnose",
+    "examine",
+    "gpu_backends",
+    "judge",
+    "render",
+    "why_no_gpu",
+]
 
 
 @dataclass(frozen=True)
@@ -93,21 +104,34 @@ def judge(facts: Facts) -> Report:
 
 
 def why_no_gpu(report: Report | None = None, *, backend: str | None = None) -> str:
-    """One or two sentences: why no backend (or why `backend`) computes on a GPU; "" where one does.
+    """One or two sentences: why no backend (or why `backend`) computes on a GPU; "" where one does or may.
 
-    Without a report it looks for itself, quickly: without importing a framework.
+    A backend that was not probed may compute on a GPU as long as no finding is in its way: a process that uses it will
+    prove it. Without a report the machine is examined quickly, without importing a framework, so without a probe.
     """
     report = report or examine(frameworks=())
     installed = [framework.name for framework in report.facts.frameworks if framework.packages]
     wanted = [backend] if backend else installed or list(BACKENDS)
-    if any("GPU" in report.runs_on.get(name, ()) for name in wanted):
+    if gpu_backends(report, wanted):
         return ""
     # The findings are in the order of cause and effect, so the first that is in the way decides.
     decisive = (next((f for f in report.findings if name in f.blocks_gpu), None) for name in wanted)
     reasons = dict.fromkeys(finding for finding in decisive if finding)
     if not reasons:
-        return "No GPU is known to compute here; `resnetlab doctor` tries each framework on it."
+        return "No GPU: no framework computes on one here; `resnetlab doctor` says what each of them reports."
     return f"No GPU: {' '.join(map(_sentence, reasons))}"
+
+
+def gpu_backends(report: Report, backends: Sequence[str] = BACKENDS) -> list[str]:
+    """The installed ones of `backends` that compute on a GPU, or may: not probed, and no finding in the way."""
+    probed = {framework.name for framework in report.facts.frameworks if framework.probe}
+    installed = {framework.name for framework in report.facts.frameworks if framework.packages}
+    blocked = {name for finding in report.findings for name in finding.blocks_gpu}
+    return [
+        name
+        for name in backends
+        if name in installed and ("GPU" in report.runs_on.get(name, ()) if name in probed else name not in blocked)
+    ]
 
 
 def _sentence(finding: Finding) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from resnetlab.errors import ResnetlabError
+from resnetlab.errors import ResnetlabError, first_informative_line
 from resnetlab.models.checkpoints import read
 from resnetlab.models.variants import PREPROCESSING, Architecture, architecture
 
@@ -143,4 +143,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ImportError, RuntimeError, ResnetlabError) as error:
-        sys.exit(str(error).strip().splitlines()[0])
+        sys.exit(first_informative_line(error))
