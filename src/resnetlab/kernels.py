@@ -8,6 +8,8 @@ All feature maps are (batch, height, width, channels).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -77,6 +79,11 @@ if BACKEND == "tensorflow":
         """x + scale * y."""
         return x + scale * y
 
+    def move_averages(averages: Sequence[keras.Variable], values: Sequence[keras.Variable], weight: Tensor) -> None:
+        """average += (value - average) * weight, for each pair of variables."""
+        for average, value in zip(averages, values, strict=True):
+            average.assign_add((value - average) * tf.cast(weight, average.dtype))
+
     def gpus() -> list[str]:
         """Names of the GPUs that the backend sees."""
         devices = tf.config.list_physical_devices("GPU")
@@ -86,9 +93,17 @@ if BACKEND == "tensorflow":
         """Most bytes of the first GPU's memory that this process has held at once."""
         return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
 
+    def tf32_setting() -> Any:
+        """The backend's own setting of what `allow_tf32` sets."""
+        return tf.config.experimental.tensor_float_32_execution_enabled()
+
+    def set_tf32(setting: Any) -> None:
+        """Restore what `tf32_setting` returned."""
+        tf.config.experimental.enable_tensor_float_32_execution(setting)
+
     def allow_tf32(allowed: bool) -> None:
         """Whether float32 products may be rounded to TensorFloat-32 on GPUs that have it."""
-        tf.config.experimental.enable_tensor_float_32_execution(allowed)
+        set_tf32(allowed)
 
 elif BACKEND == "torch":
     import torch
@@ -129,6 +144,14 @@ elif BACKEND == "torch":
         """As on TensorFlow, above."""
         return torch.add(x, y.value, alpha=scale)
 
+    def move_averages(averages: Sequence[keras.Variable], values: Sequence[keras.Variable], weight: Tensor) -> None:
+        """As on TensorFlow, above."""
+        with torch.no_grad():
+            moving = [average.value for average in averages]
+            differences = torch._foreach_sub([value.value for value in values], moving)
+            torch._foreach_mul_(differences, weight)
+            torch._foreach_add_(moving, differences)
+
     def gpus() -> list[str]:
         """As on TensorFlow, above."""
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -137,9 +160,17 @@ elif BACKEND == "torch":
         """As on TensorFlow, above."""
         return int(torch.cuda.max_memory_allocated())
 
+    def tf32_setting() -> Any:
+        """As on TensorFlow, above."""
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    def set_tf32(setting: Any) -> None:
+        """As on TensorFlow, above."""
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = setting
+
     def allow_tf32(allowed: bool) -> None:
         """As on TensorFlow, above."""
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+        set_tf32((allowed, allowed))
 
 elif BACKEND == "jax":
     import jax
@@ -181,6 +212,12 @@ elif BACKEND == "jax":
         """As on TensorFlow, above."""
         return x + scale * keras.ops.convert_to_tensor(y)
 
+    def move_averages(averages: Sequence[keras.Variable], values: Sequence[keras.Variable], weight: Tensor) -> None:
+        """As on TensorFlow, above."""
+        for average, value in zip(averages, values, strict=True):
+            before = keras.ops.convert_to_tensor(average)
+            average.assign(before + (keras.ops.convert_to_tensor(value) - before) * weight)
+
     def gpus() -> list[str]:
         """As on TensorFlow, above."""
         return [device.device_kind for device in jax.devices() if device.platform == "gpu"]
@@ -189,12 +226,35 @@ elif BACKEND == "jax":
         """As on TensorFlow, above."""
         return int(jax.devices()[0].memory_stats()["peak_bytes_in_use"])
 
+    def tf32_setting() -> Any:
+        """As on TensorFlow, above."""
+        return jax.config.jax_default_matmul_precision
+
+    def set_tf32(setting: Any) -> None:
+        """As on TensorFlow, above."""
+        jax.config.update("jax_default_matmul_precision", setting)
+
     def allow_tf32(allowed: bool) -> None:
         """As on TensorFlow, above."""
-        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if allowed else "float32")
+        set_tf32("tensorfloat32" if allowed else "float32")
 
 else:
     raise ImportError(
         f"resnetlab runs on the Keras backends tensorflow, jax and torch; received KERAS_BACKEND={BACKEND!r}. "
         "Set KERAS_BACKEND before Keras is imported."
     )
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute float32 products in float32: on Ampere GPUs and newer ones all backends round them to TF32 by default.
+
+    For whatever is compared with a tolerance below 1e-3. What is to be computed so must be traced inside, too: XLA and
+    JAX fix the precision when they compile.
+    """
+    before = tf32_setting()
+    allow_tf32(False)
+    try:
+        yield
+    finally:
+        set_tf32(before)

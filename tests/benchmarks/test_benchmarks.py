@@ -15,7 +15,7 @@ import pytest
 
 from resnetlab import results
 from resnetlab.environment import installed
-from resnetlab.models.variants import architecture
+from resnetlab.models import architecture, summarize
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -33,7 +33,10 @@ def parameters(network: str, model: str) -> int:
     ("network", "model"), [("by_hand", "resnet20"), ("by_hand", "resnet56"), ("transformers", "resnet50")]
 )
 def test_a_pytorch_peer_has_our_parameters(on: Any, network: str, model: str) -> None:
-    assert on("torch")(parameters, network=network, model=model) == architecture(model).parameters(10)
+    assert (
+        on("torch")(parameters, network=network, model=model)
+        == summarize(architecture(model), num_classes=10).parameters
+    )
 
 
 @pytest.fixture

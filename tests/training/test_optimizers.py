@@ -229,8 +229,6 @@ def test_a_recipes_epochs_become_steps() -> None:
         ({"optimizer": "sgd", "nesterov": True}, SGD, {"l2": 5e-4, "momentum": 0.8, "nesterov": True}),
         ({"optimizer": "adamw"}, AdamW, {"decay": 5e-4, "beta_1": 0.8}),
         ({"optimizer": "lamb"}, Lamb, {"decay": 5e-4, "beta_1": 0.8}),
-        ({"ema": 0.999}, SGD, {"use_ema": True, "ema_momentum": 0.999}),
-        ({}, SGD, {"use_ema": False}),
     ],
 )
 def test_an_optimizer_has_the_settings_of_its_recipe(
@@ -241,24 +239,3 @@ def test_an_optimizer_has_the_settings_of_its_recipe(
     assert {key: getattr(optimizer, key) for key in expected} == expected
     with pytest.raises(UsageError, match=r"Unknown recipe key 'momentun'\. Did you mean 'momentum'"):
         Recipe().changed(momentun=0.8)
-
-
-def weights_and_average() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Weights that fit leaves behind with an average and without one, and the average."""
-    results = []
-    for ema in (True, False):
-        keras.utils.set_random_seed(0)
-        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, kernel_initializer="ones")])
-        model.compile(SGD(learning_rate=0.1, momentum=0.9, use_ema=ema, ema_momentum=0.5), loss="mse")
-        model.fit(np.eye(3), np.zeros((3, 2)), batch_size=3, epochs=4, verbose=0)
-        results.append(model.get_weights())
-        if ema:
-            average = [ops.convert_to_numpy(v) for v in model.optimizer._model_variables_moving_average]
-    return results[0], results[1], average
-
-
-def test_fit_leaves_the_live_weights_where_an_average_is_kept(on: Workers, backend: str) -> None:
-    with_ema, without, average = on(backend)(weights_and_average)
-    for live, plain, mean in zip(with_ema, without, average, strict=True):
-        np.testing.assert_allclose(live, plain, rtol=1e-6)
-        assert np.abs(live - mean).max() > 1e-3

@@ -15,6 +15,7 @@ Generator = np.random.Generator
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width / height of a random resized crop (Szegedy 2014, arXiv:1409.4842)
 ERASE_AREA, ERASE_RATIO = (0.02, 1 / 3), (0.3, 3.3)  # Zhong 2017, arXiv:1708.04896
+ATTEMPTS = 10  # at a box that fits, as in torchvision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,11 @@ def draw(augmentation: Augmentation, count: int, rng: Generator) -> tuple[Draws,
         low, high = 1 - augmentation.color_jitter, 1 + augmentation.color_jitter
         draws["color"] = rng.uniform(low, high, (count, 3)).astype(np.float32)
     if augmentation.erase:
-        box = _box_of_area(rng.uniform(*ERASE_AREA, count), ERASE_RATIO, augmentation.size, rng)
-        draws["erase"] = box * (rng.random((count, 1)) < augmentation.erase)  # an empty box erases nothing
+        areas = augmentation.size**2 * rng.uniform(*ERASE_AREA, (count, ATTEMPTS))
+        boxes = _candidates(areas, ERASE_RATIO, rng)
+        box, found = _first_that_fits(boxes, augmentation.size, rng, whole=False)
+        # An empty box erases nothing.
+        draws["erase"] = box * (found & (rng.random(count) < augmentation.erase))[:, None].astype(np.float32)
     own: np.ndarray = np.ones(count, np.float32)
     if augmentation.mixes:
         draws |= _mix(augmentation, count, rng)
@@ -77,8 +81,10 @@ def _window(augmentation: Augmentation, count: int, rng: Generator) -> np.ndarra
     """The box of the packed image that becomes the network's input: (count, 4) float32."""
     source, size = augmentation.source_size, augmentation.size
     if augmentation.crop == "resized":
-        area = rng.uniform(augmentation.crop_scale, 1.0, count)
-        box = _box_of_area(area, CROP_RATIO, source, rng)
+        areas = source**2 * rng.uniform(augmentation.crop_scale, 1.0, (count, ATTEMPTS))
+        boxes = _candidates(areas, CROP_RATIO, rng)
+        box, found = _first_that_fits(boxes, source, rng, whole=True)
+        box[~found] = (0, 0, source, source)  # of a square, the central crop is all of it
     else:
         box = np.full((count, 4), size, np.float32)
         reach = augmentation.crop_padding if augmentation.crop == "pad" else 0
@@ -90,15 +96,29 @@ def _window(augmentation: Augmentation, count: int, rng: Generator) -> np.ndarra
     return box
 
 
-def _box_of_area(area: np.ndarray, ratios: tuple[float, float], side: int, rng: Generator) -> np.ndarray:
-    """Boxes that lie inside a square: shares of its area, log-uniform aspect ratios, uniform places, whole pixels."""
-    count = len(area)
-    ratio = np.exp(rng.uniform(np.log(ratios[0]), np.log(ratios[1]), count))
-    height = np.clip(np.rint(side * np.sqrt(area / ratio)), 1, side)
-    width = np.clip(np.rint(side * np.sqrt(area * ratio)), 1, side)
-    top = np.floor(rng.random(count) * (side - height + 1))
-    left = np.floor(rng.random(count) * (side - width + 1))
-    return np.stack([top, left, height, width], axis=1).astype(np.float32)
+def _candidates(area: np.ndarray, ratios: tuple[float, float], rng: Generator) -> np.ndarray:
+    """(height, width) of boxes of these areas (n, attempts), whose width / height is log-uniform between `ratios`."""
+    ratio = np.exp(rng.uniform(np.log(ratios[0]), np.log(ratios[1]), area.shape))
+    return np.rint(np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], axis=-1))  # (n, attempts, 2)
+
+
+def _first_that_fits(sizes: np.ndarray, side: int, rng: Generator, *, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The first of each row's boxes (n, attempts, 2) that fits a square, at a uniform place; and whether one fits.
+
+    `whole` allows a box as large as the square. As torchvision draws crops and erased boxes: ten attempts, then none.
+    """
+    fits = np.all((sizes >= 1) & (sizes <= side if whole else sizes < side), axis=-1)  # (n, attempts)
+    chosen = sizes[np.arange(len(sizes)), fits.argmax(axis=1)]  # (n, 2)
+    corner = np.floor(rng.random((len(sizes), 2)) * np.maximum(side - chosen + 1, 1))
+    return np.concatenate([corner, chosen], axis=1).astype(np.float32), fits.any(axis=1)
+
+
+def _cutmix_box(fraction: np.ndarray, side: int, rng: Generator) -> np.ndarray:
+    """Square boxes of this fraction of the area, centred uniformly and clipped at the border (Yun 2019, algorithm 1)."""
+    count, half = len(fraction), np.floor(side * np.sqrt(fraction))[:, None] // 2
+    centre = np.floor(rng.random((count, 2)) * side)
+    low, high = np.clip(centre - half, 0, side), np.clip(centre + half, 0, side)
+    return np.concatenate([low, high - low], axis=1).astype(np.float32)
 
 
 def _mix(augmentation: Augmentation, count: int, rng: Generator) -> Draws:
@@ -106,8 +126,8 @@ def _mix(augmentation: Augmentation, count: int, rng: Generator) -> Draws:
     share, paste = np.ones(count, np.float32), np.zeros((count, 4), np.float32)
     cuts = rng.random() < 0.5 if augmentation.mixup and augmentation.cutmix else augmentation.cutmix > 0
     if cuts:
-        area = 1 - rng.beta(augmentation.cutmix, augmentation.cutmix, count)
-        paste = _box_of_area(area, (1.0, 1.0), augmentation.size, rng)
+        fraction = 1 - rng.beta(augmentation.cutmix, augmentation.cutmix, count)
+        paste = _cutmix_box(fraction, augmentation.size, rng)
     else:
         share = rng.beta(augmentation.mixup, augmentation.mixup, count).astype(np.float32)
     return {"partner": rng.permutation(count).astype(np.int32), "share": share, "paste": paste}

@@ -187,6 +187,8 @@ def _calibration_images(pack: Pack | None, size: int, batch_size: int | None) ->
 def _verify(
     folder: Path, network: keras.Model, class_names: list[str], size: int, precision: str, pack: Pack | None
 ) -> dict[str, Any]:
+    from resnetlab import kernels
+
     if pack is None:
         images, labels, subset = verification.sample_images(size), None, "two photographs of scikit-learn's"
         indices = np.arange(len(images))
@@ -196,8 +198,9 @@ def _verify(
         images, labels = centre_crop(pack.images, size), None
         if set(pack.class_names) <= set(class_names):  # other data may have other classes, or the same in another order
             labels = np.array([class_names.index(name) for name in pack.class_names])[pack.labels[indices]]
-    received = verification.probabilities_of(exported_engine(folder), images, indices)
-    expected = softmax(predict_logits(network, images, indices, size=size))
+    with kernels.full_float32():
+        received = verification.probabilities_of(exported_engine(folder), images, indices)
+        expected = softmax(predict_logits(network, images, indices, size=size))
     return {"on": subset} | verification.compare(received, expected, precision=precision, labels=labels)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from resnetlab import environment, results
+from resnetlab import environment, kernels, results
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.folders import made_whole, named
 from resnetlab.models import references
@@ -138,7 +138,8 @@ def _check(network: keras.Model, source: str, row: str, family: str, size: int, 
     if isinstance(reference, str):
         return {"against": None, "why": reference}
     expected, by = reference
-    received = np.asarray(network.predict_on_batch(references.images(size)), np.float32)
+    with kernels.full_float32():
+        received = np.asarray(network.predict_on_batch(references.images(size)), np.float32)
     scale = float(np.abs(expected).max())
     difference = float(np.abs(received - expected).max()) / (scale or 1.0)
     if not difference <= TOLERANCE:

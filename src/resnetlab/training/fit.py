@@ -32,6 +32,7 @@ from resnetlab.models.variants import Architecture, architecture
 from resnetlab.recipes import Recipe
 from resnetlab.run import Run
 from resnetlab.training import checkpoint, transfer
+from resnetlab.training.averages import Averages
 from resnetlab.training.optimizers import optimizer_for
 
 Record = dict[str, Any]
@@ -120,6 +121,8 @@ def trainer_for(
     for name, shape in stream.augmentation.shapes().items():
         inputs[name] = keras.Input(shape, name=name)
     augmented = Augment(stream.augmentation, name="augment")(inputs)
+    if recipe.ema:
+        augmented = Averages(network, recipe.ema, name="averages")(augmented)
     trainer = keras.Model(inputs, network(augmented), name="trainer")
     loss = (
         keras.losses.CategoricalCrossentropy(from_logits=True)
@@ -227,7 +230,7 @@ def train(
             }
             if not np.isfinite(record["loss"]):
                 raise _diverged(run, recipe, step, f"The loss of epoch {epoch + 1} is {record['loss']}")
-            with averaged_weights(trainer) if recipe.ema else nullcontext():
+            with trainer.get_layer("averages").in_place() if recipe.ema else nullcontext():
                 if len(validation):
                     logits = predict_logits(network, pack.images, validation, size=recipe.image_size)
                     if not np.isfinite(logits).all():
@@ -262,20 +265,6 @@ def _diverged(run: Run, recipe: Recipe, step: int, found: str) -> ResnetlabError
 def _exhausted(recipe: Recipe, records: list[Record], state: Record) -> bool:
     """Whether early stopping has lost its patience."""
     return bool(recipe.early_stopping) and len(records) - state["best_epoch"] >= recipe.early_stopping
-
-
-@contextmanager
-def averaged_weights(trainer: keras.Model) -> Iterator[None]:
-    """The exponential moving average in place of the trainable weights."""
-    live = [keras.ops.convert_to_numpy(v).copy() for v in trainer.trainable_variables]
-    averages = trainer.optimizer._model_variables_moving_average
-    for variable, average in zip(trainer.trainable_variables, averages, strict=True):
-        variable.assign(keras.ops.convert_to_numpy(average))
-    try:
-        yield
-    finally:
-        for variable, value in zip(trainer.trainable_variables, live, strict=True):
-            variable.assign(value)
 
 
 class _Watch(keras.callbacks.Callback):

@@ -17,7 +17,7 @@ Tensor = Any
 def optimizer_for(
     recipe: Recipe, steps_per_epoch: int, *, start: int = 0, shares: Mapping[int, float] | None = None
 ) -> keras.optimizers.Optimizer:
-    """The optimizer of a recipe. It keeps averaged weights beside the live ones where the recipe has an `ema`.
+    """The optimizer of a recipe.
 
     Its own count of steps begins at step `start` of the run. `shares` has the share of the learning rate by the
     identity of each variable, where they differ.
@@ -25,8 +25,6 @@ def optimizer_for(
     shared: dict[str, Any] = {
         "learning_rate": Schedule.of(recipe, steps_per_epoch, start=start),
         "shares": shares,
-        "use_ema": recipe.ema > 0,
-        "ema_momentum": recipe.ema or 0.99,
     }
     if recipe.optimizer == "sgd":
         return SGD(l2=recipe.weight_decay, momentum=recipe.momentum, nesterov=recipe.nesterov, **shared)
@@ -84,7 +82,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class _Ours:
-    """What all optimizers here share: a learning rate of each variable's own, and weights that `fit` leaves alone."""
+    """What all optimizers here share: a learning rate of each variable's own."""
 
     def __init__(self, *, shares: Mapping[int, float] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -97,9 +95,6 @@ class _Ours:
     def rate_of(self, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
         share = self.share_of[self._get_variable_index(variable)]  # type: ignore[attr-defined]
         return learning_rate if share == 1.0 else learning_rate * share
-
-    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
-        """Keras overwrites the weights with their average whenever `fit` returns; training here goes on after that."""
 
 
 class SGD(_Ours, keras.optimizers.SGD):

@@ -1,0 +1,64 @@
+"""An exponential moving average of a network's weights, batch-norm statistics included, kept beside the live ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from resnetlab import kernels
+
+Tensor = Any
+
+
+class Averages(keras.layers.Layer):
+    """Returns its input; in training it first adds the current weights of `network` to their averages.
+
+    Its place is before the network. The momentum at step t is min(momentum, (1 + t) / (10 + t)), so that the initial
+    weights are soon forgotten. Running statistics are averaged with the weights: those of the live network do not fit
+    averaged weights. The averages are variables of this layer and not of the network: a checkpoint has them, a weights
+    file has not.
+    """
+
+    def __init__(self, network: keras.Model, momentum: float, **kwargs: Any) -> None:
+        super().__init__(dtype="float32", trainable=False, **kwargs)
+        self.momentum = momentum
+        self.live = lambda: network.weights  # a function, so that Keras does not track the network twice
+        self.steps = self.add_weight(name="steps", shape=(), initializer="zeros", trainable=False)
+        self.values = [
+            self.add_weight(name=f"average_{i}", shape=v.shape, dtype=v.dtype, initializer="zeros", trainable=False)
+            for i, v in enumerate(self.live())
+        ]
+        for average, variable in zip(self.values, self.live(), strict=True):
+            average.assign(keras.ops.convert_to_numpy(variable))
+
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        if training:
+            kernels.move_averages(self.values, self.live(), self._weight(ops.convert_to_tensor(self.steps)))
+            self.steps.assign(self.steps + 1.0)
+        return x
+
+    def _weight(self, steps: Any) -> Any:
+        """Of the live weights in their average."""
+        return 1.0 - ops.minimum(self.momentum, (1.0 + steps) / (10.0 + steps))
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return input_shape
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The averages, up to the weights of now, in place of the network's weights."""
+        live = [keras.ops.convert_to_numpy(variable).copy() for variable in self.live()]
+        weight = np.float32(keras.ops.convert_to_numpy(self._weight(ops.convert_to_tensor(self.steps))))
+        for variable, average, value in zip(self.live(), self.values, live, strict=True):
+            before = keras.ops.convert_to_numpy(average)
+            variable.assign(before + (value - before) * weight)
+        try:
+            yield
+        finally:
+            for variable, value in zip(self.live(), live, strict=True):
+                variable.assign(value)
