@@ -8,6 +8,7 @@ import platform
 import sys
 import tempfile
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 from resnetlab.errors import ResnetlabError, UsageError, unknown
@@ -31,7 +32,8 @@ def configure(
 
     Args:
         backend: "tensorflow", "jax" or "torch"; by default $KERAS_BACKEND, else the first one installed.
-        device: "cpu" hides every GPU from all three frameworks; "gpu" and "auto" hide none.
+        device: "cpu" hides every GPU from all three frameworks, of NVIDIA, Apple and Intel; "gpu" and "auto" leave the
+            first visible one of NVIDIA's (one is used, and JAX would take memory on all): see `idle_gpus`.
         onednn: use oneDNN's kernels also where TensorFlow leaves them off (CPUs without AVX512-VNNI): three times
             faster training of a ResNet-50 on such a machine.
         threads: of one operation; by default one for each usable core.
@@ -63,9 +65,14 @@ def configure(
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # read once, when TensorFlow loads
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    # JAX takes 75 % of a GPU's memory at once otherwise, of every visible GPU.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
         os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ["KERAS_TORCH_DEVICE"] = "cpu"  # Keras takes CUDA, MPS or XPU by itself
+    else:
+        _leave_one_gpu()
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
     if backend == "tensorflow":
@@ -103,6 +110,29 @@ def start(*, backend: str | None = None, device: str = "auto") -> str:
 def installed(backend: str) -> bool:
     """Whether a backend's package is there, without importing it."""
     return _version(*_DISTRIBUTIONS[backend]) is not None
+
+
+_idle_gpus: list[str] = []
+
+
+def idle_gpus() -> tuple[str, ...]:
+    """The GPUs that `configure` left out: training uses the first of those that were visible."""
+    return tuple(_idle_gpus)
+
+
+def _leave_one_gpu(listing: Path = Path("/proc/driver/nvidia/gpus")) -> None:
+    """Make the first visible one of several NVIDIA GPUs the only one; the user's own choice of one stays."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        try:
+            gpus = [str(i) for i, _ in enumerate(listing.iterdir())]
+        except OSError:  # no driver, or one that lists its cards elsewhere
+            return
+    else:
+        gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    if len(gpus) > 1 and not gpus[0].startswith("-"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0]
+        _idle_gpus[:] = gpus[1:]
 
 
 def usable_cores() -> int:

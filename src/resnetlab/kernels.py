@@ -89,6 +89,10 @@ if BACKEND == "tensorflow":
         devices = tf.config.list_physical_devices("GPU")
         return [tf.config.experimental.get_device_details(d).get("device_name", d.name) for d in devices]
 
+    def device() -> str:
+        """Where training computes: "cpu" or "gpu"."""
+        return "gpu" if gpus() else "cpu"
+
     def gpu_memory_peak() -> int:
         """Most bytes of the first GPU's memory that this process has held at once."""
         return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
@@ -156,6 +160,10 @@ elif BACKEND == "torch":
         """As on TensorFlow, above."""
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
+    def device() -> str:
+        """As on TensorFlow, above."""
+        return "cpu" if str(keras.ops.zeros(()).device) == "cpu" else "gpu"  # CUDA, MPS or XPU
+
     def gpu_memory_peak() -> int:
         """As on TensorFlow, above."""
         return int(torch.cuda.max_memory_allocated())
@@ -221,6 +229,10 @@ elif BACKEND == "jax":
     def gpus() -> list[str]:
         """As on TensorFlow, above."""
         return [device.device_kind for device in jax.devices() if device.platform == "gpu"]
+
+    def device() -> str:
+        """As on TensorFlow, above."""
+        return "cpu" if jax.devices()[0].platform == "cpu" else "gpu"
 
     def gpu_memory_peak() -> int:
         """As on TensorFlow, above."""

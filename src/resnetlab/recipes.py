@@ -29,7 +29,7 @@ class Recipe(BaseModel):
     model: str = "resnet50"
     preprocessing: Literal["imagenet", "cifar10", "caffe", "unit"] | None = None  # None: the architecture's own
     stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # float16: with loss scaling
 
     # Data
     image_size: int = Field(224, ge=8, le=4096)

@@ -58,16 +58,49 @@ def listed(text: str | None, kind: Callable[[str], Any] = str) -> list[Any] | No
         raise UsageError(f"Received {text!r}, expected whole numbers separated by commas, such as 8,32,128.") from None
 
 
-def start(backend: str | None, device: str) -> None:
-    """Settle backend and device, and check that the device is there."""
+def start(backend: str | None, device: str, *, precision: str = "float32") -> dict[str, Any]:
+    """Settle backend and device, and warn of a GPU that is not used, or not suited to `precision`.
+
+    Returns:
+        What a run records of it: {"backend", "device" ("cpu" or "gpu"), "device_name"}.
+
+    Raises:
+        ResnetlabError: a GPU was asked for, and the backend sees none.
+    """
     environment.start(backend=backend, device=device)
-    if device == "gpu":
-        from resnetlab import kernels
+    from resnetlab import doctor, kernels
 
-        if not kernels.gpus():
-            from resnetlab.doctor import why_no_gpu
-
-            raise ResnetlabError(f"--device gpu: {kernels.BACKEND} sees no GPU. {why_no_gpu()} See `resnetlab doctor`.")
+    used = kernels.device()
+    report = doctor.examine(frameworks=()) if device != "cpu" else None
+    if used == "cpu" and report is not None:
+        reason = doctor.why_no_gpu(report, backend=kernels.BACKEND) or (
+            f"The driver lists a GPU and nothing was found in {kernels.BACKEND}'s way."
+        )
+        if device == "gpu":
+            raise ResnetlabError(f"--device gpu: {kernels.BACKEND} sees no GPU. {reason} See `resnetlab doctor`.")
+        if report.facts.nvidia.gpus:
+            name = report.facts.nvidia.gpus[0].name
+            print(
+                f"warning: {name} is not used, {kernels.BACKEND} computes on the CPU. {reason} See `resnetlab doctor`, "
+                "or say --device cpu.",
+                file=sys.stderr,
+            )
+    if used == "gpu" and report is not None and precision == "bfloat16":
+        for gpu in report.facts.nvidia.gpus[:1]:
+            if not gpu.has_bfloat16:
+                print(
+                    f"warning: {gpu.name} (compute capability {gpu.compute_capability}) has no bfloat16, which it "
+                    "emulates slowly. Use --set precision=float16.",
+                    file=sys.stderr,
+                )
+    if used == "gpu" and (idle := environment.idle_gpus()):
+        print(f"One GPU is used; {len(idle)} more ({', '.join(idle)}) stay idle.", file=sys.stderr)
+    names = kernels.gpus() if used == "gpu" else []
+    return {
+        "backend": kernels.BACKEND,
+        "device": used,
+        "device_name": (names or [environment.cpu_name()])[0],
+    }
 
 
 def open_data(spec: str, recipe: Recipe, *, quiet: bool) -> tuple[Source, Pack]:

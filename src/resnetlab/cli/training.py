@@ -64,7 +64,8 @@ def train(
                 "--resume goes on with the run's own recipe: leave --recipe, --model, --set, --weights and --run out."
             )
         run, chosen, source, pack = reopen(resume, data, quiet=as_json)
-        start(backend or run.read_json("environment.json")["settings"].get("KERAS_BACKEND"), device)
+        before = run.read_json("environment.json")["settings"].get("KERAS_BACKEND")
+        used = start(backend or before, device, precision=chosen.precision)
     else:
         if data is None:
             raise UsageError("Missing DATA: animals10, cifar10, digits, or a folder of class folders.")
@@ -77,7 +78,7 @@ def train(
             chosen = recipe_for(data, recipe or "finetune", model, settings, fixed=what_weights_fix(origin))
         chosen = chosen if seed is None else chosen.changed(seed=seed)
         source, pack = open_data(data, chosen, quiet=as_json)
-        start(backend, device)
+        used = start(backend, device, precision=chosen.precision)
         from resnetlab.training.fit import require_validation
         from resnetlab.training.transfer import require_weights
 
@@ -108,9 +109,11 @@ def train(
     from resnetlab.training.fit import train as fit
     from resnetlab.training.progress import TerminalProgress
 
+    run.update(**used)
     counts = ", ".join(f"{len(pack.indices(s)):,} {s}" for s in ("train", "validation", "test"))
     console = Console(stderr=as_json, highlight=False, markup=False, emoji=False, soft_wrap=True)
     console.print(f"{chosen.model} on {source.name}: {len(pack.class_names)} classes, {counts} images")
+    console.print(f"on the {used['device'].upper()} ({used['device_name']}), {used['backend']}, {chosen.precision}")
     console.print(f"run folder {run.path}")
     if origin is not None:
         console.print(

@@ -69,6 +69,8 @@ class Plan:
 def plan(report: doctor.Report, *, devices: Sequence[str] | None = None, backends: Sequence[str] | None = None) -> Plan:
     """What is worth measuring: oneDNN on and off on a CPU; precisions, and XLA on and off, on a GPU.
 
+    GPUs before Ampere have neither TF32 nor bfloat16: there it is float16.
+
     Args:
         report: of this machine; the frameworks need not have been probed.
         devices: of "cpu" and "gpu"; by default both. A GPU that is asked for by name is tried with every backend, and
@@ -85,20 +87,22 @@ def plan(report: doctor.Report, *, devices: Sequence[str] | None = None, backend
     backends = backends or [name for name in environment.BACKENDS if name in installed]
     on_gpu = list(backends) if devices and "gpu" in devices else doctor.gpu_backends(report, backends)
     reasons = dict.fromkeys(doctor.why_no_gpu(report, backend=name) for name in backends if name not in on_gpu)
+    gpus = report.facts.nvidia.gpus
+    precisions = ("float32", "float16") if gpus and not gpus[0].has_bfloat16 else ("float32", "tf32", "bfloat16")
     found: list[Configuration] = []
     for device in devices or ("cpu", "gpu"):
         for backend in on_gpu if device == "gpu" else backends:
-            found += _configurations(device, backend)
+            found += _configurations(device, backend, precisions)
     return Plan(tuple(found), tuple(filter(None, reasons)))
 
 
-def _configurations(device: str, backend: str) -> Iterator[Configuration]:
+def _configurations(device: str, backend: str, precisions: Sequence[str]) -> Iterator[Configuration]:
     if device == "cpu":
         yield Configuration("cpu", backend)
         if backend == "tensorflow":
             yield Configuration("cpu", backend, onednn=False)
         return
-    for precision in ("float32", "tf32", "bfloat16"):
+    for precision in precisions:
         # JAX is XLA; on PyTorch Keras's jit_compile is torch.compile, which is not XLA.
         for xla in (True, False) if backend == "tensorflow" else (None,):
             yield Configuration("gpu", backend, precision, xla)

@@ -42,7 +42,7 @@ def main() -> None:
     imported = time.perf_counter() - began
     if job["device"] == "gpu" and not kernels.gpus():
         raise RuntimeError(f"{job['backend']} sees no GPU")
-    if job["precision"] != "bfloat16":
+    if job["precision"] in ("float32", "tf32"):
         kernels.allow_tf32(job["precision"] == "tf32")
 
     gpu = kernels.gpus()[0] if job["device"] == "gpu" else None
@@ -108,7 +108,7 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     from resnetlab.evaluation.logits import centre_crop
     from resnetlab.training.fit import network_for, stream_for, trainer_for
 
-    precision = "bfloat16" if job["precision"] == "bfloat16" else "float32"
+    precision = job["precision"] if job["precision"] in ("bfloat16", "float16") else "float32"
     recipe = Recipe(**job["recipe"]).changed(batch_size=batch_size, precision=precision)
     packed = pack_for(resolve(job["data"]), recipe)
     stream = stream_for(recipe, packed)
@@ -207,7 +207,7 @@ def _matmul_gflops(job: dict[str, Any]) -> float:
     from keras import ops
 
     side = MATMUL_SIDE[job["device"]]
-    dtype = "bfloat16" if job["precision"] == "bfloat16" else "float32"
+    dtype = job["precision"] if job["precision"] in ("bfloat16", "float16") else "float32"
     a = ops.cast(np.random.default_rng(0).standard_normal((side, side), np.float32), dtype)
     best = float("inf")
     for _ in range(6):

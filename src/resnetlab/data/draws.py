@@ -114,7 +114,7 @@ def _first_that_fits(sizes: np.ndarray, side: int, rng: Generator, *, whole: boo
 
 
 def _cutmix_box(fraction: np.ndarray, side: int, rng: Generator) -> np.ndarray:
-    """Square boxes of this fraction of the area, centred uniformly and clipped at the border (Yun 2019, algorithm 1)."""
+    """Square boxes of this fraction of the area, centred uniformly and clipped at the border (Yun 2019)."""
     count, half = len(fraction), np.floor(side * np.sqrt(fraction))[:, None] // 2
     centre = np.floor(rng.random((count, 2)) * side)
     low, high = np.clip(centre - half, 0, side), np.clip(centre + half, 0, side)

@@ -62,6 +62,11 @@ class Gpu:
     processes: tuple[int, ...] = ()
     ecc_errors: int = 0  # uncorrected, since the driver was loaded
 
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether it computes in bfloat16 and TF32: since Ampere, compute capability 8.0."""
+        return tuple(int(number) for number in self.compute_capability.split(".")) >= (8, 0)
+
 
 @dataclass(frozen=True)
 class Nvidia:

@@ -1,4 +1,7 @@
-"""A program for a child process: import a framework, ask what it was built for, convolve on every device.
+"""A program for a child process: import a framework, ask what it was built for, compute on every device.
+
+What is computed is a convolution, and a training step as `resnetlab train` compiles it: with XLA for TensorFlow on a
+GPU and for JAX, eagerly for PyTorch. So a missing ptxas or libdevice, which compiled code needs, is found here.
 
 A broken CUDA installation can crash or hang an interpreter, and so can PyTorch imported after TensorFlow:
 each framework is asked in a process of its own. The file is run by its path and imports nothing of the
@@ -19,23 +22,70 @@ from typing import Any
 MARK = "resnetlab-doctor:"
 
 
-def _compute(answer: dict[str, Any], name: str, kind: str, convolve: Callable[[Any, Any], Any]) -> None:
-    """Convolve small integers on one device and note whether the result is right.
+RATE = 0.5  # of the training step
 
-    Small integers are exact in float32, TF32 and bfloat16 alike, so the comparison needs no tolerance.
+
+def _compute(
+    answer: dict[str, Any],
+    name: str,
+    kind: str,
+    convolve: Callable[[Any, Any], Any],
+    train: Callable[[Any, Any], Any],
+) -> None:
+    """Convolve small integers and make a training step on one device, and note whether the results are right.
+
+    Small integers are exact in float32, TF32 and bfloat16 alike, so the convolution is compared without a tolerance.
+    `train` returns the kernel after one step of gradient descent at RATE on `_loss`.
     """
     import numpy as np
 
     image = np.float32(np.arange(8 * 8 * 3).reshape(1, 8, 8, 3) % 5 - 2)  # (batch, h, w, in)
     kernel = np.float32(np.arange(3 * 3 * 3 * 4).reshape(3, 3, 3, 4) % 3 - 1)  # (kh, kw, in, out)
-    windows = np.lib.stride_tricks.sliding_window_view(image, (3, 3), axis=(1, 2))  # (batch, h-2, w-2, in, kh, kw)
     error = ""
     try:
-        if not np.array_equal(convolve(image, kernel), np.einsum("bhwiyx,yxio->bhwo", windows, kernel)):
+        if not np.array_equal(convolve(image, kernel), _convolution(image, kernel)):
             error = "the convolution's result is wrong"
     except Exception as caught:
         error = _text(caught)
+    if not error:
+        kernel = kernel + np.float32(np.random.default_rng(0).normal(0, 0.1, kernel.shape))
+        update = -RATE * _gradient(image.astype(np.float64), kernel.astype(np.float64))
+        try:
+            received = np.asarray(train(image, kernel), np.float64) - kernel
+            if not np.abs(received - update).max() <= 0.05 * np.abs(update).max():  # TF32 and bfloat16 are within it
+                error = "the training step's result is wrong"
+        except Exception as caught:
+            error = f"the training step: {_text(caught)}"
     answer["devices"].append({"name": name, "kind": kind, "computes": not error, "error": error})
+
+
+def _convolution(image: Any, kernel: Any) -> Any:
+    import numpy as np
+
+    windows = np.lib.stride_tricks.sliding_window_view(image, (3, 3), axis=(1, 2))  # (batch, h-2, w-2, in, kh, kw)
+    return np.einsum("bhwiyx,yxio->bhwo", windows, kernel)
+
+
+def _loss(image: Any, kernel: Any) -> float:
+    """The mean of exp(y / 2 + y of the first channel / 4), where y is the batch-normalised convolution."""
+    import numpy as np
+
+    y = _convolution(image, kernel)
+    y = (y - y.mean((0, 1, 2))) / np.sqrt(y.var((0, 1, 2)) + 1e-5)
+    return float(np.exp(y / 2 + y[..., :1] / 4).mean())
+
+
+def _gradient(image: Any, kernel: Any) -> Any:
+    """Of `_loss` by the kernel, by central differences."""
+    import numpy as np
+
+    gradient = np.zeros_like(kernel)
+    for place in np.ndindex(kernel.shape):
+        around = [kernel.copy(), kernel.copy()]
+        for sign, changed in zip((1, -1), around, strict=True):
+            changed[place] += sign * 1e-4
+        gradient[place] = (_loss(image, around[0]) - _loss(image, around[1])) / 2e-4
+    return gradient
 
 
 def _tensorflow(answer: dict[str, Any]) -> None:
@@ -55,7 +105,25 @@ def _tensorflow(answer: dict[str, Any]) -> None:
             with tf.device(name):
                 return tf.nn.conv2d(tf.identity(image), tf.identity(kernel), 1, "VALID").numpy()
 
-        _compute(answer, device.name.split("device:")[-1], device.device_type, convolve)
+        def train(image: Any, kernel: Any, name: str = device.name, gpu: bool = device.device_type == "GPU") -> Any:
+            with tf.device(name):
+                variable, image = tf.Variable(kernel), tf.identity(image)
+                scale, offset = tf.ones(kernel.shape[-1]), tf.zeros(kernel.shape[-1])
+
+                @tf.function(jit_compile=gpu)
+                def step() -> None:
+                    with tf.GradientTape() as tape:
+                        y = tf.nn.conv2d(image, variable, 1, "VALID")
+                        y = tf.raw_ops.FusedBatchNormV3(
+                            x=y, scale=scale, offset=offset, mean=[], variance=[], epsilon=1e-5
+                        )[0]
+                        loss = tf.reduce_mean(tf.exp(y / 2 + y[..., :1] / 4))
+                    variable.assign_sub(RATE * tape.gradient(loss, variable))
+
+                step()
+                return variable.numpy()
+
+        _compute(answer, device.name.split("device:")[-1], device.device_type, convolve, train)
 
 
 def _jax(answer: dict[str, Any]) -> None:
@@ -82,8 +150,20 @@ def _jax(answer: dict[str, Any]) -> None:
                 image, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
 
+        def train(image: Any, kernel: Any, device: Any = device) -> Any:
+            image, kernel = jax.device_put(image, device), jax.device_put(kernel, device)
+
+            def loss(kernel: Any) -> Any:
+                y = jax.lax.conv_general_dilated(
+                    image, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                )
+                y = (y - y.mean((0, 1, 2))) * jax.lax.rsqrt(y.var((0, 1, 2)) + 1e-5)
+                return jax.numpy.exp(y / 2 + y[..., :1] / 4).mean()
+
+            return jax.jit(lambda kernel: kernel - RATE * jax.grad(loss)(kernel))(kernel)
+
         kind = "GPU" if device.platform in ("gpu", "cuda", "rocm") else device.platform.upper()
-        _compute(answer, f"{kind}:{device.id}", kind, convolve)
+        _compute(answer, f"{kind}:{device.id}", kind, convolve, train)
 
 
 def _torch(answer: dict[str, Any]) -> None:
@@ -106,7 +186,17 @@ def _torch(answer: dict[str, Any]) -> None:
             kernel = torch.from_numpy(kernel).permute(3, 2, 0, 1).to(name)
             return torch.nn.functional.conv2d(image, kernel).permute(0, 2, 3, 1).cpu().numpy()
 
-        _compute(answer, name, kind, convolve)
+        def train(image: Any, kernel: Any, name: str = name) -> Any:
+            image = torch.from_numpy(image).permute(0, 3, 1, 2).to(name)
+            kernel = torch.tensor(kernel).permute(3, 2, 0, 1).to(name).requires_grad_()
+            y = torch.nn.functional.conv2d(image, kernel)
+            y = torch.nn.functional.batch_norm(y, None, None, training=True, eps=1e-5)
+            torch.exp(y / 2 + y[:, :1] / 4).mean().backward()
+            with torch.no_grad():
+                torch._foreach_add_([kernel], [kernel.grad], alpha=-RATE)
+            return kernel.detach().permute(2, 3, 1, 0).cpu().numpy()
+
+        _compute(answer, name, kind, convolve, train)
 
 
 def _libraries(answer: dict[str, Any]) -> None:

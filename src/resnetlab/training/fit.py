@@ -56,7 +56,7 @@ def architecture_of(recipe: Recipe) -> Architecture:
 def network_for(recipe: Recipe, num_classes: int) -> keras.Model:
     """The network of a recipe, with its weights in float32 and its arithmetic in the recipe's precision."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16" if recipe.precision == "bfloat16" else "float32")
+    keras.config.set_dtype_policy("float32" if recipe.precision == "float32" else f"mixed_{recipe.precision}")
     try:
         network = build(
             architecture_of(recipe),
@@ -130,6 +130,8 @@ def trainer_for(
         else keras.losses.BinaryCrossentropy(from_logits=True)
     )
     optimizer = optimizer_for(recipe, stream.steps_per_epoch, start=start, shares=transfer.rate_shares(network, recipe))
+    if recipe.precision == "float16":  # whose gradients are too small for it; steps that overflow are left out
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(trainer.trainable_variables)
     metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
     trainer.compile(optimizer, loss, metrics=metrics, jit_compile=jit_compile)
@@ -198,17 +200,17 @@ def train(
             epoch, done = divmod(step, steps)
             if step and step == recipe.frozen_epochs * steps:
                 progress.say(f"All stages learn from epoch {epoch + 1} on")
-            before = int(trainer.optimizer.iterations)
+            watch = _Watch(trainer, step, progress, stop, partial)
             batches = stream.batches(step)
             logs = trainer.fit(
                 batches,
                 steps_per_epoch=steps - done,
                 shuffle=False,
                 verbose=0,
-                callbacks=[_Watch(trainer, step, progress, stop, partial)],
+                callbacks=[watch],
             ).history
             batches.close()  # type: ignore[attr-defined]
-            step, partial = step + int(trainer.optimizer.iterations) - before, None
+            step, partial = step + watch.steps, None
             state["step"] = step
             if step < (epoch + 1) * steps:
                 checkpoint.save(run.checkpoint, trainer, state)
@@ -284,6 +286,7 @@ class _Watch(keras.callbacks.Callback):
         # Not `self.model`: on JAX that property writes the state back, here while the main thread donates it to a step.
         self.trainer = trainer
         self.start, self.progress, self.stop, self.partial = start, progress, stop, partial
+        self.steps = 0  # made; the optimizer's own count leaves out those whose gradients overflow in float16
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.partial is not None:  # an epoch that is gone on with: Keras has just reset its metrics
@@ -291,6 +294,7 @@ class _Watch(keras.callbacks.Callback):
                 variable.assign(value)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.steps = batch + 1
         self.progress.step(self.start + batch + 1, logs or {})
         if self.stop.is_set():
             self.trainer.stop_training = True
