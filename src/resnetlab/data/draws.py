@@ -32,6 +32,7 @@ class Augmentation:
     erase: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    drop_rates: tuple[float, ...] = ()  # of the residual branches that stochastic depth drops, from stem to head
 
     @property
     def mixes(self) -> bool:
@@ -52,6 +53,8 @@ class Augmentation:
             shapes["erase"] = (4,)
         if self.mixes:
             shapes |= {"partner": (), "share": (), "paste": (4,)}
+        if self.drop_rates:
+            shapes["keep"] = (len(self.drop_rates),)
         return shapes
 
 
@@ -74,6 +77,9 @@ def draw(augmentation: Augmentation, count: int, rng: Generator) -> tuple[Draws,
         draws |= _mix(augmentation, count, rng)
         area = draws["paste"][:, 2] * draws["paste"][:, 3] / augmentation.size**2
         own = draws["share"] * (1 - area)
+    if augmentation.drop_rates:
+        rates = np.array(augmentation.drop_rates)
+        draws["keep"] = ((rng.random((count, len(rates))) >= rates) / (1 - rates)).astype(np.float32)
     return draws, own
 
 

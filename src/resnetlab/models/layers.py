@@ -164,7 +164,9 @@ class IdentityShortcut(keras.layers.Layer):
 class StochasticDepth(keras.layers.Layer):
     """Drops whole residual branches, each sample by itself, with probability `rate` (Huang 2016, arXiv:1603.09382).
 
-    What survives is scaled by 1 / (1 - rate), so that nothing changes at inference.
+    What survives is scaled by 1 / (1 - rate), so that nothing changes at inference. The layer draws its masks by itself
+    unless they are supplied with each batch (`SupplyMasks`), as in `resnetlab train`: the same on every backend, with
+    and without XLA.
     """
 
     def __init__(self, rate: float, *, seed: int = 0, **kwargs: Any) -> None:
@@ -173,10 +175,13 @@ class StochasticDepth(keras.layers.Layer):
             raise ValueError(f"{self.name}: received rate={rate}, expected 0 <= rate < 1.")
         self.rate, self.seed = rate, seed
         self.generator = keras.random.SeedGenerator(seed)
+        self.supplied: list[Tensor] = []  # at most one, (batch,): 0 or 1 / (1 - rate); taken by the next call
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         if not training or self.rate == 0.0:
             return x
+        if self.supplied:
+            return x * ops.cast(ops.reshape(self.supplied.pop(), (-1, 1, 1, 1)), x.dtype)
         draw = keras.random.uniform((ops.shape(x)[0], 1, 1, 1), seed=self.generator)
         return x * ops.cast(draw >= self.rate, x.dtype) / (1.0 - self.rate)
 
@@ -185,6 +190,23 @@ class StochasticDepth(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"rate": self.rate, "seed": self.seed}
+
+
+class SupplyMasks(keras.layers.Layer):
+    """Returns its first input; in training, hands the columns of its second to the stochastic depth of `network`."""
+
+    def __init__(self, network: keras.Model, **kwargs: Any) -> None:
+        super().__init__(dtype="float32", **kwargs)
+        self.receivers = lambda: [layer for layer in network.layers if isinstance(layer, StochasticDepth)]
+
+    def call(self, x: Tensor, masks: Tensor, training: bool | None = None) -> Tensor:
+        if training:
+            for i, layer in enumerate(self.receivers()):
+                layer.supplied[:] = [masks[:, i]]
+        return x
+
+    def compute_output_shape(self, x_shape: Shape, masks_shape: Shape) -> Shape:
+        return x_shape
 
 
 class KerasLayers:

@@ -97,16 +97,14 @@ def residual_network(x: Tensor, net: Layers, num_classes: int) -> Tensor:
         ("bottleneck", True): preactivation_bottleneck_block,
     }[arch.block, arch.preactivation]
     x = stem(net.normalize(x), net)  # (batch, h/4, w/4, 64) on ImageNet, (batch, h, w, 16) on CIFAR
-    done, last_stage = 0, len(arch.depths)
+    positions, last_stage = iter(arch.block_positions), len(arch.depths)
     for stage, (depth, width) in enumerate(zip(arch.depths, arch.widths, strict=True), start=1):
         for index in range(1, depth + 1):
             if arch.downsample_in == "first":
                 stride = 2 if stage > 1 and index == 1 else 1
             else:
                 stride = 2 if stage < last_stage and index == depth else 1
-            position = done / max(sum(arch.depths) - 1, 1)  # 0 at the first block, 1 at the last
-            x = block(x, net, f"stage{stage}_block{index}", width * arch.width_factor, stride, position)
-            done += 1
+            x = block(x, net, f"stage{stage}_block{index}", width * arch.width_factor, stride, next(positions))
         x = net.end_point(x, name=f"stage{stage}")  # half the height and width at each stage from the second on
     if arch.preactivation:
         x = net.relu(net.norm(x, name="head_bn"), name="head_relu")

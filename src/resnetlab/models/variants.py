@@ -130,6 +130,12 @@ class Architecture:
         """Output channels of a block for each of its inner channels."""
         return BOTTLENECK_EXPANSION if self.block == "bottleneck" else 1
 
+    @property
+    def block_positions(self) -> list[float]:
+        """Of each block from the first (0) to the last (1): stochastic depth drops in proportion to it."""
+        blocks = sum(self.depths)
+        return [block / max(blocks - 1, 1) for block in range(blocks)]
+
 
 # ------------------------------------------------------------------------------------------------------ what lines share
 D18, D34, D50, D101, D152 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)

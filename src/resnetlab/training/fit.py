@@ -26,7 +26,7 @@ from resnetlab.data.stream import Stream, balanced_weights
 from resnetlab.errors import ResnetlabError
 from resnetlab.evaluation.logits import predict_logits
 from resnetlab.evaluation.metrics import evaluate_logits
-from resnetlab.models.layers import BatchNorm
+from resnetlab.models.layers import BatchNorm, SupplyMasks
 from resnetlab.models.resnet import build
 from resnetlab.models.variants import Architecture, architecture
 from resnetlab.recipes import Recipe
@@ -84,6 +84,9 @@ def augmentation_for(recipe: Recipe) -> Augmentation:
         erase=recipe.erase,
         mixup=recipe.mixup,
         cutmix=recipe.cutmix,
+        drop_rates=tuple(
+            rate for position in architecture_of(recipe).block_positions if (rate := recipe.stochastic_depth * position)
+        ),
     )
 
 
@@ -121,6 +124,8 @@ def trainer_for(
     for name, shape in stream.augmentation.shapes().items():
         inputs[name] = keras.Input(shape, name=name)
     augmented = Augment(stream.augmentation, name="augment")(inputs)
+    if "keep" in inputs:
+        augmented = SupplyMasks(network, name="masks")(augmented, inputs["keep"])
     if recipe.ema:
         augmented = Averages(network, recipe.ema, name="averages")(augmented)
     trainer = keras.Model(inputs, network(augmented), name="trainer")
@@ -294,7 +299,7 @@ class _Watch(keras.callbacks.Callback):
                 variable.assign(value)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.steps = batch + 1
+        self.steps = max(self.steps, batch + 1)  # calls may overtake each other
         self.progress.step(self.start + batch + 1, logs or {})
         if self.stop.is_set():
             self.trainer.stop_training = True

@@ -1,0 +1,71 @@
+"""Stochastic depth in training: masks come with the batch, so they are the same on every backend, compiled or not."""
+
+import keras
+import numpy as np
+import pytest
+
+from resnetlab.data.pack import Pack, pack
+from resnetlab.data.sources import resolve
+from resnetlab.models.layers import StochasticDepth
+from resnetlab.recipes import RECIPES, Recipe
+from resnetlab.training.fit import augmentation_for, network_for, stream_for, trainer_for
+from tests.workers import Workers
+
+RECIPE = RECIPES["quick"].changed(model="resnet20", stochastic_depth=0.5, batch_size=16, learning_rate=0.005, warmup=0)
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return pack(resolve("digits"), size=16, cache_dir=tmp_path_factory.mktemp("pack"), validation=0.0, test=0.2)
+
+
+def losses(data: Pack, recipe: Recipe, jit_compile: bool | str = "auto", start: int = 0) -> list[float]:
+    stream = stream_for(recipe, data)
+    trainer = trainer_for(network_for(recipe, 10), recipe, stream, jit_compile=jit_compile)
+    found = []
+    for step in range(start, start + STEPS):
+        inputs, targets, _ = stream.batch(step)
+        trainer.reset_metrics()
+        found.append(float(trainer.train_on_batch(inputs, targets, return_dict=True)["loss"]))
+    keras.backend.clear_session()
+    return found
+
+
+def test_losses_are_the_same_on_every_backend(on: Workers, backend: str, digits: Pack) -> None:
+    expected = losses(digits, RECIPE)
+    np.testing.assert_allclose(on(backend)(losses, data=digits, recipe=RECIPE), expected, rtol=1e-3)
+    without = losses(digits, RECIPE.changed(stochastic_depth=0.0))
+    assert np.abs(np.array(without) / expected - 1).max() > 0.01  # the masks make a difference
+
+
+def test_losses_are_the_same_with_xla(digits: Pack) -> None:
+    np.testing.assert_allclose(losses(digits, RECIPE, jit_compile=True), losses(digits, RECIPE), rtol=1e-4)
+
+
+def test_a_branch_is_dropped_for_the_samples_whose_mask_is_zero(digits: Pack) -> None:
+    stream, network = stream_for(RECIPE, digits), network_for(RECIPE, 10)
+    trainer = trainer_for(network, RECIPE, stream)
+    inputs, _, _ = stream.batch(3)
+    layers = [layer for layer in network.layers if isinstance(layer, StochasticDepth)]
+    rates = augmentation_for(RECIPE).drop_rates
+    assert [layer.rate for layer in layers] == pytest.approx(rates)
+    assert inputs["keep"].shape == (16, len(layers))
+    for column, rate in zip(inputs["keep"].T, rates, strict=True):
+        assert set(np.round(column, 5)) <= {0.0, np.float32(round(1 / (1 - rate), 5))}
+    watched = keras.Model(network.input, [layer.output for layer in layers])
+    trainer.get_layer("masks")(inputs["image"].astype("float32"), inputs["keep"], training=True)
+    outputs = watched(inputs["image"], training=True)
+    for kept, output in zip(inputs["keep"].T, outputs, strict=True):
+        size = np.abs(keras.ops.convert_to_numpy(output)).max(axis=(1, 2, 3))
+        np.testing.assert_array_equal(size > 0, kept > 0)
+    assert not any(layer.supplied for layer in layers)  # each mask is used once
+
+
+def test_masks_have_the_rates_of_the_blocks() -> None:
+    from resnetlab.data.draws import draw
+
+    augmentation = augmentation_for(RECIPE)
+    draws, _ = draw(augmentation, 20_000, np.random.default_rng(0))
+    np.testing.assert_allclose((draws["keep"] == 0).mean(axis=0), augmentation.drop_rates, atol=0.015)
+    np.testing.assert_allclose(draws["keep"].mean(axis=0), 1.0, atol=0.03)
