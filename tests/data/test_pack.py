@@ -10,8 +10,8 @@ from PIL import Image
 
 from resnetlab.data import audit as audit_module
 from resnetlab.data import pack as pack_module
-from resnetlab.data.images import decode, fit_square
 from resnetlab.data.pack import default_cache_dir, pack
+from resnetlab.data.preprocess import decode, fit_square
 from resnetlab.data.sources import resolve
 from resnetlab.errors import ResnetlabError, UsageError
 
