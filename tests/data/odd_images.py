@@ -251,6 +251,10 @@ def _tiffs(rgb: Image.Image, grey: NDArray) -> dict[str, Odd]:
         "tiff, LZW, two pages": (encode(rgb, "TIFF", compression="tiff_lzw", **second_page), colour),
         "tiff, palette": (encode(palette, "TIFF"), np.asarray(palette.convert("RGB"))),
         "tiff, LA": (tiff(np.dstack([grey, alpha]), extra=[2]), over_white(repeated(grey), alpha)),
+        "tiff, premultiplied LA": (
+            tiff(np.dstack([np.rint(grey * (alpha / 255)).astype(np.uint8), alpha]), extra=[1]),
+            over_white(repeated(grey), alpha),
+        ),
         "tiff, RGBA": (tiff(np.dstack([colour, alpha]), extra=[2]), over_white(colour, alpha)),
         "tiff, CMYK": (encode(rgb.convert("CMYK"), "TIFF"), colour),
         "tiff, planar": (tiff(colour, planar=True), colour),
@@ -295,6 +299,7 @@ def _tiffs(rgb: Image.Image, grey: NDArray) -> dict[str, Odd]:
             over_white(colour, alpha),
         ),
         "tiff, RGB of 16 bits and one more": (tiff(rgba << 4, extra=[0]), colour),
+        "tiff, RGBA of 16 bits, planar": (tiff(rgba * 257, extra=[2], planar=True), over_white(colour, alpha)),
         "tiff, CMYK of 16 bits": (tiff(cmyk * 257, photometric=5), colour),
     }
     found = {name: Odd("tif", content, picture) for name, (content, picture) in shown.items()}

@@ -105,6 +105,18 @@ def test_any_change_gives_another_key(make, photos, build):
     assert len(set(keys)) == len(keys)
 
 
+def test_what_changes_the_use_of_files_makes_another_pack(photos, build, monkeypatch):
+    keys = [build(photos).key]
+    monkeypatch.setenv("RESNETLAB_MAX_PIXELS", "1900")  # they have 1,920
+    with pytest.raises(ResnetlabError, match=r"No usable image .*\(12 too many pixels\)"):
+        build(photos)
+    monkeypatch.setenv("RESNETLAB_MAX_PIXELS", "1920")
+    keys.append(build(photos).key)
+    monkeypatch.setattr(pack_module, "find_spec", lambda name: None)  # without pillow-heif
+    keys.append(build(photos).key)
+    assert len(set(keys)) == len(keys)
+
+
 def test_what_is_set_aside_leaves_no_gap(make, photos, build):
     (photos / "cat" / "1.jpg").write_bytes(b"")
     (photos / "cat" / "0.jpg").write_bytes(make.jpeg(70))

@@ -56,7 +56,11 @@ def test_what_has_no_picture_in_it_says_why(monkeypatch: pytest.MonkeyPatch) -> 
     assert _reason(tiff(values.astype(np.float64))) == f"{odd} (1 x 64 bits, float, a pixel)"
     assert _reason(tiff(np.dstack([values] * 3))) == f"{odd} (3 x 32 bits, float, a pixel)"
     assert _reason(tiff(np.zeros((4, 4, 5), np.uint16), extra=[0, 0, 0])) == f"{odd} (5 x 16 bits, unsigned, a pixel)"
-    assert _reason(tiff(values)[:-40]) == "truncated"
+    planar = tiff(np.zeros((4, 4, 4), np.uint16), photometric=5, planar=True)
+    assert _reason(planar) == f"{odd} (4 x 16 bits, unsigned, a pixel)"
+    assert _reason(tiff(values)[:-40]) == _reason(tiff(values)[:60]) == "truncated"
+    assert _reason(CORPUS["png, RGB of 12 of 16 bits"].content[:-900]) == "truncated"
+    assert _reason(CORPUS["ppm, 12 of 16 bits"].content[:-1]) == "truncated"
     for name in ("heic", "avif"):
         content = CORPUS[name].content
         assert {_reason(content[:length]) for length in (20, 200, len(content) // 2, len(content) - 9)} == {"truncated"}
@@ -106,7 +110,7 @@ def test_a_photograph_of_108_megapixels_is_decoded_in_bounded_memory(tmp_path: P
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in kilobytes")
 def test_alpha_is_composited_in_strips(tmp_path: Path) -> None:
     content = io.BytesIO()
-    Image.new("LA", (7_000, 7_000), (0, 128)).save(content, "PNG", compress_level=1)
+    Image.new("LA", (6_000, 6_000), (0, 128)).save(content, "PNG", compress_level=1)
     (tmp_path / "large.png").write_bytes(content.getvalue())
     megabytes, mean = _peak(tmp_path / "large.png")
     assert mean == 127

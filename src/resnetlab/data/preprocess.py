@@ -164,6 +164,8 @@ def _convert(image: Image.Image, content: bytes, size: int | None) -> Decoded:
 
 def _to_rgb(image: Image.Image, done: list[str]) -> Image.Image:
     """An image of 8 bits a sample in RGB."""
+    if image.mode == "La":  # premultiplied; Pillow has no other way from there
+        image = image.convert("LA")
     if image.has_transparency_data:  # over white, as a browser shows it: what is below may be anything
         done.append("alpha")
         rgb = Image.new("RGB", image.size)
@@ -354,10 +356,12 @@ def _diagnose(content: bytes, error: Exception) -> str:
         complete = len(content) >= 8 + int.from_bytes(content[4:8], "little")
     elif content[4:8] == b"ftyp":
         complete = _has_all_boxes(content)
+    elif content[:2] in (b"II", b"MM") and (isinstance(error, UnidentifiedImageError) or "raw mode" in str(error)):
+        return _describe_tiff(content)
     elif isinstance(error, UnidentifiedImageError):
-        return _describe_tiff(content) if content[:2] in (b"II", b"MM") else "not an image"
+        return "not an image"
     else:
-        complete = "truncated" not in str(error).lower()
+        complete = not re.search("truncated|not enough", str(error))
     return "corrupt" if complete else "truncated"
 
 
@@ -379,8 +383,10 @@ def _describe_tiff(content: bytes) -> str:
     file = io.BytesIO(content)
     try:
         directory = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
-        file.seek(directory.next)
+        file.seek(start := directory.next)
         directory.load(file)
+        if directory.next == start:  # it did not come to the end of the tags
+            return "truncated"
         kind = {1: "unsigned", 2: "signed", 3: "float"}.get(directory.get(_SAMPLE_FORMAT, (1,))[0], "unknown")
         samples, bits = directory.get(277, 1), directory[_BITS][0]
     except Exception:
