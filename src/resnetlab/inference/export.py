@@ -222,8 +222,9 @@ def _verify(folder: Path, network: keras.Model, facts: dict[str, Any], pack: Pac
 
 def _image_file(pack: Pack, index: int, temporary: Path) -> Path:
     """The file of a packed image; of one out of an array or a zip file, its pixels as a PNG."""
-    file = Path(pack.audit["location"], pack.names[index])
-    if not file.is_file():
+    location = pack.audit.get("location")  # none where a pack was made of arrays in memory
+    file = Path(location, pack.names[index]) if location else None
+    if file is None or not file.is_file():
         file = temporary / f"{index}.png"
         Image.fromarray(pack.images[index]).save(file, compress_level=1)
     return file
