@@ -246,6 +246,7 @@ def test_images_that_show_nothing_are_listed_and_used(make, tmp_path):
     for name, values in files.items():
         Image.fromarray(values).save(root / "cat" / f"{name}.png")
     Image.new("RGB", (900, 700), "navy").save(root / "dog" / "blue.jpg")
+    (root / "dog" / "small.jpg").write_bytes(make.jpeg(5, (9, 9)))  # at an eighth it is one or four pixels
     source = resolve(str(root))
     verdict = audit(source)
     expected = {
@@ -258,7 +259,7 @@ def test_images_that_show_nothing_are_listed_and_used(make, tmp_path):
     }
     assert {record.name: record.suspicious for record in verdict.suspicious} == expected
     assert verdict.set_aside == ()
-    assert len(verdict.usable) == 12
+    assert len(verdict.usable) == 13
     packed = pack(source, size=16, cache_dir=tmp_path / "cache", validation=0.1, test=0.1)
     assert {row["name"]: row["reason"] for row in packed.audit["suspicious"]} == expected
     assert {"name": "dog/blue.jpg", "class": "dog", "reason": "constant"} in verdict.to_json()["suspicious"]
