@@ -56,6 +56,8 @@ def test_what_has_no_picture_in_it_says_why(monkeypatch: pytest.MonkeyPatch) -> 
     assert _reason(tiff(values.astype(np.float64))) == f"{odd} (1 x 64 bits, float, a pixel)"
     assert _reason(tiff(np.dstack([values] * 3))) == f"{odd} (3 x 32 bits, float, a pixel)"
     assert _reason(tiff(np.zeros((4, 4, 5), np.uint16), extra=[0, 0, 0])) == f"{odd} (5 x 16 bits, unsigned, a pixel)"
+    jpeg = CORPUS["jpeg"].content.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c")
+    assert _reason(jpeg) == "a JPEG that Pillow cannot read (12 bits a sample)"
     planar = tiff(np.zeros((4, 4, 4), np.uint16), photometric=5, planar=True)
     assert _reason(planar) == f"{odd} (4 x 16 bits, unsigned, a pixel)"
     assert _reason(tiff(values)[:-40]) == _reason(tiff(values)[:60]) == "truncated"
@@ -78,6 +80,12 @@ def test_the_limit_of_pixels_is_a_setting(make, monkeypatch: pytest.MonkeyPatch)
     for wrong in ("many", "0", "-1", "2e8"):
         monkeypatch.setenv("RESNETLAB_MAX_PIXELS", wrong)
         assert _reason(content).startswith(f"RESNETLAB_MAX_PIXELS is {wrong!r} (expected a whole number")
+
+
+def test_settings_that_make_no_sense_are_refused(make) -> None:
+    for settings in ({"centre_crop": 28}, {"centre_crop": 0}, {"centre_crop": 24, "interpolation": "cubic"}):
+        with pytest.raises(ValueError, match=r"Received (centre_crop|interpolation)=.*, expected"):
+            load_image(make.jpeg(), **{"shorter_side": 27} | settings)
 
 
 MEASURE = """

@@ -1,6 +1,6 @@
 """From an image file to the bytes that a network takes: used for training and prediction, and copied into exports.
 
-Needs Pillow and NumPy, for HEIC also pillow-heif, and nothing else, so that the copy works on its own:
+Needs Pillow (11 or later) and NumPy, for HEIC also pillow-heif, and nothing else, so that the copy works on its own:
 
     from preprocess import load_image
     image = load_image("photo.jpg", shorter_side=256, centre_crop=224)  # (224, 224, 3) uint8, RGB
@@ -32,7 +32,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,12 @@ def load_image(
 
     Raises:
         ImageProblem: the file cannot be used; the message says why.
+        ValueError: a size or an interpolation that there is not.
     """
+    if not 1 <= centre_crop <= shorter_side:
+        raise ValueError(f"Received centre_crop={centre_crop}, expected 1 to shorter_side={shorter_side}.")
+    if interpolation not in (known := get_args(Interpolation)):
+        raise ValueError(f"Received interpolation={interpolation!r}, expected one of {', '.join(known)}.")
     square = fit_square(decode(file, size=shorter_side).image, shorter_side, interpolation)
     margin = (shorter_side - centre_crop) // 2
     return np.ascontiguousarray(square[margin : margin + centre_crop, margin : margin + centre_crop])
@@ -347,6 +352,8 @@ def _register_heif() -> None:
 def _diagnose(content: bytes, error: Exception) -> str:
     """What is wrong with a file that does not decode: does it begin like an image, and end like one?"""
     if content.startswith(b"\xff\xd8\xff"):
+        if found := re.search(rb"\xff[\xc0-\xc3]\0.([\x0c\x10])", content, re.DOTALL):  # the header of a frame
+            return f"a JPEG that Pillow cannot read ({found[1][0]} bits a sample)"
         complete = b"\xff\xd9" in content[-1024:]
     elif content.startswith(b"\x89PNG"):
         complete = b"IEND" in content[-1024:]
