@@ -152,7 +152,9 @@ def data_of(run: Run, spec: str | None, images: int) -> Any:
         whole = pack_for(resolve(spec or own), recipe.changed(**shares))
         held_out = whole.indices("test") if len(whole.indices("test")) else whole.indices("validation")
         rows = np.concatenate([spread(whole.indices("train"), 256), spread(held_out, images)])
+        names, hashes = (tuple(np.array(column)[rows].tolist()) for column in (whole.names, whole.hashes))
         found = replace(whole, images=whole.images[rows], labels=whole.labels[rows], subset=whole.subset[rows])
+        found = replace(found, names=names, hashes=hashes)
     else:
         cuttings = sample_images(recipe.pack_size, 32 + images)
         subset = np.array(["train"] * 32 + ["test"] * images)

@@ -209,6 +209,7 @@ def test_defective_images_among_good_ones_are_set_aside_and_training_goes_throug
     code, out, err = cli("train", data, *TINY, "--run", "a [run]")
     assert (code, err) == (0, "")
     assert "4 of 34 images are set aside: see `resnetlab audit" in out
+    assert "3 images show next to nothing, and are used: see `resnetlab audit" in out  # of one or two colours
     assert "run folder a [run]\n" in out
     run = Run.open(tmp_path / "a [run]")
     assert run.facts()["status"] == "finished"

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from resnetlab.data.audit import audit
-from resnetlab.data.images import ImageProblem, decode, fit_square
+from resnetlab.data.pack import pack
+from resnetlab.data.preprocess import ImageProblem, decode, fit_square
 from resnetlab.data.sources import resolve
 from resnetlab.errors import ResnetlabError
 
@@ -54,8 +55,12 @@ def test_decoding_at_a_reduced_size_finds_the_same_damage(make, progressive):
 
 
 def test_an_enormous_image_is_refused_by_its_header(make):
-    assert _reason(make.enormous_png()) == "too many pixels (20000x20000, the limit is 100 million)"
-    assert _reason(make.enormous_png(12_000)) == "too many pixels (12000x12000, the limit is 100 million)"
+    assert (
+        _reason(make.enormous_png()) == "too many pixels (20000x20000; the limit is 200,000,000, $RESNETLAB_MAX_PIXELS)"
+    )
+    assert _reason(make.enormous_png(15_000)) == (
+        "too many pixels (15000x15000; the limit is 200,000,000, $RESNETLAB_MAX_PIXELS)"
+    )
 
 
 def test_unreadable_paths(tmp_path):
@@ -193,7 +198,7 @@ def test_the_verdict(messy):
         "cat/cut.jpg": "truncated",
         "cat/dangling.jpg": "unreadable (No such file or directory)",
         "cat/empty.jpg": "empty file",
-        "cat/enormous.png": "too many pixels (20000x20000, the limit is 100 million)",
+        "cat/enormous.png": "too many pixels (20000x20000; the limit is 200,000,000, $RESNETLAB_MAX_PIXELS)",
         "cat/text.jpg": "not an image",
         "dog/both.jpg": "two labels (cat, dog)",
     }
@@ -222,6 +227,46 @@ def test_the_verdict(messy):
         "truncated: 1",
     ):
         assert line in summary
+
+
+def test_images_that_show_nothing_are_listed_and_used(make, tmp_path):
+    root = make.write_classes(tmp_path / "data", {"cat": 2, "dog": 2})
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300), np.uint8)
+    dot = np.zeros_like(noise)
+    dot[:12, :12] = noise[:12, :12]  # 0.2 % of it
+    files = {
+        "constant": np.full_like(noise, 90),
+        "black": dot,
+        "white": 255 - dot,
+        "levels": noise // 16,
+        "two": np.uint8(255) * (noise > 99),
+        "dark": noise // 8 + 4,  # of 32 levels, up to 35
+        "sparse": np.where(np.arange(300) < 12, noise, 0).astype(np.uint8),  # black but for 4 %
+    }
+    for name, values in files.items():
+        Image.fromarray(values).save(root / "cat" / f"{name}.png")
+    Image.new("RGB", (900, 700), "navy").save(root / "dog" / "blue.jpg")
+    (root / "dog" / "small.jpg").write_bytes(make.jpeg(5, (9, 9)))  # at an eighth it is one or four pixels
+    source = resolve(str(root))
+    verdict = audit(source)
+    expected = {
+        "cat/black.png": "nearly black",
+        "cat/constant.png": "constant",
+        "cat/levels.png": "few levels (16 of 256)",
+        "cat/two.png": "few levels (2 of 256)",
+        "cat/white.png": "nearly white",
+        "dog/blue.jpg": "constant",
+    }
+    assert {record.name: record.suspicious for record in verdict.suspicious} == expected
+    assert verdict.set_aside == ()
+    assert len(verdict.usable) == 13
+    packed = pack(source, size=16, cache_dir=tmp_path / "cache", validation=0.1, test=0.1)
+    assert {row["name"]: row["reason"] for row in packed.audit["suspicious"]} == expected
+    assert {"name": "dog/blue.jpg", "class": "dog", "reason": "constant"} in verdict.to_json()["suspicious"]
+    lines = verdict.summary().splitlines()
+    at = lines.index("  suspicious  6 (used all the same)")
+    assert "    few levels: 2" in lines[at:]
+    assert "      cat/levels.png (16 of 256)" in lines[at:]
 
 
 def test_the_number_of_workers_changes_nothing(messy):

@@ -10,8 +10,8 @@ from PIL import Image
 
 from resnetlab.data import audit as audit_module
 from resnetlab.data import pack as pack_module
-from resnetlab.data.images import decode, fit_square
 from resnetlab.data.pack import default_cache_dir, pack
+from resnetlab.data.preprocess import decode, fit_square
 from resnetlab.data.sources import resolve
 from resnetlab.errors import ResnetlabError, UsageError
 
@@ -101,6 +101,18 @@ def test_any_change_gives_another_key(make, photos, build):
     (photos / "cat" / "zero.jpg").rename(photos / "dog" / "zero.jpg")
     keys.append(build(photos).key)
     (photos / "dog" / "new.jpg").write_bytes(make.jpeg(100))
+    keys.append(build(photos).key)
+    assert len(set(keys)) == len(keys)
+
+
+def test_what_changes_the_use_of_files_makes_another_pack(photos, build, monkeypatch):
+    keys = [build(photos).key]
+    monkeypatch.setenv("RESNETLAB_MAX_PIXELS", "1900")  # they have 1,920
+    with pytest.raises(ResnetlabError, match=r"No usable image .*\(12 too many pixels\)"):
+        build(photos)
+    monkeypatch.setenv("RESNETLAB_MAX_PIXELS", "1920")
+    keys.append(build(photos).key)
+    monkeypatch.setattr(pack_module, "find_spec", lambda name: None)  # without pillow-heif
     keys.append(build(photos).key)
     assert len(set(keys)) == len(keys)
 

@@ -6,24 +6,32 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import threading
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from resnetlab.data.images import decode, fit_square
-from resnetlab.data.pack import Pack
+from resnetlab.data import preprocess
+from resnetlab.data.pack import Pack, pack
+from resnetlab.data.sources import resolve
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.evaluation.logits import centre_crop
 from resnetlab.inference import export as module
 from resnetlab.inference import folding, formats, verification
 from resnetlab.inference.engines import exported_engine, keras_engine, load_network
 from resnetlab.inference.export import PRECISIONS, export
+from resnetlab.inference.predictor import Predictor
 from resnetlab.run import Run
+from tests.data.odd_images import corpus
 
 Trained = tuple[Run, Path, Pack]
 FORMATS = [(format, precision) for format, precisions in PRECISIONS.items() for precision in precisions]
@@ -107,24 +115,139 @@ def test_a_fixed_batch_is_fixed_and_the_engine_fills_it_up(trained: Trained, tmp
         np.testing.assert_allclose(exported_engine(folder)(images[:count]), expected[:count], atol=1e-4)
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino", "litert"])
-def test_the_readme_s_program_predicts(
-    trained: Trained, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+# --------------------------------------------------------------------------------------- from image files on
+
+
+@pytest.fixture(scope="module", params=["onnx", "openvino", "litert", "saved_model"])
+def exported(request: pytest.FixtureRequest, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of each format, made without data at hand."""
+    require(request.param)
+    return export(trained[0], request.param, output=tmp_path_factory.mktemp("exported") / "out")
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus of odd images, as a data set."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    root = tmp_path_factory.mktemp("odd")
+    for kind in ("a", "b"):
+        (root / kind).mkdir()
+    for name, image in corpus().items():
+        (root / ("b" if name.startswith("bmp") else "a") / f"{name}.{image.suffix}").write_bytes(image.content)
+    return root
+
+
+def blocks(folder: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
+
+
+def run_alone(folder: Path, program: str, *arguments: str) -> str:
+    """The output of a program run in an export's folder, where it must not find resnetlab."""
+    program = "import sys; sys.modules['resnetlab'] = None; sys.path.insert(0, '.')\n" + program
+    command = [sys.executable, "-c", program, *arguments]
+    child = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert child.returncode == 0, child.stderr
+    return child.stdout
+
+
+def test_training_prediction_and_exports_read_files_alike(
+    trained: Trained, odd: Path, exported: Path, tmp_path: Path
 ) -> None:
-    require(format)
-    run, images, packed = trained
-    folder = export(run, format, output=tmp_path / "out")
-    photo = next(images.rglob("*.jpg"))
+    run = trained[0]
+    packed = pack(resolve(str(odd)), size=run.recipe().pack_size, cache_dir=tmp_path, validation=0, test=0.1)
+    assert packed.audit["set_aside"] == []
+    assert len(packed.names) >= 100
+    files = [odd / name for name in packed.names]
+    settings = json.loads((exported / "export.json").read_text())["preprocessing"]
+    program = """
+import json, numpy as np
+from preprocess import load_image
+settings, files = json.loads(sys.argv[1])
+np.save(sys.argv[2], [load_image(file, **settings) for file in files])
+"""
+    run_alone(exported, program, json.dumps([settings, list(map(str, files))]), str(tmp_path / "read.npy"))
+    read = np.load(tmp_path / "read.npy")
+    stored = centre_crop(packed.images, 24)
+    assert np.abs(read.astype(int) - stored).max() <= 1
+    predictor = Predictor(run)
+    predicted = np.stack([predictor._read(file)[1] for file in files])
+    assert np.abs(predicted.astype(int) - stored).max() <= 1
+    received = exported_engine(exported)(read)
+    for row, prediction in zip(received, predictor.predict(files, top=3), strict=True):
+        expected = dict(prediction.classes)
+        np.testing.assert_allclose(row, [expected[name] for name in predictor.class_names], atol=1e-4)
+
+
+def test_the_readme_s_programs_predict_what_prediction_does(
+    trained: Trained, exported: Path, odd: Path, tmp_path: Path
+) -> None:
+    predictor, photo = Predictor(trained[0]), odd / "a" / "jpeg, orientation 6.jpg"
+    (prediction,) = predictor.predict([photo], top=3)
+    folder = shutil.copytree(exported, tmp_path / "out")
     shutil.copy(photo, folder / "photo.jpg")
-    monkeypatch.chdir(folder)
-    program: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL):
-        exec(block, program)
-    read = centre_crop(fit_square(decode(photo, size=27).image, 27), 24)
-    assert np.abs(program["images"][0].astype(int) - read).max() <= 8  # JPEGs are decoded smaller by us, so not equal
-    expected = keras_engine(load_network(run), 24)(program["images"])
-    np.testing.assert_allclose(program["probabilities"], expected, atol=1e-4)
-    assert capsys.readouterr().out.strip() == packed.class_names[int(expected.argmax())]
+    start, *programs = blocks(folder)
+    remote = [block for block in programs if "urlopen" in block]
+    for block in [block for block in programs if block not in remote]:
+        printed = "\nprint(probabilities.tolist())" if "probabilities" in block else ""
+        told = run_alone(folder, start + block + printed).splitlines()
+        assert prediction.classes[0][0] in told[0]
+        if printed:
+            found = dict(zip(predictor.class_names, json.loads(told[1])[0], strict=True))
+            assert found == pytest.approx(dict(prediction.classes), abs=1e-4)
+    for block in remote:
+        with serving_a_saved_model(folder / "saved_model" / "1") as port:
+            assert prediction.classes[0][0] in run_alone(folder, start + block.replace("8501", str(port)))
+
+
+@contextmanager
+def serving_a_saved_model(model: Path) -> Iterator[int]:
+    """A server of TensorFlow Serving's interface (POST /v1/models/NAME:predict, in columns) on the port it gives."""
+    import tensorflow as tf
+
+    signature = (loaded := tf.saved_model.load(str(model))).signatures["serving_default"]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            outputs = signature(image=tf.constant(np.array(request["inputs"]["image"], np.uint8)))
+            answer = {"outputs": {"class": [name.decode() for name in outputs["class"].numpy()]}}
+            self.send_response(200 if self.path == "/v1/models/resnet-tiny:predict" else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("localhost", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+    del loaded  # a signature does not keep its variables alive
+
+
+def test_preprocess_is_the_code_that_prediction_runs(exported: Path) -> None:
+    assert (exported / "preprocess.py").read_bytes() == Path(preprocess.__file__).read_bytes()
+
+
+def test_an_export_that_reads_files_in_another_way_is_not_kept(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("onnx")
+    run, _, packed = trained
+    wrong = {"shorter_side": 27, "centre_crop": 24, "interpolation": "bicubic"}  # the recipe has bilinear
+    monkeypatch.setattr(module, "load_settings", lambda recipe: wrong)
+    with pytest.raises(ResnetlabError, match=r"preprocess.py does not read .*\.jpg as training did. It was not kept"):
+        export(run, "onnx", output=tmp_path / "out", pack=packed)
+    assert listing(tmp_path) == {}
+
+
+def test_arrays_are_verified_as_files_too(trained: Trained, tmp_path: Path) -> None:
+    require("onnx")
+    run = trained[0]
+    packed = pack(resolve("digits"), size=run.recipe().pack_size, cache_dir=tmp_path, validation=0.1, test=0.01)
+    folder = export(run, "onnx", output=tmp_path / "out", pack=packed)
+    assert json.loads((folder / "export.json").read_text())["verified"]["images"] == len(packed.indices("test"))
 
 
 # ---------------------------------------------------------------------------------------- whole, or not at all

@@ -114,6 +114,9 @@ def open_data(spec: str, recipe: Recipe, *, quiet: bool) -> tuple[Source, Pack]:
     set_aside = len(packed.audit["set_aside"])
     if set_aside and not quiet:
         print(f"{set_aside} of {packed.audit['found']} images are set aside: see `resnetlab audit {shlex.quote(spec)}`")
+    suspicious = len(packed.audit["suspicious"])
+    if suspicious and not quiet:
+        print(f"{suspicious} images show next to nothing, and are used: see `resnetlab audit {shlex.quote(spec)}`")
     return source, packed
 
 

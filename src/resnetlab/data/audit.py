@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resnetlab.data.images import ImageProblem, Interpolation, Pixels, decode, fit_square, pillow_without_warnings
+from resnetlab.data.preprocess import ImageProblem, Interpolation, Pixels, decode, fit_square, pillow_without_warnings
 from resnetlab.data.sources import Sample, Source
 from resnetlab.environment import usable_cores
 from resnetlab.errors import ResnetlabError
 
 Progress = Callable[[int, int], None]  # (done, total)
 
+BLACKS, WHITES = bytes(range(9)), bytes(range(247, 256))  # with this fraction of its values among these, an image is
+NEARLY = 0.99  # nearly black or white
+MIN_LEVELS = 20  # of one channel: with fewer, a range of values was probably lost
+DOUBT_SIZE = 256  # what JPEGs are decoded for to decide whether they are suspicious, whatever the size wanted
 CHUNK = 32  # files a task: few enough to share out evenly, enough for the hand-over between threads not to count
 
 # ------------------------------------------------------------------------------------------- files to records
@@ -37,6 +41,7 @@ class Record:
     height: int = 0
     problem: str | None = None  # why it cannot be used; details in brackets
     conversions: tuple[str, ...] = ()
+    suspicious: str | None = None  # usable, but it shows nothing: "constant", "nearly black", …
 
 
 def inspect(
@@ -48,8 +53,38 @@ def inspect(
         decoded = decode(content, size=size)
     except ImageProblem as problem:
         return replace(record, problem=str(problem)), None
-    record = replace(record, width=decoded.width, height=decoded.height, conversions=decoded.conversions)
+    doubt = suspicion(decoded.image)
+    if doubt and decoded.image.width * decoded.image.height < decoded.width * decoded.height:  # a JPEG, reduced
+        doubt = suspicion(decode(content, size=DOUBT_SIZE).image)
+    record = replace(
+        record,
+        width=decoded.width,
+        height=decoded.height,
+        conversions=decoded.conversions,
+        suspicious=doubt,
+    )
     return record, fit_square(decoded.image, size, interpolation)
+
+
+def suspicion(image: Image.Image) -> str | None:
+    """What makes an RGB image suspicious of having been decoded or saved wrongly; None where nothing does."""
+    # Some sixty pixels acquit nearly every image. Read one by one: an operation that releases the interpreter lock is
+    # slower where threads compete for it.
+    pixel: Any = image.load()
+    columns = range(image.width // 16, image.width, image.width // 8 + 1)
+    rows = range(image.height // 16, image.height, image.height // 8 + 1)
+    green = [pixel[x, y][1] for y in rows for x in columns]
+    if len(set(green)) >= MIN_LEVELS and sum(8 < value < 247 for value in green) > len(green) // 4:
+        return None
+    counts = np.reshape(image.histogram(), (3, 256))
+    levels = int((counts > 0).sum(axis=1).max())
+    if levels == 1:
+        return "constant"
+    if counts[:, list(BLACKS)].sum() >= NEARLY * counts.sum():
+        return "nearly black"
+    if counts[:, list(WHITES)].sum() >= NEARLY * counts.sum():
+        return "nearly white"
+    return f"few levels ({levels} of 256)" if levels < MIN_LEVELS else None
 
 
 def inspect_all(
@@ -145,6 +180,11 @@ class Audit:
         return tuple(record for record in self.records if record.problem is not None)
 
     @cached_property
+    def suspicious(self) -> tuple[Record, ...]:
+        """Usable images that show nothing: constant, nearly black or white, or of few levels."""
+        return tuple(record for record in self.usable if record.suspicious)
+
+    @cached_property
     def class_counts(self) -> dict[str, int]:
         """Usable images of each class."""
         counts = Counter(record.label for record in self.usable)
@@ -183,6 +223,10 @@ class Audit:
                 {"name": record.name, "class": self.class_names[record.label], "problem": record.problem}
                 for record in self.set_aside
             ],
+            "suspicious": [
+                {"name": record.name, "class": self.class_names[record.label], "reason": record.suspicious}
+                for record in self.suspicious
+            ],
             "conversions": self.conversions,
             "duplicates": self.duplicates,
             "conflicts": self.conflicts,
@@ -217,14 +261,11 @@ class Audit:
             lines.append(f"  duplicates  {copies:,} copies of {len(self.duplicates):,} images, same side of the split")
         if self.num_ignored:
             lines.append(f"  ignored     {self.num_ignored:,} files that are not images by name or place")
+        if self.suspicious:
+            lines.append(f"  suspicious  {len(self.suspicious):,} (used all the same)")
+            lines += _listing((record.name, record.suspicious or "") for record in self.suspicious)
         lines.append(f"  set aside   {len(self.set_aside):,}")
-        by_reason = defaultdict(list)
-        for record in self.set_aside:
-            by_reason[_kind(record.problem)].append(record)
-        for kind, records in by_reason.items():
-            lines.append(f"    {kind}: {len(records):,}")
-            lines += [f"      {record.name}{(record.problem or '').removeprefix(kind)}" for record in records[:5]]
-            lines += [f"      and {len(records) - 5:,} more"] if len(records) > 5 else []
+        lines += _listing((record.name, record.problem or "") for record in self.set_aside)
         return "\n".join(lines)
 
 
@@ -258,6 +299,18 @@ def _settle_copies(records: Sequence[Record], class_names: tuple[str, ...]) -> I
 
 def _kind(problem: str | None) -> str:
     return (problem or "").partition(" (")[0]
+
+
+def _listing(found: Iterable[tuple[str, str]]) -> list[str]:
+    """Lines of names by the kind of reason, five of each."""
+    by_kind = defaultdict(list)
+    for name, reason in found:
+        by_kind[_kind(reason)].append(f"      {name}{reason.removeprefix(_kind(reason))}")
+    lines = []
+    for kind, names in by_kind.items():
+        lines += [f"    {kind}: {len(names):,}", *names[:5]]
+        lines += [f"      and {len(names) - 5:,} more"] if len(names) > 5 else []
+    return lines
 
 
 def _tally(problems: Iterator[str | None]) -> str:

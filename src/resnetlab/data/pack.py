@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnetlab.data.audit import Audit, Progress, Record, inspect_all
-from resnetlab.data.images import MAX_PIXELS, Interpolation, Pixels
+from resnetlab.data.preprocess import MAX_PIXELS, Interpolation, Pixels
 from resnetlab.data.sources import Source
 from resnetlab.data.split import check_shares, split
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.folders import made_whole
 from resnetlab.recipes import Recipe
 
-FORMAT = 1  # raised whenever the same files would give other bytes
+FORMAT = 2  # raised whenever the same files would give other bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +137,9 @@ def default_cache_dir() -> Path:
 def _key(source: Source, size: int, interpolation: Interpolation) -> str:
     """A hash of the settings and of how the files look from outside; where there are none, of the pixels."""
     digest = hashlib.sha256()
-    digest.update(json.dumps([FORMAT, MAX_PIXELS, size, source.name, source.class_names]).encode())
+    limit = os.environ.get("RESNETLAB_MAX_PIXELS") or str(MAX_PIXELS)
+    heic = find_spec("pillow_heif") is not None  # without it, HEIC is set aside
+    digest.update(json.dumps([FORMAT, limit, heic, size, source.name, source.class_names]).encode())
     if interpolation != "bilinear":  # packs of before there was a choice keep their key
         digest.update(interpolation.encode())
     if source.images is not None:

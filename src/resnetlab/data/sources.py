@@ -46,7 +46,7 @@ CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001
 CIFAR10_BATCHES = {f"data_batch_{i}": "train" for i in range(1, 6)} | {"test_batch": "test"}
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif"}
-IMAGE_SUFFIXES |= {".ppm", ".pgm", ".pbm"}
+IMAGE_SUFFIXES |= {".ppm", ".pgm", ".pbm", ".heic", ".heif", ".hif"}
 SUBSET_FOLDERS = {
     "train": "train",
     "val": "validation",

@@ -5,6 +5,7 @@
         classes.txt         one class name a line, in the order of the probabilities
         config.pbtxt        for Triton, where it serves the format
         export.json         what it is, what it was made from, what was verified
+        preprocess.py       the code that makes the network's input of an image file, for `predict` and here
         README.md           how to serve it
 
 The folder is made beside its place, and moved there once it is verified: a failure leaves nothing behind. Keras is
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -22,8 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from resnetlab import environment
+from resnetlab.data import preprocess
 from resnetlab.data.pack import Pack
 from resnetlab.errors import ResnetlabError, UsageError, unknown
 from resnetlab.evaluation.logits import centre_crop, predict_logits
@@ -37,6 +42,8 @@ from resnetlab.inference.engines import (
     load_network,
     require_packages,
 )
+from resnetlab.inference.verification import LoadSettings
+from resnetlab.recipes import Recipe
 from resnetlab.run import UNDECODABLE, Run
 
 if TYPE_CHECKING:
@@ -48,6 +55,7 @@ PRECISIONS = {  # of each format
     "litert": ("float32", "float16", "int8"),
     "openvino": ("float32", "float16", "int8"),
 }
+PREPROCESS_FILE = "preprocess.py"
 VERIFIED = 1000  # images at most
 CALIBRATED = 256  # images at most: ranges change little after a hundred
 
@@ -70,7 +78,8 @@ def export(
         batch_size: fixed in the export; None for any.
         output: the folder; by default RUN/export/FORMAT-PRECISION. An export that is there is replaced.
         pack: the run's data. It is verified on the test images, or else on the validation images, and int8 takes its
-            ranges from the training images. Without it, it is verified on cuttings of two photographs.
+            ranges from the training images. Without it, it is verified on crops of two photographs. In both cases from
+            image files on, which the export's own preprocess.py reads.
 
     Raises:
         UsageError: an unknown format, a precision that the format has not, an output that is in the way.
@@ -107,12 +116,7 @@ def export(
             "model": recipe.model,
             "image_size": recipe.image_size,
             "input": f"image: uint8, RGB, (batch, {recipe.image_size}, {recipe.image_size}, 3); normalised inside",
-            "resizing": {
-                "shorter_side": recipe.pack_size,
-                "interpolation": recipe.interpolation,
-                "antialias": True,
-                "centre_crop": recipe.image_size,
-            },
+            "preprocessing": load_settings(recipe),  # arguments of load_image in preprocess.py
             "class_names": class_names,
             "weights_sha256": weights_sha256,
             "calibration_images": len(calibration),
@@ -120,12 +124,22 @@ def export(
             "bytes": _artefact_bytes(folder),
         }
         _write(folder, EXPORT_FILE, json.dumps(facts))  # the engine reads it
-        facts["verified"] = _verify(folder, network, class_names, recipe.image_size, precision, pack)
+        shutil.copyfile(preprocess.__file__, folder / PREPROCESS_FILE)
+        facts["verified"] = _verify(folder, network, facts, pack)
         _write(folder, EXPORT_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
         _write(folder, "classes.txt", "".join(" ".join(name.split()) + "\n" for name in class_names))  # a line each
         for name, text in serving.files(facts).items():
             _write(folder, name, text)
     return target
+
+
+def load_settings(recipe: Recipe) -> LoadSettings:
+    """The arguments of `load_image` by which an image file becomes the input of this recipe's network."""
+    return {
+        "shorter_side": recipe.pack_size,
+        "centre_crop": recipe.image_size,
+        "interpolation": recipe.interpolation,
+    }
 
 
 def default_folder(run: Run, format: str, precision: str) -> Path:
@@ -184,24 +198,39 @@ def _calibration_images(pack: Pack | None, size: int, batch_size: int | None) ->
     return np.ascontiguousarray(centre_crop(pack.images[indices], size))
 
 
-def _verify(
-    folder: Path, network: keras.Model, class_names: list[str], size: int, precision: str, pack: Pack | None
-) -> dict[str, Any]:
+def _verify(folder: Path, network: keras.Model, facts: dict[str, Any], pack: Pack | None) -> dict[str, Any]:
+    """Compare the export, from image files on, with Keras on the pixels that `predict` and training make of them."""
     from resnetlab import kernels
 
-    if pack is None:
-        images, labels, subset = verification.sample_images(size), None, "two photographs of scikit-learn's"
-        indices = np.arange(len(images))
-    else:
-        subset = next(name for name in ("test", "validation", "train") if len(pack.indices(name)))
-        indices = spread(pack.indices(subset), VERIFIED)
-        images, labels = centre_crop(pack.images, size), None
-        if set(pack.class_names) <= set(class_names):  # other data may have other classes, or the same in another order
-            labels = np.array([class_names.index(name) for name in pack.class_names])[pack.labels[indices]]
+    settings: LoadSettings = facts["preprocessing"]
+    size, class_names, labels = facts["image_size"], facts["class_names"], None
+    with tempfile.TemporaryDirectory() as temporary:
+        if pack is None:
+            subset, files = "two photographs of scikit-learn's", verification.write_samples(Path(temporary))
+            images = np.stack([preprocess.load_image(file, **settings) for file in files])
+        else:
+            subset = next(name for name in ("test", "validation", "train") if len(pack.indices(name)))
+            indices = spread(pack.indices(subset), VERIFIED)
+            files = [_image_file(pack, index, Path(temporary)) for index in indices]
+            images = np.ascontiguousarray(centre_crop(pack.images[indices], size))
+            if set(pack.class_names) <= set(class_names):  # other data may have other classes, or in another order
+                labels = np.array([class_names.index(name) for name in pack.class_names])[pack.labels[indices]]
+        read = verification.read_files(folder / PREPROCESS_FILE, files, settings, images)
+    everything = np.arange(len(images))
     with kernels.full_float32():
-        received = verification.probabilities_of(exported_engine(folder), images, indices)
-        expected = softmax(predict_logits(network, images, indices, size=size))
-    return {"on": subset} | verification.compare(received, expected, precision=precision, labels=labels)
+        received = verification.probabilities_of(exported_engine(folder), read, everything)
+        expected = softmax(predict_logits(network, images, everything, size=size))
+    return {"on": subset} | verification.compare(received, expected, precision=facts["precision"], labels=labels)
+
+
+def _image_file(pack: Pack, index: int, temporary: Path) -> Path:
+    """The file of a packed image; of one out of an array or a zip file, its pixels as a PNG."""
+    location = pack.audit.get("location")  # none where a pack was made of arrays in memory
+    file = Path(location, pack.names[index]) if location else None
+    if file is None or not file.is_file():
+        file = temporary / f"{index}.png"
+        Image.fromarray(pack.images[index]).save(file, compress_level=1)
+    return file
 
 
 def spread(indices: np.ndarray, count: int) -> np.ndarray:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from resnetlab.data.images import ImageProblem, Pixels, decode, fit_square
+from resnetlab.data.preprocess import ImageProblem, Pixels, load_image
 from resnetlab.data.sources import IMAGE_SUFFIXES
 from resnetlab.environment import usable_cores
 from resnetlab.errors import UsageError, unknown
 from resnetlab.evaluation.logits import BATCH_SIZE, centre_crop, predict_logits
 from resnetlab.inference.engines import Engine, exported_engine, keras_engine, load_network
-from resnetlab.inference.export import default_folder, export, is_current
+from resnetlab.inference.export import default_folder, export, is_current, load_settings
 from resnetlab.run import Run
 
 if TYPE_CHECKING:
@@ -112,10 +112,9 @@ class Predictor:
         return rows
 
     def _read(self, path: Path) -> tuple[Path, Pixels | str]:
-        """The pixels of a file (pack_size, pack_size, 3), or the problem with it."""
-        size = self.recipe.pack_size
+        """The pixels of a file (image_size, image_size, 3), or the problem with it."""
         try:
-            return path, fit_square(decode(path, size=size).image, size, self.recipe.interpolation)
+            return path, load_image(path, **load_settings(self.recipe))
         except ImageProblem as problem:
             return path, str(problem)
 

@@ -11,28 +11,20 @@ _README = """\
 Input `image`: uint8, RGB, ({batch}, {size}, {size}, 3). Bytes go in as they are: normalisation is part of the model.
 Output `probabilities`: float32, ({batch}, {classes}), in the order of `classes.txt`.
 
-An image becomes its input as the training images did: resize the shorter side to {shorter_side} pixels
-({interpolation}, with antialiasing), cut out the central {size} x {size}.
+`preprocess.py` makes the input of an image file. It is the code that read the training images, and needs only Pillow
+and NumPy (HEIC: pillow-heif). It turns photographs upright, handles transparency, 16 bits, CMYK and more, resizes the
+shorter side to {shorter_side} pixels ({interpolation}, with antialiasing) and crops the central {size} x {size}. Other
+code for this gives other inputs, and worse predictions.
 
 ```python
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
-
-def read(path):
-    image = Image.open(path).convert("RGB")
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    image = image.resize(({shorter_side}, {shorter_side}), Image.Resampling.{resampling}, box=box)
-    margin = ({shorter_side} - {size}) // 2
-    return np.asarray(image)[margin : margin + {size}, margin : margin + {size}]
-
+from preprocess import load_image
 
 classes = Path("classes.txt").read_text(encoding="utf-8").splitlines()
-images = np.stack([read("photo.jpg")]{repeat})
+image = load_image("photo.jpg", shorter_side={shorter_side}, centre_crop={size}, interpolation="{interpolation}")
+images = np.stack([image]{repeat})
 ```
 
 {serving}
@@ -143,7 +135,7 @@ output [{{ name: "probabilities", data_type: TYPE_FP32, dims: [ {batch}{classes}
 def files(facts: Mapping[str, Any]) -> dict[str, str]:
     """Texts by file name, for an export with these facts (`export.json`)."""
     batch, size, classes = facts["batch_size"], facts["image_size"], len(facts["class_names"])
-    resizing = facts["resizing"]
+    settings = facts["preprocessing"]
     serving = _SERVING[facts["format"]].format(
         name=facts["model"],
         hint=', {"INFERENCE_PRECISION_HINT": "f32"}' if facts["precision"] == "float32" else "",
@@ -157,9 +149,8 @@ def files(facts: Mapping[str, Any]) -> dict[str, str]:
             repeat=f" * {batch}" if batch else "",
             size=size,
             classes=classes,
-            shorter_side=resizing["shorter_side"],
-            interpolation=resizing["interpolation"],
-            resampling=resizing["interpolation"].upper(),
+            shorter_side=settings["shorter_side"],
+            interpolation=settings["interpolation"],
             serving=serving,
             verified=_verified(facts["verified"]),
         )

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import runpy
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
+from resnetlab.data.preprocess import Interpolation
+from resnetlab.environment import usable_cores
 from resnetlab.errors import ResnetlabError
 from resnetlab.inference.engines import Engine
+
+
+class LoadSettings(TypedDict):
+    """Arguments of `load_image`."""
+
+    shorter_side: int
+    centre_crop: int
+    interpolation: Interpolation
+
 
 TOLERANCE = 1e-4  # of a probability, in float32
 LOSS = 0.01  # of accuracy, in a reduced precision
@@ -74,8 +91,7 @@ def compare(
 
 
 def sample_images(size: int, count: int = 64) -> np.ndarray:
-    """Real images (count, size, size, 3) where a run has none at hand: cuttings of scikit-learn's two photographs."""
-    from PIL import Image
+    """Real images (count, size, size, 3) where a run has none at hand: crops of scikit-learn's two photographs."""
     from sklearn.datasets import load_sample_images
 
     photographs = [Image.fromarray(array) for array in load_sample_images().images]
@@ -86,3 +102,45 @@ def sample_images(size: int, count: int = 64) -> np.ndarray:
         left, top = (int(generator.integers(0, whole - side + 1)) for whole in photograph.size)
         tiles.append(np.asarray(photograph.resize((size, size), box=(left, top, left + side, top + side))))
     return np.stack(tiles)
+
+
+def write_samples(folder: Path) -> list[Path]:
+    """`sample_images` as image files, in encodings that are easily read wrongly."""
+    upside_down, files = Image.Exif(), []
+    upside_down[0x0112] = 3  # orientation
+    for number, array in enumerate(sample_images(600)):
+        image, exif, suffix = Image.fromarray(array), Image.Exif(), "jpg"
+        match number % 5:
+            case 1:
+                image.putalpha(Image.linear_gradient("L").resize(image.size))
+                suffix = "png"
+            case 2:
+                image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) << 4)  # 12 bits of 16
+                suffix = "tif"
+            case 3:
+                image = image.convert("CMYK")
+            case 4:
+                exif = upside_down
+        files.append(folder / f"{number}.{suffix}")
+        image.save(files[-1], exif=exif)
+    return files
+
+
+def read_files(
+    preprocess: Path, files: Sequence[Path], settings: LoadSettings, expected: np.ndarray
+) -> NDArray[np.uint8]:
+    """The files' pixels (n, size, size, 3) as an export's preprocess.py reads them, which is to be as expected.
+
+    Raises:
+        ResnetlabError: they differ by more than one level.
+    """
+    load_image = runpy.run_path(str(preprocess))["load_image"]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        images = np.stack(list(pool.map(lambda file: load_image(file, **settings), files)))
+    for file, image, pixels in zip(files, images, expected, strict=True):
+        if image.shape != pixels.shape or np.abs(image.astype(int) - pixels).max() > 1:
+            raise ResnetlabError(
+                f"The export's preprocess.py does not read {file} as training did. It was not kept. If the file has "
+                "changed meanwhile, export again; otherwise please report this."
+            )
+    return images
