@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resnetlab.data.images import ImageProblem, Interpolation, Pixels, decode, fit_square, pillow_without_warnings
+from resnetlab.data.images import (
+    ImageProblem,
+    Interpolation,
+    Pixels,
+    decode,
+    fit_square,
+    pillow_without_warnings,
+    squeeze,
+)
 from resnetlab.data.sources import Sample, Source
 from resnetlab.environment import usable_cores
 from resnetlab.errors import ResnetlabError
@@ -40,16 +48,22 @@ class Record:
 
 
 def inspect(
-    sample: Sample, content: bytes, *, size: int, interpolation: Interpolation = "bilinear"
+    sample: Sample, content: bytes, *, size: int, interpolation: Interpolation = "bilinear", whole: bool = False
 ) -> tuple[Record, Pixels | None]:
-    """Decode one file: its record, and its (size, size, 3) pixels if it can be used."""
+    """Decode one file: its record, and if it can be used its pixels, as `_fitted` has them."""
     record = Record(sample.name, sample.label, sample.subset, hashlib.sha256(content).hexdigest())
     try:
         decoded = decode(content, size=size)
     except ImageProblem as problem:
         return replace(record, problem=str(problem)), None
     record = replace(record, width=decoded.width, height=decoded.height, conversions=decoded.conversions)
-    return record, fit_square(decoded.image, size, interpolation)
+    return record, _fitted(decoded.image, size, interpolation, whole)
+
+
+def _fitted(image: Image.Image, size: int, interpolation: Interpolation, whole: bool) -> Pixels:
+    """The centre square (size, size, 3), or where `whole` that and the squeezed image: (2, size, size, 3)."""
+    square = fit_square(image, size, interpolation)
+    return np.stack([square, squeeze(image, size, interpolation)]) if whole else square
 
 
 def inspect_all(
@@ -57,6 +71,7 @@ def inspect_all(
     *,
     size: int,
     interpolation: Interpolation = "bilinear",
+    whole: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[Record, Pixels | None]]:
@@ -72,7 +87,7 @@ def inspect_all(
     with source.reader() as read, ThreadPoolExecutor(workers) as pool, pillow_without_warnings():
 
         def examine(chunk: range) -> list[tuple[Record, Pixels | None]]:
-            return [_examine(source, index, read, size, interpolation) for index in chunk]
+            return [_examine(source, index, read, size, interpolation, whole) for index in chunk]
 
         pending: deque[Future[list[tuple[Record, Pixels | None]]]] = deque()
         done = 0
@@ -88,7 +103,7 @@ def inspect_all(
 
 
 def _examine(
-    source: Source, index: int, read: Callable[[Sample], bytes], size: int, interpolation: Interpolation
+    source: Source, index: int, read: Callable[[Sample], bytes], size: int, interpolation: Interpolation, whole: bool
 ) -> tuple[Record, Pixels | None]:
     sample = source.samples[index]
     if source.images is not None:
@@ -96,13 +111,13 @@ def _examine(
         height, width = pixels.shape[:2]
         digest = hashlib.sha256(pixels.tobytes()).hexdigest()
         record = Record(sample.name, sample.label, sample.subset, digest, width, height)
-        return record, fit_square(Image.fromarray(pixels), size, interpolation)
+        return record, _fitted(Image.fromarray(pixels), size, interpolation, whole)
     try:
         content = read(sample)
     except Exception as error:  # no permission, a dangling link, a damaged or encrypted zip file
         reason = getattr(error, "strerror", None) or error
         return Record(sample.name, sample.label, sample.subset, "", problem=f"unreadable ({reason})"), None
-    return inspect(sample, content, size=size, interpolation=interpolation)
+    return inspect(sample, content, size=size, interpolation=interpolation, whole=whole)
 
 
 # --------------------------------------------------------------------------------------- records to a verdict

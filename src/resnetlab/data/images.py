@@ -158,6 +158,11 @@ def fit_square(image: Image.Image, size: int, interpolation: Interpolation = "bi
     return np.asarray(image)
 
 
+def squeeze(image: Image.Image, size: int, interpolation: Interpolation = "bilinear") -> Pixels:
+    """Resize all of an image to a square, whatever its aspect ratio: (size, size, 3)."""
+    return np.asarray(image.resize((size, size), Image.Resampling[interpolation.upper()]))
+
+
 class _Silencer:
     """Turns off, while any thread decodes, Pillow's warnings and its own pixel limit, which are process-wide.
 
