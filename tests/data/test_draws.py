@@ -212,10 +212,11 @@ def statistics(box: np.ndarray, side: int) -> dict[str, float]:
 
 
 def assert_alike(received: np.ndarray, expected: np.ndarray, side: int) -> None:
-    """Within 1 % of the reference, or of the whole where that is what 100,000 random values tell apart."""
+    """Within 1 % of the reference; rare events, which a corner's or an edge's covering is, within their noise if more."""
     found, wanted = statistics(received, side), statistics(expected, side)
     for name, value in wanted.items():
-        noise = 3.5 * math.sqrt(2 * value * (1 - value) / MANY) if value < 1 else 0.0  # of a frequency, at both ends
+        rare = name in ("edge", "corner")
+        noise = 3.5 * math.sqrt(2 * value * (1 - value) / MANY) if rare else 0.0  # of the difference of two frequencies
         assert found[name] == pytest.approx(value, abs=max(0.01 * value, noise)), name
 
 
