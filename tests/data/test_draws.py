@@ -212,7 +212,7 @@ def statistics(box: np.ndarray, side: int) -> dict[str, float]:
 
 
 def assert_alike(received: np.ndarray, expected: np.ndarray, side: int) -> None:
-    """Within 1 % of the reference; rare events, which a corner's or an edge's covering is, within their noise if more."""
+    """Within 1 % of the reference; how often an edge or a corner is covered, within its noise where that is more."""
     found, wanted = statistics(received, side), statistics(expected, side)
     for name, value in wanted.items():
         rare = name in ("edge", "corner")
