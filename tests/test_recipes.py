@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_a_key_that_python_knows_is_unknown_all_the_same(key: str) -> None:
         ("frozen_epochs=-1", "frozen_epochs", "-1", "greater than or equal to 0"),
         ("frozen_stages=-1", "frozen_stages", "-1", "greater than or equal to 0"),
         ("optimizer=adam", "optimizer", "'adam'", "'sgd', 'adamw' or 'lamb'"),
-        ("precision=float16", "precision", "'float16'", "'float32' or 'bfloat16'"),
+        ("precision=float64", "precision", "'float64'", "'float32', 'bfloat16' or 'float16'"),
         ("flip=perhaps", "flip", "'perhaps'", "boolean"),
         ('milestones=[1,"x"]', "milestones.1", "'x'", "number"),
     ],
@@ -239,6 +240,27 @@ def test_strikes_back_a3_is_the_papers() -> None:
     assert (a3.image_size, a3.epochs, a3.batch_size, a3.optimizer) == (160, 100, 2048, "lamb")
     assert (a3.learning_rate, a3.weight_decay, a3.warmup, a3.schedule) == (8e-3, 0.02, 5, "cosine")
     assert (a3.mixup, a3.cutmix, a3.label_smoothing, a3.loss) == (0.1, 1.0, 0.0, "binary-cross-entropy")
+    assert (a3.target_threshold, a3.gradient_clip, a3.rand_augment) == (0.2, 1.0, 6.0)
+    assert (a3.test_size, a3.pack_size, a3.interpolation) == (224, 236, "bicubic")
+    assert (a3.stochastic_depth, a3.color_jitter, a3.erase, a3.ema, a3.flip) == (0.0, 0.0, 0.0, 0.0, True)
+    assert (a3.crop, a3.crop_scale, a3.whole_images) == ("resized", 0.08, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"crop": "pad", "eval_size": 256}, "eval_size=256"),
+        ({"crop": "resized", "eval_size": 160}, "eval_size=160 is below image_size=224"),
+        ({"crop": "pad", "whole_images": True}, "whole_images"),
+        ({"target_threshold": 0.2}, "binary-cross-entropy"),
+        ({"target_threshold": 0.2, "loss": "binary-cross-entropy", "label_smoothing": 0.1}, "label_smoothing"),
+        ({"gradient_clip": 1.0}, "sgd"),
+        ({"rand_augment": 11}, "rand_augment: received 11"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        BASE.changed(**changes)
 
 
 @pytest.mark.parametrize("crop", ["none", "pad", "resized"])

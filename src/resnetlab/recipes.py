@@ -33,7 +33,8 @@ class Recipe(BaseModel):
 
     # Data
     image_size: int = Field(224, ge=8, le=4096)
-    crop_pct: float = Field(0.875, gt=0.5, le=1.0)  # share of the stored side that the image_size is, for "resized"
+    eval_size: int | None = Field(None, ge=8, le=4096)  # of evaluation and prediction; None: image_size
+    crop_pct: float = Field(0.875, gt=0.5, le=1.0)  # evaluation's fraction of the stored side, for "resized"
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # from the files to the stored images
     batch_size: int = Field(32, ge=1)
     validation: float = Field(0.1, ge=0.0, lt=1.0)
@@ -42,9 +43,11 @@ class Recipe(BaseModel):
 
     # Augmentation: drawn on the host, applied on the device
     crop: Literal["none", "pad", "resized"] = "none"
+    whole_images: bool = False  # for "resized": from all of an image, stored too, and not from its centre square alone
     crop_padding: int = Field(4, ge=0)  # for "pad": pixels on each side
     crop_scale: float = Field(0.08, gt=0.0, le=1.0)  # for "resized": smallest share of the image's area
     flip: bool = True
+    rand_augment: float = Field(0.0, ge=0.0, le=10.0)  # magnitude, as in timm's rand-mM-mstd0.5-inc1; 0 is off
     color_jitter: float = Field(0.0, ge=0.0, lt=1.0)  # brightness, contrast, saturation: factors in 1 -+ this
     erase: float = Field(0.0, ge=0.0, le=1.0)  # probability
     mixup: float = Field(0.0, ge=0.0)  # alpha of the beta distribution; 0 is off
@@ -53,6 +56,7 @@ class Recipe(BaseModel):
     # Objective
     loss: Literal["cross-entropy", "binary-cross-entropy"] = "cross-entropy"
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    target_threshold: float | None = Field(None, ge=0.0, lt=1.0)  # binary cross-entropy's targets: 1 above this, else 0
 
     # Optimisation
     epochs: int = Field(90, ge=1)
@@ -61,6 +65,7 @@ class Recipe(BaseModel):
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
     nesterov: bool = False
     weight_decay: float = Field(1e-4, ge=0.0)  # never on biases and batch norms
+    gradient_clip: float = Field(0.0, ge=0.0)  # largest norm of all gradients together; 0 is off
     schedule: Literal["constant", "cosine", "linear", "steps"] = "cosine"
     warmup: float = Field(0.0, ge=0.0)  # epochs of linear warm-up; at most half of all epochs
     milestones: tuple[float, ...] = ()  # for "steps": epochs after which the rate falls to a tenth
@@ -89,12 +94,31 @@ class Recipe(BaseModel):
             raise ValueError("frozen_stages are frozen for frozen_epochs: set those above 0")
         if (self.mixup or self.cutmix) and self.batch_size == 1:
             raise ValueError("mixing images needs a batch_size of at least 2")
+        if self.eval_size is not None and self.crop != "resized":
+            raise ValueError(
+                f'eval_size={self.eval_size} is cropped from images that are stored larger: set crop="resized"'
+            )
+        if self.eval_size is not None and self.eval_size < self.image_size:
+            raise ValueError(f"eval_size={self.eval_size} is below image_size={self.image_size}")
+        if self.whole_images and self.crop != "resized":
+            raise ValueError('whole_images are stored for random windows of any aspect ratio: set crop="resized"')
+        if self.target_threshold is not None and self.loss != "binary-cross-entropy":
+            raise ValueError('target_threshold is of the targets of loss="binary-cross-entropy"')
+        if self.target_threshold is not None and self.label_smoothing:
+            raise ValueError("target_threshold would undo label_smoothing: set one of them to 0 or null")
+        if self.gradient_clip and self.optimizer == "sgd":
+            raise ValueError('gradient_clip is not for optimizer="sgd", whose weight decay is part of the gradient')
         return self
 
     @property
     def pack_size(self) -> int:
-        """Side of the stored images: with a margin (256 for 224) where a random window is cut out of them."""
-        return self.image_size if self.crop != "resized" else round(self.image_size / self.crop_pct)
+        """Side of the stored images: with a margin (256 for 224) where a random window is cropped from them."""
+        return self.image_size if self.crop != "resized" else round(self.test_size / self.crop_pct)
+
+    @property
+    def test_size(self) -> int:
+        """Side of the images of evaluation and prediction: the centre crop of the stored ones."""
+        return self.eval_size or self.image_size
 
     def changed(self, /, **changes: Any) -> Recipe:
         """This recipe with fields replaced; an unknown field or a bad value raises a UsageError."""
@@ -226,6 +250,7 @@ RECIPES: dict[str, Recipe] = {
             validation=0.0,
             test=0.0,
             crop="resized",
+            whole_images=True,
             color_jitter=0.4,
             schedule="steps",
             milestones=(30, 60, 80),
@@ -234,18 +259,28 @@ RECIPES: dict[str, Recipe] = {
         ),
         BASE.changed(
             name="strikes-back-a3",
-            description="Wightman et al. 2021, arXiv:2110.00476, procedure A3; colour jitter stands for RandAugment",
+            # Table 2, and what timm's options of the time add: LAMB's epsilon 1e-6 and its clipping at a norm of 1
+            # (`max_grad_norm`, timm/optim/lamb.py), the threshold (`--bce-target-thresh 0.2`), `rand-m6-mstd0.5-inc1`,
+            # bicubic test images of shorter side 236. Procedure A3 has no label smoothing, dropout, stochastic depth,
+            # repeated augmentation, erasing, colour jitter or averaged weights.
+            description="Wightman et al. 2021, arXiv:2110.00476, procedure A3: trained at 160, evaluated at 224",
             image_size=160,
+            eval_size=224,
+            crop_pct=0.95,
+            interpolation="bicubic",
             batch_size=2048,
             validation=0.0,
             test=0.0,
             crop="resized",
-            color_jitter=0.3,
+            whole_images=True,
+            rand_augment=6.0,
             mixup=0.1,
             cutmix=1.0,
             loss="binary-cross-entropy",
+            target_threshold=0.2,
             optimizer="lamb",
             learning_rate=8e-3,
+            gradient_clip=1.0,
             weight_decay=0.02,
             warmup=5,
             epochs=100,

@@ -58,6 +58,22 @@ def test_a_pack_of_another_interpolation_is_another_pack(photos, build):
     assert (bilinear.images != bicubic.images).any()
 
 
+def test_whole_images_are_stored_beside_their_centres(make, photos, build):
+    Image.open(photos / "cat" / "0.jpg").resize((40, 16)).save(photos / "cat" / "0.jpg")
+    plain, packed = build(photos), build(photos, whole=True)
+    np.testing.assert_array_equal(packed.images, plain.images)  # what evaluation and prediction see
+    assert packed.key != plain.key
+    assert (plain.whole, plain.aspect) == (None, None)
+    again = build(photos, whole=True)
+    for row, name in enumerate(packed.names):
+        image = decode(photos / name, size=16).image
+        np.testing.assert_array_equal(packed.whole[row], np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR)))
+        assert packed.aspect[row] == pytest.approx(image.width / image.height, rel=0.1)
+    assert packed.aspect[packed.names.index("cat/0.jpg")] == 2.5
+    np.testing.assert_array_equal(again.whole, packed.whole)
+    np.testing.assert_array_equal(again.aspect, packed.aspect)
+
+
 def test_subsets_partition_the_images(photos, build):
     packed = build(photos)
     rows = np.concatenate([packed.indices(subset) for subset in ("train", "validation", "test")])

@@ -53,6 +53,25 @@ def samples(of: Stream, steps: int) -> np.ndarray:
     return np.concatenate([of.batch(step)[0]["image"][:, 0, 0, 0] for step in range(steps)])
 
 
+def test_windows_are_those_of_each_images_aspect_ratio() -> None:
+    wide = Augmentation(source_size=100, size=8, crop="resized", crop_scale=0.9)
+    images = np.arange(2, dtype=np.uint8)[:, None, None, None] * np.ones((100, 100, 3), np.uint8)
+    stream = Stream(
+        images=images,
+        labels=np.arange(2),
+        indices=np.arange(2),
+        batch_size=200,
+        num_classes=2,
+        augmentation=wide,
+        aspect=np.array([2.0, 1.0], np.float32),
+    )
+    inputs, _, _ = stream.batch(0)
+    window, numbers = inputs["window"], inputs["image"][:, 0, 0, 0]
+    # Of 2:1, nine tenths fit no box of at most 4:3: the centre 4:3, which is two thirds of the width.
+    np.testing.assert_allclose(window[numbers == 0], np.tile([0, 33.5 / 2, 100, 133 / 2], (100, 1)), atol=0.3)
+    assert window[numbers == 1, 3].min() > 80
+
+
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
     one = stream()
     in_order = [one.batch(step) for step in range(12)]

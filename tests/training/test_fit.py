@@ -15,11 +15,12 @@ from sklearn.datasets import load_digits
 
 from resnetlab.data.pack import Pack
 from resnetlab.errors import ResnetlabError
+from resnetlab.evaluation.logits import predict_logits
 from resnetlab.evaluation.metrics import evaluate_logits
 from resnetlab.inference.predictor import Predictor
 from resnetlab.recipes import Recipe
 from resnetlab.run import Run
-from resnetlab.training.fit import train
+from resnetlab.training.fit import loss_for, network_for, train
 from tests.workers import Workers
 
 TRAIN, VALIDATION = 96, 40
@@ -350,3 +351,58 @@ def test_whoever_asks_again_after_a_second_means_it(tmp_path: Path) -> None:
         train(digits(), BASE, new_run(tmp_path / "run", BASE), progress=progress)
     assert progress.said == ["asked"] * 3
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def loss_of(threshold: float | None) -> float:
+    logits = np.array([[2.0, -1.0, 0.5, -3.0]], np.float32)
+    return float(loss_for(A3.changed(target_threshold=threshold))(np.array([[0.3, 0.7, 0.0, 0.0]]), logits))
+
+
+A3 = BASE.changed(
+    optimizer="lamb",
+    learning_rate=0.01,
+    loss="binary-cross-entropy",
+    target_threshold=0.2,
+    gradient_clip=1.0,
+    crop="resized",
+    eval_size=24,
+    crop_pct=0.75,
+    whole_images=True,
+    rand_augment=6.0,
+    mixup=0.1,
+    cutmix=1.0,
+)
+
+
+def test_both_classes_of_a_mixed_image_are_targets(on: Workers, backend: str) -> None:
+    logits = np.array([2.0, -1.0, 0.5, -3.0])
+
+    def expected(targets: tuple[float, ...]) -> float:
+        return float(np.mean(np.log1p(np.exp(logits)) - np.array(targets) * logits))
+
+    assert on(backend)(loss_of, threshold=None) == pytest.approx(expected((0.3, 0.7, 0, 0)), rel=1e-5)
+    assert on(backend)(loss_of, threshold=0.2) == pytest.approx(expected((1, 1, 0, 0)), rel=1e-5)
+    assert on(backend)(loss_of, threshold=0.5) == pytest.approx(expected((0, 1, 0, 0)), rel=1e-5)
+
+
+def a3_losses(folder: Path) -> tuple[list[float], list[float]]:
+    """Losses of two epochs of everything in procedure A3: training's, and validation's at the larger size."""
+    found = digits()
+    stored = found.images.repeat(2, axis=1).repeat(2, axis=2)  # 32: evaluated at 24, trained at 16
+    packed = replace(found, images=stored, whole=stored, aspect=np.full(len(stored), 1.5, np.float32))
+    run = new_run(folder, A3)
+    train(packed, A3, run, progress=Quiet())
+    records = run.metrics()
+    network = network_for(A3, 10)
+    network.load_weights(run.last_weights)
+    logits = predict_logits(network, packed.images, packed.indices("validation"), size=24)
+    again = evaluate_logits(logits, packed.labels[packed.indices("validation")], packed.class_names)
+    assert again.loss == pytest.approx(records[-1]["val_loss"], rel=1e-5)
+    return [record["loss"] for record in records], [record["val_loss"] for record in records]
+
+
+def test_procedure_a3_trains_alike_on_every_backend(on: Workers, tmp_path: Path) -> None:
+    expected = on("tensorflow")(a3_losses, folder=tmp_path / "tensorflow")
+    assert expected[0][1] < expected[0][0]
+    for backend in ("jax", "torch"):
+        np.testing.assert_allclose(on(backend)(a3_losses, folder=tmp_path / backend), expected, rtol=0.02)

@@ -98,12 +98,16 @@ def test_the_fused_update_is_that_of_keras(on: Workers, backend: str, momentum: 
     assert_all_close(ours, on(backend)(optimise, kind="keras-sgd", settings=settings))
 
 
-def numpy_lamb(rate: float, decay: float, beta_1: float, beta_2: float, epsilon: float) -> list[np.ndarray]:
+def numpy_lamb(
+    rate: float, decay: float, beta_1: float, beta_2: float, epsilon: float, clip: float = np.inf
+) -> list[np.ndarray]:
     """You 2019, algorithm 2, with phi the identity; biases are neither decayed nor scaled."""
     weights = [w.astype(np.float64) for w in start()]
     m, v = [np.zeros_like(w) for w in weights], [np.zeros_like(w) for w in weights]
     for step in range(1, STEPS + 1):
-        for i, (w, g) in enumerate(zip(weights, gradients(step - 1), strict=True)):
+        norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in gradients(step - 1)))
+        for i, (w, whole) in enumerate(zip(weights, gradients(step - 1), strict=True)):
+            g = whole * min(1.0, clip / norm)
             m[i] = beta_1 * m[i] + (1 - beta_1) * g
             v[i] = beta_2 * v[i] + (1 - beta_2) * g.astype(np.float64) ** 2
             update = (m[i] / (1 - beta_1**step)) / (np.sqrt(v[i] / (1 - beta_2**step)) + epsilon)
@@ -119,6 +123,12 @@ def test_lamb_is_algorithm_2(on: Workers, backend: str, decay: float) -> None:
     settings = {"learning_rate": 0.05, "decay": decay, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-6}
     received = on(backend)(optimise, kind="lamb", settings=settings)
     assert_all_close(received, numpy_lamb(0.05, decay, 0.9, 0.999, 1e-6))
+
+
+def test_lamb_clips_the_norm_of_all_gradients_together(on: Workers, backend: str) -> None:
+    settings = {"learning_rate": 0.05, "decay": 0.5, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-6}
+    received = on(backend)(optimise, kind="lamb", settings=settings | {"global_clipnorm": 0.5})
+    assert_all_close(received, numpy_lamb(0.05, 0.5, 0.9, 0.999, 1e-6, clip=0.5))
 
 
 def numpy_adamw(rate: float, decay: float) -> list[np.ndarray]:
@@ -228,7 +238,9 @@ def test_a_recipes_epochs_become_steps() -> None:
     [
         ({"optimizer": "sgd", "nesterov": True}, SGD, {"l2": 5e-4, "momentum": 0.8, "nesterov": True}),
         ({"optimizer": "adamw"}, AdamW, {"decay": 5e-4, "beta_1": 0.8}),
-        ({"optimizer": "lamb"}, Lamb, {"decay": 5e-4, "beta_1": 0.8}),
+        ({"optimizer": "lamb"}, Lamb, {"decay": 5e-4, "beta_1": 0.8, "epsilon": 1e-6, "global_clipnorm": None}),
+        ({"optimizer": "lamb", "gradient_clip": 1.0}, Lamb, {"global_clipnorm": 1.0}),
+        ({"optimizer": "adamw", "gradient_clip": 2.0}, AdamW, {"global_clipnorm": 2.0}),
     ],
 )
 def test_an_optimizer_has_the_settings_of_its_recipe(

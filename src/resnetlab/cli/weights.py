@@ -134,7 +134,7 @@ def what_weights_fix(run: Run) -> dict[str, Any]:
     from resnetlab.recipes import INPUT_KEYS
 
     recipe = run.recipe()
-    return {key: getattr(recipe, key) for key in ("model", *INPUT_KEYS)}
+    return {key: getattr(recipe, key) for key in ("model", "eval_size", *INPUT_KEYS)}
 
 
 def network_from(run: Run, recipe: Recipe, class_names: tuple[str, ...]) -> tuple[keras.Model, bool]:

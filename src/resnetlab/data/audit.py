@@ -45,9 +45,9 @@ class Record:
 
 
 def inspect(
-    sample: Sample, content: bytes, *, size: int, interpolation: Interpolation = "bilinear"
+    sample: Sample, content: bytes, *, size: int, interpolation: Interpolation = "bilinear", whole: bool = False
 ) -> tuple[Record, Pixels | None]:
-    """Decode one file: its record, and its (size, size, 3) pixels if it can be used."""
+    """Decode one file: its record, and if it can be used its pixels, as `_fitted` has them."""
     record = Record(sample.name, sample.label, sample.subset, hashlib.sha256(content).hexdigest())
     try:
         decoded = decode(content, size=size)
@@ -63,7 +63,15 @@ def inspect(
         conversions=decoded.conversions,
         suspicious=doubt,
     )
-    return record, fit_square(decoded.image, size, interpolation)
+    return record, _fitted(decoded.image, size, interpolation, whole)
+
+
+def _fitted(image: Image.Image, size: int, interpolation: Interpolation, whole: bool) -> Pixels:
+    """The centre square (size, size, 3), or where `whole` that and the squeezed image: (2, size, size, 3)."""
+    square = fit_square(image, size, interpolation)
+    if not whole:
+        return square
+    return np.stack([square, np.asarray(image.resize((size, size), Image.Resampling[interpolation.upper()]))])
 
 
 def suspicion(image: Image.Image) -> str | None:
@@ -92,6 +100,7 @@ def inspect_all(
     *,
     size: int,
     interpolation: Interpolation = "bilinear",
+    whole: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[Record, Pixels | None]]:
@@ -107,7 +116,7 @@ def inspect_all(
     with source.reader() as read, ThreadPoolExecutor(workers) as pool, pillow_without_warnings():
 
         def examine(chunk: range) -> list[tuple[Record, Pixels | None]]:
-            return [_examine(source, index, read, size, interpolation) for index in chunk]
+            return [_examine(source, index, read, size, interpolation, whole) for index in chunk]
 
         pending: deque[Future[list[tuple[Record, Pixels | None]]]] = deque()
         done = 0
@@ -123,7 +132,7 @@ def inspect_all(
 
 
 def _examine(
-    source: Source, index: int, read: Callable[[Sample], bytes], size: int, interpolation: Interpolation
+    source: Source, index: int, read: Callable[[Sample], bytes], size: int, interpolation: Interpolation, whole: bool
 ) -> tuple[Record, Pixels | None]:
     sample = source.samples[index]
     if source.images is not None:
@@ -131,13 +140,13 @@ def _examine(
         height, width = pixels.shape[:2]
         digest = hashlib.sha256(pixels.tobytes()).hexdigest()
         record = Record(sample.name, sample.label, sample.subset, digest, width, height)
-        return record, fit_square(Image.fromarray(pixels), size, interpolation)
+        return record, _fitted(Image.fromarray(pixels), size, interpolation, whole)
     try:
         content = read(sample)
     except Exception as error:  # no permission, a dangling link, a damaged or encrypted zip file
         reason = getattr(error, "strerror", None) or error
         return Record(sample.name, sample.label, sample.subset, "", problem=f"unreadable ({reason})"), None
-    return inspect(sample, content, size=size, interpolation=interpolation)
+    return inspect(sample, content, size=size, interpolation=interpolation, whole=whole)
 
 
 # --------------------------------------------------------------------------------------- records to a verdict

@@ -13,10 +13,10 @@ import keras
 from keras import ops
 
 from resnetlab.data.draws import Augmentation
+from resnetlab.data.rand_augment import FILL, rand_augment
 
 Tensor = Any
 
-FILL = (124.0, 116.0, 104.0)  # what lies outside an image and what is erased: the mean colour, as in He 2015
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma
 
 
@@ -35,6 +35,8 @@ class Augment(keras.layers.Layer):
         else:
             margin = (config.source_size - config.size) // 2
             x = x[:, margin : margin + config.size, margin : margin + config.size]
+        if config.rand_augment:
+            x = rand_augment(x, inputs["operation"], inputs["amount"], inputs["affine"])
         if config.color_jitter:
             x = jitter(x, inputs["color"])
         if config.erase:

@@ -14,8 +14,30 @@ Draws = dict[str, np.ndarray]
 Generator = np.random.Generator
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width / height of a random resized crop (Szegedy 2014, arXiv:1409.4842)
-ERASE_AREA, ERASE_RATIO = (0.02, 1 / 3), (0.3, 3.3)  # Zhong 2017, arXiv:1708.04896
-ATTEMPTS = 10  # at a box that fits, as in torchvision
+ERASE_AREA, ERASE_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # Zhong 2017, arXiv:1708.04896; the area as timm has it
+ATTEMPTS = 10  # boxes that are tried before the fallback, as in torchvision and timm
+
+# RandAugment (Cubuk 2019, arXiv:1909.13719) as timm's "rand-mM-mstd0.5-inc1", which Wightman 2021 trained with.
+OPERATIONS = (
+    "identity",
+    "autocontrast",
+    "equalize",
+    "invert",
+    "rotate",
+    "posterize",
+    "solarize",
+    "solarize-add",
+    "color",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear-x",
+    "shear-y",
+    "translate-x",
+    "translate-y",
+)
+LAYERS = 2  # operations of each image, each applied with this probability at a magnitude with this deviation, of 10
+OPERATION_PROBABILITY, MAGNITUDE_STD, MAGNITUDE_MAX = 0.5, 0.5, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +50,7 @@ class Augmentation:
     crop_padding: int = 0
     crop_scale: float = 1.0
     flip: bool = False
+    rand_augment: float = 0.0
     color_jitter: float = 0.0
     erase: float = 0.0
     mixup: float = 0.0
@@ -47,6 +70,8 @@ class Augmentation:
         shapes: dict[str, tuple[int, ...]] = {}
         if self.resamples:
             shapes["window"] = (4,)
+        if self.rand_augment:
+            shapes |= {"operation": (LAYERS,), "amount": (LAYERS,), "affine": (LAYERS, 6)}
         if self.color_jitter:
             shapes["color"] = (3,)
         if self.erase:
@@ -58,20 +83,26 @@ class Augmentation:
         return shapes
 
 
-def draw(augmentation: Augmentation, count: int, rng: Generator) -> tuple[Draws, np.ndarray]:
-    """Draws for `count` images, and the share (count,) of each image's own label in its target."""
+def draw(
+    augmentation: Augmentation, count: int, rng: Generator, aspect: np.ndarray | None = None
+) -> tuple[Draws, np.ndarray]:
+    """Draws for `count` images, and the share (count,) of each image's own label in its target.
+
+    `aspect` (count,) is the width / height of images that were squeezed to squares; None where they were not.
+    """
     draws: Draws = {}
     if augmentation.resamples:
-        draws["window"] = _window(augmentation, count, rng)
+        draws["window"] = _window(augmentation, count, aspect, rng)
+    if augmentation.rand_augment:
+        draws |= _rand_augment(augmentation, count, rng)
     if augmentation.color_jitter:
         low, high = 1 - augmentation.color_jitter, 1 + augmentation.color_jitter
         draws["color"] = rng.uniform(low, high, (count, 3)).astype(np.float32)
     if augmentation.erase:
-        areas = augmentation.size**2 * rng.uniform(*ERASE_AREA, (count, ATTEMPTS))
-        boxes = _candidates(areas, ERASE_RATIO, rng)
-        box, found = _first_that_fits(boxes, augmentation.size, rng, whole=False)
-        # An empty box erases nothing.
-        draws["erase"] = box * (found & (rng.random(count) < augmentation.erase))[:, None].astype(np.float32)
+        side = np.full(count, augmentation.size)
+        box, fits = _first_fitting_box(ERASE_AREA, ERASE_RATIO, side, side, rng, most=augmentation.size - 1)
+        erased = fits & (rng.random(count) < augmentation.erase)
+        draws["erase"] = box * erased[:, None]  # an empty box erases nothing
     own: np.ndarray = np.ones(count, np.float32)
     if augmentation.mixes:
         draws |= _mix(augmentation, count, rng)
@@ -83,14 +114,11 @@ def draw(augmentation: Augmentation, count: int, rng: Generator) -> tuple[Draws,
     return draws, own
 
 
-def _window(augmentation: Augmentation, count: int, rng: Generator) -> np.ndarray:
+def _window(augmentation: Augmentation, count: int, aspect: np.ndarray | None, rng: Generator) -> np.ndarray:
     """The box of the packed image that becomes the network's input: (count, 4) float32."""
     source, size = augmentation.source_size, augmentation.size
     if augmentation.crop == "resized":
-        areas = source**2 * rng.uniform(augmentation.crop_scale, 1.0, (count, ATTEMPTS))
-        boxes = _candidates(areas, CROP_RATIO, rng)
-        box, found = _first_that_fits(boxes, source, rng, whole=True)
-        box[~found] = (0, 0, source, source)  # of a square, the central crop is all of it
+        box = _resized_crop(augmentation, count, np.ones(count) if aspect is None else aspect, rng)
     else:
         box = np.full((count, 4), size, np.float32)
         reach = augmentation.crop_padding if augmentation.crop == "pad" else 0
@@ -102,29 +130,92 @@ def _window(augmentation: Augmentation, count: int, rng: Generator) -> np.ndarra
     return box
 
 
-def _candidates(area: np.ndarray, ratios: tuple[float, float], rng: Generator) -> np.ndarray:
-    """(height, width) of boxes of these areas (n, attempts), whose width / height is log-uniform between `ratios`."""
-    ratio = np.exp(rng.uniform(np.log(ratios[0]), np.log(ratios[1]), area.shape))
-    return np.rint(np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], axis=-1))  # (n, attempts, 2)
+def _resized_crop(augmentation: Augmentation, count: int, aspect: np.ndarray, rng: Generator) -> np.ndarray:
+    """Random resized crops as torchvision's `RandomResizedCrop.get_params` draws them: (count, 4) float32.
 
-
-def _first_that_fits(sizes: np.ndarray, side: int, rng: Generator, *, whole: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The first of each row's boxes (n, attempts, 2) that fits a square, at a uniform place; and whether one fits.
-
-    `whole` allows a box as large as the square. As torchvision draws crops and erased boxes: ten attempts, then none.
+    A crop is drawn in an image of its aspect ratio (count,) whose shorter side is that of the packed image, and then
+    stated in pixels of the packed image, to which the whole image was squeezed. Where no attempt fits, the fallback
+    is the largest centre crop with an aspect ratio in `CROP_RATIO`.
     """
-    fits = np.all((sizes >= 1) & (sizes <= side if whole else sizes < side), axis=-1)  # (n, attempts)
-    chosen = sizes[np.arange(len(sizes)), fits.argmax(axis=1)]  # (n, 2)
-    corner = np.floor(rng.random((len(sizes), 2)) * np.maximum(side - chosen + 1, 1))
-    return np.concatenate([corner, chosen], axis=1).astype(np.float32), fits.any(axis=1)
+    side = augmentation.source_size
+    height, width = np.rint(side * np.maximum(1 / aspect, 1)), np.rint(side * np.maximum(aspect, 1))
+    box, fits = _first_fitting_box((augmentation.crop_scale, 1.0), CROP_RATIO, height, width, rng)
+    h, w = np.minimum(height, np.rint(width / CROP_RATIO[0])), np.minimum(width, np.rint(height * CROP_RATIO[1]))
+    fallback = np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1)
+    squeezed = side / np.stack([height, width, height, width], axis=1)
+    return (np.where(fits[:, None], box, fallback) * squeezed).astype(np.float32)
 
 
-def _cutmix_box(fraction: np.ndarray, side: int, rng: Generator) -> np.ndarray:
-    """Square boxes of this fraction of the area, centred uniformly and clipped at the border (Yun 2019)."""
-    count, half = len(fraction), np.floor(side * np.sqrt(fraction))[:, None] // 2
-    centre = np.floor(rng.random((count, 2)) * side)
-    low, high = np.clip(centre - half, 0, side), np.clip(centre + half, 0, side)
-    return np.concatenate([low, high - low], axis=1).astype(np.float32)
+def _first_fitting_box(
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    height: np.ndarray,
+    width: np.ndarray,
+    rng: Generator,
+    *,
+    most: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first of `ATTEMPTS` boxes that fits each image, and whether one does: (count, 4) float32, (count,) bool.
+
+    A box has a uniform fraction of the image's area, a log-uniform aspect ratio (width / height), whole pixels and a
+    uniform place. `most` is the longest side that a box may have. All attempts are drawn at once, so that the number
+    of random values does not depend on them.
+    """
+    shape = (len(height), ATTEMPTS)
+    areas = rng.uniform(*area, shape) * (height * width)[:, None]
+    ratios = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1]), shape))
+    heights, widths = np.rint(np.sqrt(areas / ratios)), np.rint(np.sqrt(areas * ratios))
+    place = rng.random((2, len(height)))
+    fits = (heights > 0) & (widths > 0) & (heights <= height[:, None]) & (widths <= width[:, None])
+    if most is not None:
+        fits &= (heights <= most) & (widths <= most)
+    rows, first = np.arange(len(height)), fits.argmax(axis=1)
+    h, w = heights[rows, first], widths[rows, first]
+    top, left = np.floor(place[0] * (height - h + 1)), np.floor(place[1] * (width - w + 1))
+    return np.stack([top, left, h, w], axis=1).astype(np.float32), fits.any(axis=1)
+
+
+def _rand_augment(augmentation: Augmentation, count: int, rng: Generator) -> Draws:
+    """Operations (count, LAYERS) with their arguments, and affine maps (a, b, c, d, e, f) as Pillow has them.
+
+    An output pixel (x, y) is read at (a x + b y + c, d x + e y + f). The arguments are those of timm's
+    `_RAND_INCREASING_TRANSFORMS`: degrees, bits that are kept, thresholds, summands, blending factors, and shears and
+    translations as fractions of the image's side.
+    """
+    shape, size = (count, LAYERS), augmentation.size
+    operation = rng.integers(1, len(OPERATIONS), shape) * (rng.random(shape) < OPERATION_PROBABILITY)
+    magnitude = np.clip(rng.normal(augmentation.rand_augment, MAGNITUDE_STD, shape), 0.0, MAGNITUDE_MAX)
+    level = magnitude / MAGNITUDE_MAX
+    signed = level * np.where(rng.random(shape) < 0.5, -1.0, 1.0)
+    arguments = {
+        "rotate": 30.0 * signed,
+        "posterize": 4 - np.floor(4 * level),
+        "solarize": 256 - np.floor(256 * level),
+        "solarize-add": np.floor(110 * level),
+        **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), np.maximum(0.1, 1.0 + 0.9 * signed)),
+        **dict.fromkeys(("shear-x", "shear-y"), 0.3 * signed),
+        **dict.fromkeys(("translate-x", "translate-y"), 0.45 * signed),
+    }
+    amount = np.select([operation == OPERATIONS.index(name) for name in arguments], list(arguments.values()), 0.0)
+
+    def of(name: str) -> np.ndarray:
+        return amount * (operation == OPERATIONS.index(name))
+
+    angle, centre = np.radians(of("rotate")), size / 2
+    cos, sin = np.cos(angle), np.sin(angle)
+    affine = [
+        cos,
+        of("shear-x") - sin,
+        of("translate-x") * size + centre * (1 - cos + sin),
+        of("shear-y") + sin,
+        cos,
+        of("translate-y") * size + centre * (1 - cos - sin),
+    ]
+    return {
+        "operation": operation.astype(np.int32),
+        "amount": amount.astype(np.float32),
+        "affine": np.stack(affine, axis=-1).astype(np.float32),
+    }
 
 
 def _mix(augmentation: Augmentation, count: int, rng: Generator) -> Draws:
@@ -132,8 +223,18 @@ def _mix(augmentation: Augmentation, count: int, rng: Generator) -> Draws:
     share, paste = np.ones(count, np.float32), np.zeros((count, 4), np.float32)
     cuts = rng.random() < 0.5 if augmentation.mixup and augmentation.cutmix else augmentation.cutmix > 0
     if cuts:
-        fraction = 1 - rng.beta(augmentation.cutmix, augmentation.cutmix, count)
-        paste = _cutmix_box(fraction, augmentation.size, rng)
+        paste = _cutmix_box(rng.beta(augmentation.cutmix, augmentation.cutmix, count), augmentation.size, rng)
     else:
         share = rng.beta(augmentation.mixup, augmentation.mixup, count).astype(np.float32)
     return {"partner": rng.permutation(count).astype(np.int32), "share": share, "paste": paste}
+
+
+def _cutmix_box(own: np.ndarray, size: int, rng: Generator) -> np.ndarray:
+    """CutMix's boxes (count, 4) float32: uniform centres over the whole image, clipped at its borders (`rand_bbox`).
+
+    `own` (count,) is the fraction that each image would keep of itself if nothing were clipped.
+    """
+    half = np.floor(size * np.sqrt(1 - own)).astype(int)[:, None] // 2
+    centre = rng.integers(0, size, (len(own), 2))
+    start, end = np.clip(centre - half, 0, size), np.clip(centre + half, 0, size)
+    return np.concatenate([start, end - start], axis=1).astype(np.float32)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable
@@ -45,6 +46,10 @@ class Pack:
     source_name: str
     key: str
     audit: dict[str, Any]  # Audit.to_json()
+    whole: NDArray[np.uint8] | None = (
+        None  # the same, of all of each image and not its centre square, squeezed to a square
+    )
+    aspect: NDArray[np.float32] | None = None  # (n,) width / height of the images that were squeezed
 
     def indices(self, subset: str) -> NDArray[np.int64]:
         """Rows of a subset, ascending."""
@@ -64,11 +69,13 @@ def pack(
     test: float,
     seed: int = 0,
     interpolation: Interpolation = "bilinear",
+    whole: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Pack:
     """Audit, decode and resize `source` to size x size pixels, or reuse the pack of it in `cache_dir`.
 
+    With `whole`, each image is stored twice: its centre square, which evaluation and prediction see, and all of it.
     The split (see `split`) is not part of what is stored. `progress(done, total)` is called only where images
     are decoded. Raises UsageError for values out of range, ResnetlabError if a class is left without a usable
     or a training image, or if the pack cannot be written.
@@ -77,15 +84,16 @@ def pack(
         raise UsageError(f"image size {size}: expected at least 1 pixel.")
     check_shares(validation=validation, test=test)
 
-    key = _key(source, size, interpolation)
+    key = _key(source, size, interpolation, whole)
+    shape = (2, size, size, 3) if whole else (size, size, 3)  # of one image
     folder = cache_dir / f"{source.name}-{size}-{key[:16]}"
     stored = _load(folder, key)
     if stored is None:
         try:
-            _build(folder, source, size, interpolation, key, workers, progress)
+            _build(folder, source, shape, interpolation, key, workers, progress)
         except OSError as error:
             if _load(folder, key) is None:  # otherwise another process has just built the same
-                megabytes = len(source.samples) * size * size * 3 / 1e6
+                megabytes = len(source.samples) * math.prod(shape) / 1e6
                 raise ResnetlabError(
                     f"Cannot write the packed images to {cache_dir}: {error.strerror or error}. They take "
                     f"{megabytes:,.0f} MB: make room, or set $RESNETLAB_CACHE to a folder that can be written to."
@@ -96,7 +104,9 @@ def pack(
 
     images, meta = stored
     packed = Pack(
-        images=images,
+        images=images[:, 0] if whole else images,
+        whole=images[:, 1] if whole else None,
+        aspect=np.array(meta["aspect"], np.float32) if whole else None,
         labels=np.array(meta["labels"], np.int64),
         subset=split(meta["hashes"], meta["labels"], meta["subsets"], validation=validation, test=test, seed=seed),
         hashes=tuple(meta["hashes"]),
@@ -121,6 +131,7 @@ def pack_for(source: Source, recipe: Recipe, *, progress: Progress | None = None
         source,
         size=recipe.pack_size,
         interpolation=recipe.interpolation,
+        whole=recipe.whole_images,
         cache_dir=default_cache_dir(),
         validation=recipe.validation,
         test=recipe.test,
@@ -134,7 +145,7 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("RESNETLAB_CACHE") or Path.home() / ".cache" / "resnetlab")
 
 
-def _key(source: Source, size: int, interpolation: Interpolation) -> str:
+def _key(source: Source, size: int, interpolation: Interpolation, whole: bool) -> str:
     """A hash of the settings and of how the files look from outside; where there are none, of the pixels."""
     digest = hashlib.sha256()
     limit = os.environ.get("RESNETLAB_MAX_PIXELS") or str(MAX_PIXELS)
@@ -142,6 +153,8 @@ def _key(source: Source, size: int, interpolation: Interpolation) -> str:
     digest.update(json.dumps([FORMAT, limit, heic, size, source.name, source.class_names]).encode())
     if interpolation != "bilinear":  # packs of before there was a choice keep their key
         digest.update(interpolation.encode())
+    if whole:
+        digest.update(b"whole")
     if source.images is not None:
         digest.update(np.ascontiguousarray(source.images).data)
         digest.update(str(source.images.shape).encode())
@@ -177,7 +190,7 @@ def _load(folder: Path, key: str) -> tuple[NDArray[np.uint8], dict[str, Any]] | 
 def _build(
     folder: Path,
     source: Source,
-    size: int,
+    shape: tuple[int, ...],
     interpolation: Interpolation,
     key: str,
     workers: int | None,
@@ -186,18 +199,26 @@ def _build(
     with made_whole(folder) as building:
         # A large buffer: each write lets go of the interpreter, and then has to win it back from the decoders.
         with open(building / "images.npy", "w+b", buffering=1 << 22) as file:
-            records = inspect_all(source, size=size, interpolation=interpolation, workers=workers, progress=progress)
-            audit = _write_images(file, source, size, records)
+            records = inspect_all(
+                source,
+                size=shape[-2],
+                interpolation=interpolation,
+                whole=len(shape) == 4,
+                workers=workers,
+                progress=progress,
+            )
+            audit = _write_images(file, source, shape, records)
             _sync(file)
         usable = audit.usable
         meta = {
             "key": key,
-            "shape": [len(usable), size, size, 3],
+            "shape": [len(usable), *shape],
             "audit": audit.to_json(),
             "names": [record.name for record in usable],
             "labels": [record.label for record in usable],
             "subsets": [record.subset for record in usable],
             "hashes": [record.sha256 for record in usable],
+            "aspect": [record.width / record.height for record in usable],
         }
         with open(building / "pack.json", "wb") as file:
             file.write(json.dumps(meta).encode())
@@ -207,15 +228,15 @@ def _build(
 
 
 def _write_images(
-    file: BinaryIO, source: Source, size: int, inspected: Iterable[tuple[Record, Pixels | None]]
+    file: BinaryIO, source: Source, shape: tuple[int, ...], inspected: Iterable[tuple[Record, Pixels | None]]
 ) -> Audit:
     """Write the usable images as .npy, in order; not by a memory map, where a full disk is a crash.
 
     How many there are, and which are copies not to be used, is known only after the last: those are then
     closed up.
     """
-    row_bytes = size * size * 3
-    start = _write_header(file, (len(source.samples), size, size, 3))
+    row_bytes = math.prod(shape)
+    start = _write_header(file, (len(source.samples), *shape))
     records = []
     for record, pixels in inspected:
         records.append(record)
@@ -233,7 +254,7 @@ def _write_images(
             file.write(content)
     file.truncate(start + len(kept) * row_bytes)
     file.seek(0)
-    _write_header(file, (len(kept), size, size, 3))  # as long as before: NumPy leaves room for the number of rows
+    _write_header(file, (len(kept), *shape))  # as long as before: NumPy leaves room for the number of rows
     return audit
 
 

@@ -35,6 +35,7 @@ class Stream:
         batch_size, num_classes, seed: as named.
         augmentation: what is drawn for each image.
         label_smoothing: share of a target that is spread over all classes.
+        aspect: (n,) width / height of the images before they were squeezed to squares; None where they were not.
         class_weights: (num_classes,) weights of the samples of each class, or None.
     """
 
@@ -45,6 +46,7 @@ class Stream:
     num_classes: int
     augmentation: Augmentation
     label_smoothing: float = 0.0
+    aspect: np.ndarray | None = None
     class_weights: np.ndarray | None = None
     seed: int = 0
 
@@ -56,7 +58,8 @@ class Stream:
         """A step's batch: {"image": bytes, **draws}, soft targets (batch, num_classes), weights (batch,) or None."""
         chosen = self._samples(step)
         rng = _generator(self.seed, _DRAWS, step)
-        draws, own = draw(self.augmentation, self.batch_size, rng)
+        aspect = None if self.aspect is None else self.aspect[chosen]
+        draws, own = draw(self.augmentation, self.batch_size, rng, aspect)
         labels = self.labels[chosen]
         rows = np.arange(self.batch_size)
         targets = np.zeros((self.batch_size, self.num_classes), np.float32)

@@ -89,7 +89,7 @@ def export(
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"Received batch_size={batch_size}, expected at least 1.")
     recipe = run.recipe()
-    calibration = _calibration_images(pack, recipe.image_size, batch_size) if precision == "int8" else np.empty(0)
+    calibration = _calibration_images(pack, recipe.test_size, batch_size) if precision == "int8" else np.empty(0)
     target = named(output or default_folder(run, format, precision))
     class_names: list[str] = run.facts()["class_names"]
     with _replaced(target) as folder:
@@ -102,7 +102,7 @@ def export(
         network = load_network(run)
         source = load_network(run, precision="bfloat16") if precision == "bfloat16" else network
         artefact = Artefact(
-            network=folded(source, recipe.image_size),
+            network=folded(source, recipe.test_size),
             class_names=class_names,
             precision=precision,
             batch_size=batch_size,
@@ -114,8 +114,8 @@ def export(
             "precision": precision,
             "batch_size": batch_size,
             "model": recipe.model,
-            "image_size": recipe.image_size,
-            "input": f"image: uint8, RGB, (batch, {recipe.image_size}, {recipe.image_size}, 3); normalised inside",
+            "image_size": recipe.test_size,
+            "input": f"image: uint8, RGB, (batch, {recipe.test_size}, {recipe.test_size}, 3); normalised inside",
             "preprocessing": load_settings(recipe),  # arguments of load_image in preprocess.py
             "class_names": class_names,
             "weights_sha256": weights_sha256,
@@ -137,7 +137,7 @@ def load_settings(recipe: Recipe) -> LoadSettings:
     """The arguments of `load_image` by which an image file becomes the input of this recipe's network."""
     return {
         "shorter_side": recipe.pack_size,
-        "centre_crop": recipe.image_size,
+        "centre_crop": recipe.test_size,
         "interpolation": recipe.interpolation,
     }
 

@@ -68,7 +68,7 @@ class Predictor:
         self.recipe = run.recipe().changed(precision="float32")
         self.class_names: tuple[str, ...] = tuple(run.facts()["class_names"])
         self.engine: Engine = (
-            keras_engine(self.network, self.recipe.image_size)
+            keras_engine(self.network, self.recipe.test_size)
             if engine == "keras"
             else exported_engine(_exported(run, engine, precision))
         )
@@ -81,7 +81,7 @@ class Predictor:
     def logits(self, images: np.ndarray, indices: np.ndarray | None = None) -> np.ndarray:
         """Keras's logits (n, num_classes) of packed images (n, pack_size, pack_size, 3), whichever the engine."""
         indices = np.arange(len(images)) if indices is None else indices
-        return predict_logits(self.network, images, indices, size=self.recipe.image_size)
+        return predict_logits(self.network, images, indices, size=self.recipe.test_size)
 
     def predict(self, paths: Iterable[Path], *, top: int = 5) -> Iterator[Prediction]:
         """Predictions in the order of `paths`. A file that cannot be read is reported, and the rest go on.
@@ -102,7 +102,7 @@ class Predictor:
         """The `top` classes of each packed image with their probabilities, most probable first."""
         rows: list[tuple[tuple[str, float], ...]] = []
         for start in range(0, len(images), BATCH_SIZE):
-            batch = centre_crop(images[start : start + BATCH_SIZE], self.recipe.image_size)
+            batch = centre_crop(images[start : start + BATCH_SIZE], self.recipe.test_size)
             probabilities = self.engine(np.ascontiguousarray(batch))
             order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
             rows += [

@@ -80,6 +80,7 @@ def augmentation_for(recipe: Recipe) -> Augmentation:
         crop_padding=recipe.crop_padding,
         crop_scale=recipe.crop_scale,
         flip=recipe.flip,
+        rand_augment=recipe.rand_augment,
         color_jitter=recipe.color_jitter,
         erase=recipe.erase,
         mixup=recipe.mixup,
@@ -94,7 +95,8 @@ def stream_for(recipe: Recipe, pack: Pack) -> Stream:
     """The training batches of a recipe."""
     indices, num_classes = pack.indices("train"), len(pack.class_names)
     return Stream(
-        images=pack.images,
+        images=pack.images if pack.whole is None else pack.whole,
+        aspect=pack.aspect,
         labels=pack.labels,
         indices=indices,
         batch_size=recipe.batch_size,
@@ -104,6 +106,29 @@ def stream_for(recipe: Recipe, pack: Pack) -> Stream:
         class_weights=balanced_weights(pack.labels[indices], num_classes) if recipe.class_weights else None,
         seed=recipe.seed,
     )
+
+
+def loss_for(recipe: Recipe) -> keras.losses.Loss:
+    """The loss of a recipe, of logits. The targets' threshold is part of it, so that accuracy has the soft targets."""
+    if recipe.loss == "cross-entropy":
+        return keras.losses.CategoricalCrossentropy(from_logits=True)
+    return BinaryCrossEntropy(recipe.target_threshold)
+
+
+class BinaryCrossEntropy(keras.losses.BinaryCrossentropy):
+    """Of logits, the mean over the classes; targets are 1 above `threshold` and 0 elsewhere, where there is one.
+
+    So both classes of a mixed image are targets of their own (Wightman 2021, arXiv:2110.00476, section 3.2).
+    """
+
+    def __init__(self, threshold: float | None = None) -> None:
+        super().__init__(from_logits=True)
+        self.threshold = threshold
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        if self.threshold is not None:
+            y_true = keras.ops.cast(y_true > self.threshold, y_pred.dtype)
+        return super().call(y_true, y_pred)
 
 
 def trainer_for(
@@ -129,17 +154,12 @@ def trainer_for(
     if recipe.ema:
         augmented = Averages(network, recipe.ema, name="averages")(augmented)
     trainer = keras.Model(inputs, network(augmented), name="trainer")
-    loss = (
-        keras.losses.CategoricalCrossentropy(from_logits=True)
-        if recipe.loss == "cross-entropy"
-        else keras.losses.BinaryCrossentropy(from_logits=True)
-    )
     optimizer = optimizer_for(recipe, stream.steps_per_epoch, start=start, shares=transfer.rate_shares(network, recipe))
     if recipe.precision == "float16":  # whose gradients are too small for it; steps that overflow are left out
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(trainer.trainable_variables)
     metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
-    trainer.compile(optimizer, loss, metrics=metrics, jit_compile=jit_compile)
+    trainer.compile(optimizer, loss_for(recipe), metrics=metrics, jit_compile=jit_compile)
     empty = np.zeros((1, stream.num_classes), np.float32)
     trainer.compute_metrics(None, empty, empty)  # Keras makes a metric's variables at its first use
     trainer.reset_metrics()
@@ -239,7 +259,7 @@ def train(
                 raise _diverged(run, recipe, step, f"The loss of epoch {epoch + 1} is {record['loss']}")
             with trainer.get_layer("averages").in_place() if recipe.ema else nullcontext():
                 if len(validation):
-                    logits = predict_logits(network, pack.images, validation, size=recipe.image_size)
+                    logits = predict_logits(network, pack.images, validation, size=recipe.test_size)
                     if not np.isfinite(logits).all():
                         raise _diverged(run, recipe, step, f"After epoch {epoch + 1} the logits are not finite")
                     judged = evaluate_logits(logits, pack.labels[validation], pack.class_names)

@@ -26,11 +26,12 @@ def optimizer_for(
         "learning_rate": Schedule.of(recipe, steps_per_epoch, start=start),
         "shares": shares,
     }
+    clip = recipe.gradient_clip or None
     if recipe.optimizer == "sgd":
         return SGD(l2=recipe.weight_decay, momentum=recipe.momentum, nesterov=recipe.nesterov, **shared)
     if recipe.optimizer == "adamw":
-        return AdamW(beta_1=recipe.momentum, decay=recipe.weight_decay, **shared)
-    return Lamb(beta_1=recipe.momentum, decay=recipe.weight_decay, **shared)
+        return AdamW(beta_1=recipe.momentum, decay=recipe.weight_decay, global_clipnorm=clip, **shared)
+    return Lamb(beta_1=recipe.momentum, decay=recipe.weight_decay, epsilon=1e-6, global_clipnorm=clip, **shared)
 
 
 def decays(variable: keras.Variable) -> bool:
