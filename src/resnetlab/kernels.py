@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import keras
+import numpy as np
 
 BACKEND = keras.backend.backend()
 Tensor = Any  # of whichever backend is active
@@ -75,14 +77,40 @@ if BACKEND == "tensorflow":
         )
         return True
 
-    def scaled_add(x: Tensor, y: keras.Variable, scale: float) -> Tensor:
-        """x + scale * y."""
-        return x + scale * y
+    def max_pool(x: Tensor, size: int, stride: int) -> Tensor:
+        """Largest value of each window that lies inside."""
+        return tf.nn.max_pool2d(x, size, stride, "VALID")
+
+    def average_pool(x: Tensor, size: int, stride: int) -> Tensor:
+        """Mean of each window; where a side is no multiple of the stride, of what of the last window lies inside."""
+        return tf.nn.avg_pool2d(x, size, stride, "SAME")
+
+    def add_scaled(xs: Sequence[Tensor], ys: Sequence[keras.Variable], scale: float) -> list[Tensor]:
+        """x + scale * y, for each pair."""
+        return [x + scale * y for x, y in zip(xs, ys, strict=True)]
+
+    def sgd_update(*_: Any, **__: Any) -> bool:
+        """Update all variables at once where that is faster than one by one; returns whether it was done.
+
+        Arguments of `sgd_update`, `adam_update` and `lamb_update`: lists of variables, of their slots and gradients;
+        `rate`, the learning rate, and `fractions` of it for each variable (None: all 1); hyperparameters.
+        """
+        return False
+
+    adam_update = lamb_update = sgd_update
 
     def move_averages(averages: Sequence[keras.Variable], values: Sequence[keras.Variable], weight: Tensor) -> None:
         """average += (value - average) * weight, for each pair of variables."""
         for average, value in zip(averages, values, strict=True):
             average.assign_add((value - average) * tf.cast(weight, average.dtype))
+
+    def constant(values: tuple[Any, ...] | float, dtype: str = "float32") -> Tensor:
+        """A constant of a layer, at no cost in a step: folded into a graph, or copied to the device once."""
+        return tf.constant(values, dtype)
+
+    def upload(batches: Iterator[Any]) -> Iterator[Any]:
+        """Batches on their way to the device, where that is worth more than what Keras does."""
+        return batches
 
     def gpus() -> list[str]:
         """Names of the GPUs that the backend sees."""
@@ -138,15 +166,131 @@ elif BACKEND == "torch":
         y = F.batch_norm(x.permute(0, 3, 1, 2), mean, variance, gamma, beta, training=False, eps=epsilon)
         return y.permute(0, 2, 3, 1)
 
+    def max_pool(x: Tensor, size: int, stride: int) -> Tensor:
+        """As on TensorFlow, above. Keras's own makes contiguous NCHW of the view, and all that follows is slower."""
+        return F.max_pool2d(x.permute(0, 3, 1, 2), size, stride).permute(0, 2, 3, 1)
+
+    def average_pool(x: Tensor, size: int, stride: int) -> Tensor:
+        """As on TensorFlow, above."""
+        y = F.avg_pool2d(x.permute(0, 3, 1, 2), size, stride, ceil_mode=True, count_include_pad=False)
+        return y.permute(0, 2, 3, 1)
+
     def momentum_update(
         variable: Any, velocity: Any, gradient: Tensor, *, rate: Tensor, momentum: float, nesterov: bool
     ) -> bool:
         """As on TensorFlow, above."""
-        return False  # Keras calls PyTorch's fused updates
+        return False  # sgd_update does it for all variables at once
 
-    def scaled_add(x: Tensor, y: keras.Variable, scale: float) -> Tensor:
+    def add_scaled(xs: Sequence[Tensor], ys: Sequence[keras.Variable], scale: float) -> list[Tensor]:
         """As on TensorFlow, above."""
-        return torch.add(x, y.value, alpha=scale)
+        return list(torch._foreach_add(list(xs), _values(ys), alpha=scale))
+
+    # A loop over 161 variables is 1,600 operations a step, of microseconds each: the _foreach_ functions take lists.
+    # Rates stay tensors: to read one as a number would wait for the device.
+
+    def _values(variables: Sequence[keras.Variable]) -> list[Tensor]:
+        return [variable.value for variable in variables]
+
+    def _subtract(variables: list[Tensor], steps: list[Tensor], rate: Tensor, fractions: Any) -> None:
+        """variable -= rate * fraction * step."""
+        steps = torch._foreach_mul(steps, keras.ops.convert_to_tensor(rate))
+        if fractions is not None:
+            torch._foreach_mul_(steps, fractions)
+        torch._foreach_sub_(variables, steps)
+
+    @torch.no_grad()
+    def sgd_update(
+        variables: Sequence[keras.Variable],
+        velocities: Sequence[keras.Variable],
+        gradients: Sequence[Tensor],
+        *,
+        rate: Tensor,
+        fractions: Sequence[float] | None,
+        momentum: float,
+        nesterov: bool,
+    ) -> bool:
+        """As on TensorFlow, above."""
+        weights, steps = _values(variables), torch._foreach_mul(list(gradients), keras.ops.convert_to_tensor(rate))
+        if fractions is not None:
+            torch._foreach_mul_(steps, fractions)
+        if momentum:
+            slots = _values(velocities)
+            torch._foreach_mul_(slots, momentum)
+            torch._foreach_sub_(slots, steps)
+            if nesterov:
+                ahead = torch._foreach_mul(slots, momentum)
+                torch._foreach_sub_(ahead, steps)
+                torch._foreach_add_(weights, ahead)
+            else:
+                torch._foreach_add_(weights, slots)
+        else:
+            torch._foreach_sub_(weights, steps)
+        return True
+
+    def _move_moments(
+        first: list[Tensor], second: list[Tensor], gradients: list[Tensor], betas: tuple[float, float]
+    ) -> None:
+        torch._foreach_lerp_(first, gradients, 1.0 - betas[0])
+        torch._foreach_mul_(second, betas[1])
+        torch._foreach_addcmul_(second, gradients, gradients, 1.0 - betas[1])
+
+    @torch.no_grad()
+    def adam_update(
+        variables: Sequence[keras.Variable],
+        moments: tuple[Sequence[keras.Variable], Sequence[keras.Variable]],
+        gradients: Sequence[Tensor],
+        *,
+        rate: Tensor,
+        fractions: Sequence[float] | None,
+        betas: tuple[float, float],
+        step: Tensor,
+        epsilon: float,
+        decay: float,
+        decays: Sequence[bool],
+    ) -> bool:
+        """As on TensorFlow, above. `decays` says which variables are decayed; `step` counts from 1."""
+        weights, (first, second), rate = _values(variables), map(_values, moments), keras.ops.convert_to_tensor(rate)
+        if decay and any(decays):
+            chosen = [i for i, yes in enumerate(decays) if yes]
+            some = [weights[i] for i in chosen]
+            _subtract(some, list(some), rate * decay, fractions and [fractions[i] for i in chosen])
+        _move_moments(first, second, list(gradients), betas)
+        scale = torch.sqrt(1.0 - betas[1] ** step) / (1.0 - betas[0] ** step)
+        below = torch._foreach_sqrt(second)
+        torch._foreach_add_(below, epsilon)
+        _subtract(weights, torch._foreach_div(first, below), rate * scale, fractions)
+        return True
+
+    @torch.no_grad()
+    def lamb_update(
+        variables: Sequence[keras.Variable],
+        moments: tuple[Sequence[keras.Variable], Sequence[keras.Variable]],
+        gradients: Sequence[Tensor],
+        *,
+        rate: Tensor,
+        fractions: Sequence[float] | None,
+        betas: tuple[float, float],
+        step: Tensor,
+        epsilon: float,
+        decay: float,
+        decays: Sequence[bool],
+    ) -> bool:
+        """As on TensorFlow, above."""
+        weights, (first, second) = _values(variables), map(_values, moments)
+        _move_moments(first, second, list(gradients), betas)
+        below = torch._foreach_sqrt(torch._foreach_div(second, 1.0 - betas[1] ** step))
+        torch._foreach_add_(below, epsilon)
+        updates = list(torch._foreach_div(torch._foreach_div(first, 1.0 - betas[0] ** step), below))
+        chosen = [i for i, yes in enumerate(decays) if yes]
+        if chosen:
+            some, theirs = [weights[i] for i in chosen], [updates[i] for i in chosen]
+            torch._foreach_add_(theirs, some, alpha=decay)
+            norm, theirs_norm = (torch.stack(torch._foreach_norm(each)) for each in (some, theirs))
+            ratio = norm / torch.clamp(theirs_norm, min=1e-12)
+            ratio = torch.where((norm > 0) & (theirs_norm > 0), ratio, torch.ones_like(ratio))
+            torch._foreach_mul_(theirs, list(ratio.unbind()))
+        _subtract(weights, updates, rate, fractions)
+        return True
 
     def move_averages(averages: Sequence[keras.Variable], values: Sequence[keras.Variable], weight: Tensor) -> None:
         """As on TensorFlow, above."""
@@ -155,6 +299,30 @@ elif BACKEND == "torch":
             differences = torch._foreach_sub([value.value for value in values], moving)
             torch._foreach_mul_(differences, weight)
             torch._foreach_add_(moving, differences)
+
+    def constant(values: tuple[Any, ...] | float, dtype: str = "float32") -> Tensor:
+        """As on TensorFlow, above."""
+        return _constant(values, dtype, str(keras.src.backend.torch.core.get_device()))
+
+    @lru_cache(maxsize=256)
+    def _constant(values: tuple[Any, ...] | float, dtype: str, device: str) -> Tensor:
+        return keras.ops.convert_to_tensor(np.array(values), dtype)
+
+    def upload(batches: Iterator[Any]) -> Iterator[Any]:
+        """As on TensorFlow, above: from pinned memory, so that the copy does not wait for the step before it."""
+        if not torch.cuda.is_available() or str(keras.ops.zeros(()).device) == "cpu":
+            return batches
+        return _pinned(batches)
+
+    def _pinned(batches: Iterator[Any]) -> Iterator[Any]:
+        def copy(array: Any) -> Any:
+            return torch.from_numpy(np.ascontiguousarray(array)).pin_memory().to("cuda", non_blocking=True)
+
+        try:
+            for batch in batches:
+                yield keras.tree.map_structure(lambda x: None if x is None else copy(x), batch)
+        finally:
+            batches.close()  # type: ignore[attr-defined]
 
     def gpus() -> list[str]:
         """As on TensorFlow, above."""
@@ -216,15 +384,37 @@ elif BACKEND == "jax":
         """As on TensorFlow, above."""
         return False  # XLA fuses what Keras writes
 
-    def scaled_add(x: Tensor, y: keras.Variable, scale: float) -> Tensor:
+    def max_pool(x: Tensor, size: int, stride: int) -> Tensor:
         """As on TensorFlow, above."""
-        return x + scale * keras.ops.convert_to_tensor(y)
+        return keras.ops.max_pool(x, size, stride, "valid", data_format="channels_last")
+
+    def average_pool(x: Tensor, size: int, stride: int) -> Tensor:
+        """As on TensorFlow, above."""
+        return keras.ops.average_pool(x, size, stride, "same", data_format="channels_last")
+
+    def add_scaled(xs: Sequence[Tensor], ys: Sequence[keras.Variable], scale: float) -> list[Tensor]:
+        """As on TensorFlow, above."""
+        return [x + scale * keras.ops.convert_to_tensor(y) for x, y in zip(xs, ys, strict=True)]
+
+    def sgd_update(*_: Any, **__: Any) -> bool:
+        """As on TensorFlow, above."""
+        return False
+
+    adam_update = lamb_update = sgd_update
 
     def move_averages(averages: Sequence[keras.Variable], values: Sequence[keras.Variable], weight: Tensor) -> None:
         """As on TensorFlow, above."""
         for average, value in zip(averages, values, strict=True):
             before = keras.ops.convert_to_tensor(average)
             average.assign(before + (keras.ops.convert_to_tensor(value) - before) * weight)
+
+    def constant(values: tuple[Any, ...] | float, dtype: str = "float32") -> Tensor:
+        """As on TensorFlow, above."""
+        return keras.ops.convert_to_tensor(values, dtype)
+
+    def upload(batches: Iterator[Any]) -> Iterator[Any]:
+        """As on TensorFlow, above."""
+        return batches
 
     def gpus() -> list[str]:
         """As on TensorFlow, above."""

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from resnetlab import kernels
 from resnetlab.data.draws import Augmentation
 from resnetlab.data.rand_augment import FILL, rand_augment
 
@@ -41,7 +42,7 @@ class Augment(keras.layers.Layer):
             x = jitter(x, inputs["color"])
         if config.erase:
             inside = in_box(inputs["erase"], config.size)
-            x = ops.where(inside, ops.convert_to_tensor(FILL, "float32"), x)
+            x = ops.where(inside, kernels.constant(FILL, "float32"), x)
         if config.mixes:
             partner = ops.take(x, ops.cast(inputs["partner"], "int32"), axis=0)
             share = ops.reshape(inputs["share"], (-1, 1, 1, 1))
@@ -55,39 +56,42 @@ class Augment(keras.layers.Layer):
 def resample(images: Tensor, window: Tensor, size: int) -> Tensor:
     """Cut each image's window (batch, 4) out and resize it: (batch, h, w, 3) to (batch, size, size, 3)."""
     _, height, width, channels = images.shape
-    fill = ops.convert_to_tensor(FILL, images.dtype)
-    x = images - fill
+    fill = kernels.constant(FILL, "float32")
+    x = ops.transpose(images - fill, (0, 2, 1, 3))
     rows = _interpolation(window[:, 0], window[:, 2], height, size)  # (batch, size, h)
     columns = _interpolation(window[:, 1], window[:, 3], width, size)  # (batch, size, w)
-    x = ops.matmul(rows, ops.reshape(x, (-1, height, width * channels)))  # (batch, size, w * 3)
-    x = ops.transpose(ops.reshape(x, (-1, size, width, channels)), (0, 2, 1, 3))
-    x = ops.matmul(columns, ops.reshape(x, (-1, width, size * channels)))  # (batch, size, size * 3), transposed
-    return ops.transpose(ops.reshape(x, (-1, size, size, channels)), (0, 2, 1, 3)) + fill
+    x = ops.matmul(columns, ops.reshape(x, (-1, width, height * channels)))  # (batch, size, h * 3), transposed
+    x = ops.transpose(ops.reshape(x, (-1, size, height, channels)), (0, 2, 1, 3))
+    # The rows last, so that the result lies in memory as its shape says: PyTorch's convolutions go by that.
+    x = ops.matmul(rows, ops.reshape(x, (-1, height, size * channels)))  # (batch, size, size * 3)
+    return ops.reshape(x, (-1, size, size, channels)) + fill
 
 
 def _interpolation(start: Tensor, extent: Tensor, source: int, size: int) -> Tensor:
     """Weights (batch, size, source) that read `size` points out of [start, start + extent) of `source` pixels."""
     step = extent / size
     points = start[:, None] + (ops.arange(size, dtype="float32") + 0.5) * step[:, None] - 0.5
-    reach = ops.maximum(ops.abs(step), 1.0)[:, None, None]  # a wider triangle where the window shrinks
+    zero, one = kernels.constant(0.0), kernels.constant(1.0)
+    reach = ops.maximum(ops.abs(step), one)[:, None, None]  # a wider triangle where the window shrinks
     distance = ops.abs(points[:, :, None] - ops.arange(source, dtype="float32"))
-    weights = ops.maximum(0.0, 1.0 - distance / reach)
+    weights = ops.maximum(zero, 1.0 - distance / reach)
     total = ops.sum(weights, axis=-1, keepdims=True)  # 0 for a point outside the image: it stays FILL
-    return weights / ops.where(total > 0.0, total, 1.0)
+    return weights / ops.where(total > 0.0, total, one)
 
 
 def jitter(images: Tensor, factors: Tensor) -> Tensor:
     """Brightness, contrast and saturation: blend with black, with the mean grey, with each pixel's grey."""
     brightness, contrast, saturation = (ops.reshape(factors[:, i], (-1, 1, 1, 1)) for i in range(3))
-    x = ops.clip(images * brightness, 0.0, 255.0)
+    low, high = kernels.constant(0.0), kernels.constant(255.0)
+    x = ops.clip(images * brightness, low, high)
     mean = ops.mean(_grey(x), axis=(1, 2), keepdims=True)
-    x = ops.clip(mean + (x - mean) * contrast, 0.0, 255.0)
+    x = ops.clip(mean + (x - mean) * contrast, low, high)
     grey = _grey(x)
-    return ops.clip(grey + (x - grey) * saturation, 0.0, 255.0)
+    return ops.clip(grey + (x - grey) * saturation, low, high)
 
 
 def _grey(images: Tensor) -> Tensor:
-    return ops.sum(images * ops.convert_to_tensor(GREY, images.dtype), axis=-1, keepdims=True)
+    return ops.sum(images * kernels.constant(GREY, "float32"), axis=-1, keepdims=True)
 
 
 def in_box(box: Tensor, size: int) -> Tensor:

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from resnetlab import __version__
 from resnetlab.errors import ResnetlabError
 from resnetlab.inference.folding import consumers_of
-from resnetlab.models.layers import BatchNorm, Conv2D, IdentityShortcut, Normalize
+from resnetlab.models.layers import AveragePooling2D, BatchNorm, Conv2D, IdentityShortcut, MaxPooling2D, Normalize
 from resnetlab.models.variants import PREPROCESSING
 
 OPSET, IR_VERSION = 18, 9  # of 2022/23: what Triton, TensorRT and phones have by now; nothing here needs a newer one
@@ -219,8 +219,8 @@ _TRANSLATIONS: dict[type, Callable[..., str]] = {
     BatchNorm: _batch_norm,
     keras.layers.ReLU: lambda graph, layer, x: graph.node("Relu", x, layer.name),
     keras.layers.ZeroPadding2D: _zero_padding,
-    keras.layers.MaxPooling2D: _max_pool,
-    keras.layers.AveragePooling2D: _average_pool,
+    MaxPooling2D: _max_pool,
+    AveragePooling2D: _average_pool,
     IdentityShortcut: _identity_shortcut,
     keras.layers.Add: lambda graph, layer, x, y: graph.node("Add", [x, y], layer.name),
     keras.layers.Multiply: lambda graph, layer, x, y: graph.node("Mul", [x, y], layer.name),

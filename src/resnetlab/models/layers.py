@@ -29,7 +29,8 @@ class Normalize(keras.layers.Layer):
 
     def call(self, x: Tensor) -> Tensor:
         mean, scale = PREPROCESSING[self.preprocessing]
-        x = (x - ops.convert_to_tensor(mean, x.dtype)) / ops.convert_to_tensor(scale, x.dtype)
+        dtype = keras.backend.standardize_dtype(x.dtype)
+        x = (x - kernels.constant(mean, dtype)) / kernels.constant(scale, dtype)
         return ops.flip(x, axis=-1) if self.preprocessing == "caffe" else x
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -139,6 +140,22 @@ class BatchNorm(keras.layers.BatchNormalization):
 
 
 @keras.saving.register_keras_serializable("resnetlab")
+class MaxPooling2D(keras.layers.MaxPooling2D):
+    """Keras's max-pooling with "valid" padding, by each backend's own kernel."""
+
+    def call(self, inputs: Tensor) -> Tensor:
+        return kernels.max_pool(inputs, self.pool_size[0], self.strides[0])
+
+
+@keras.saving.register_keras_serializable("resnetlab")
+class AveragePooling2D(keras.layers.AveragePooling2D):
+    """Keras's average-pooling with "same" padding, by each backend's own kernel."""
+
+    def call(self, inputs: Tensor) -> Tensor:
+        return kernels.average_pool(inputs, self.pool_size[0], self.strides[0])
+
+
+@keras.saving.register_keras_serializable("resnetlab")
 class IdentityShortcut(keras.layers.Layer):
     """Shortcut A (He 2015, section 3.3): every second pixel at stride 2, and zeros for the channels that are new."""
 
@@ -148,7 +165,7 @@ class IdentityShortcut(keras.layers.Layer):
 
     def call(self, x: Tensor) -> Tensor:
         if self.strides > 1:  # a pool of one pixel: five times as fast as a strided slice on TensorFlow
-            x = ops.average_pool(x, 1, strides=self.strides, data_format="channels_last")
+            x = kernels.average_pool(x, 1, self.strides)
         new = self.filters - x.shape[-1]
         return ops.pad(x, [(0, 0), (0, 0), (0, 0), (0, new)]) if new else x
 
@@ -242,10 +259,10 @@ class KerasLayers:
 
     def max_pool(self, x: Tensor, *, name: str) -> Tensor:
         x = keras.layers.ZeroPadding2D(1, name=name.replace("pool", "pad"))(x)
-        return keras.layers.MaxPooling2D(3, strides=2, name=name)(x)
+        return MaxPooling2D(3, strides=2, name=name)(x)
 
     def average_pool(self, x: Tensor, *, name: str) -> Tensor:
-        return keras.layers.AveragePooling2D(2, padding="same", name=name)(x)
+        return AveragePooling2D(2, padding="same", name=name)(x)
 
     def global_pool(self, x: Tensor, *, keepdims: bool = False, name: str) -> Tensor:
         return keras.layers.GlobalAveragePooling2D(keepdims=keepdims, name=name)(x)

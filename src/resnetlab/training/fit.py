@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from resnetlab import kernels
 from resnetlab.data.augment import Augment
 from resnetlab.data.draws import Augmentation
 from resnetlab.data.pack import Pack
@@ -226,7 +227,7 @@ def train(
             if step and step == recipe.frozen_epochs * steps:
                 progress.say(f"All stages learn from epoch {epoch + 1} on")
             watch = _Watch(trainer, step, progress, stop, partial)
-            batches = stream.batches(step)
+            batches = kernels.upload(stream.batches(step))
             logs = trainer.fit(
                 batches,
                 steps_per_epoch=steps - done,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -83,7 +83,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class _Ours:
-    """What all optimizers here share: a learning rate of each variable's own."""
+    """What all optimizers here share: a learning rate of each variable's own, and updates of all variables at once."""
 
     def __init__(self, *, shares: Mapping[int, float] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -96,6 +96,28 @@ class _Ours:
     def rate_of(self, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
         share = self.share_of[self._get_variable_index(variable)]  # type: ignore[attr-defined]
         return learning_rate if share == 1.0 else learning_rate * share
+
+    def _backend_update_step(
+        self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable], learning_rate: Tensor
+    ) -> None:
+        """Keras's hook for an update of all variables."""
+        if not self.update_together(grads, trainable_variables, learning_rate):
+            super()._backend_update_step(grads, trainable_variables, learning_rate)  # type: ignore[misc]
+
+    def update_together(
+        self, gradients: Sequence[Tensor], variables: Sequence[keras.Variable], learning_rate: Tensor
+    ) -> bool:
+        """Update all variables at once where the backend has a way to do it; returns whether it was done."""
+        raise NotImplementedError
+
+    def _settings(self, variables: Sequence[keras.Variable], learning_rate: Tensor) -> dict[str, Any]:
+        """What every kernel of an update is told, and the places of the variables among the slots."""
+        index = [self._get_variable_index(variable) for variable in variables]  # type: ignore[attr-defined]
+        fractions = [self.share_of[i] for i in index]
+        return {"rate": learning_rate, "fractions": None if set(fractions) == {1.0} else fractions}
+
+    def _slots(self, slots: Sequence[keras.Variable], variables: Sequence[keras.Variable]) -> list[keras.Variable]:
+        return [slots[self._get_variable_index(variable)] for variable in variables]  # type: ignore[attr-defined]
 
 
 class SGD(_Ours, keras.optimizers.SGD):
@@ -111,11 +133,23 @@ class SGD(_Ours, keras.optimizers.SGD):
     def apply(self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
         if self.l2:
             variables = self._trainable_variables if trainable_variables is None else trainable_variables
-            grads = [
-                kernels.scaled_add(gradient, variable, self.l2) if decays(variable) else gradient
-                for gradient, variable in zip(grads, variables, strict=True)
-            ]
+            grads, decayed = list(grads), [i for i, variable in enumerate(variables) if decays(variable)]
+            sums = kernels.add_scaled([grads[i] for i in decayed], [variables[i] for i in decayed], self.l2)
+            for i, total in zip(decayed, sums, strict=True):
+                grads[i] = total
         super().apply(grads, trainable_variables)
+
+    def update_together(
+        self, gradients: Sequence[Tensor], variables: Sequence[keras.Variable], learning_rate: Tensor
+    ) -> bool:
+        return kernels.sgd_update(
+            variables,
+            self._slots(self.momentums, variables) if self.momentum else (),
+            gradients,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            **self._settings(variables, learning_rate),
+        )
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         rate = self.rate_of(variable, learning_rate)
@@ -126,12 +160,36 @@ class SGD(_Ours, keras.optimizers.SGD):
             super().update_step(gradient, variable, rate)
 
 
-class AdamW(_Ours, keras.optimizers.Adam):
-    """AdamW (Loshchilov 2017, arXiv:1711.05101, algorithm 2) that decays kernels alone, each at its own rate."""
+class _Moments(_Ours):
+    """AdamW and LAMB: two moments of each gradient, and decay of kernels alone."""
+
+    kernel: Callable[..., bool]  # of `kernels`
 
     def __init__(self, *, decay: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.decay = decay
+
+    def update_together(
+        self, gradients: Sequence[Tensor], variables: Sequence[keras.Variable], learning_rate: Tensor
+    ) -> bool:
+        slots = (self._slots(self._momentums, variables), self._slots(self._velocities, variables))  # type: ignore[attr-defined]
+        return type(self).kernel(
+            variables,
+            slots,
+            gradients,
+            betas=(self.beta_1, self.beta_2),  # type: ignore[attr-defined]
+            step=ops.cast(self.iterations + 1, "float32"),  # type: ignore[attr-defined]
+            epsilon=self.epsilon,  # type: ignore[attr-defined]
+            decay=self.decay,
+            decays=[decays(variable) for variable in variables],
+            **self._settings(variables, learning_rate),
+        )
+
+
+class AdamW(_Moments, keras.optimizers.Adam):
+    """AdamW (Loshchilov 2017, arXiv:1711.05101, algorithm 2) that decays kernels alone, each at its own rate."""
+
+    kernel = staticmethod(kernels.adam_update)
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         rate = self.rate_of(variable, learning_rate)
@@ -140,15 +198,13 @@ class AdamW(_Ours, keras.optimizers.Adam):
         super().update_step(gradient, variable, rate)
 
 
-class Lamb(_Ours, keras.optimizers.Lamb):
+class Lamb(_Moments, keras.optimizers.Lamb):
     """LAMB (You 2019, arXiv:1904.00962, algorithm 2): weight decay is part of the update that the trust ratio scales.
 
     Keras's own leaves it outside. Biases and batch norms are neither decayed nor scaled, as in the paper's code.
     """
 
-    def __init__(self, *, decay: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.decay = decay
+    kernel = staticmethod(kernels.lamb_update)
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         index = self._get_variable_index(variable)
