@@ -91,6 +91,7 @@ class Conv2D(keras.layers.Layer):
             shape=(self.kernel_size, self.kernel_size, channels // self.groups, self.filters),
             initializer=HostNormal(self.seed, self.name),
         )
+        kernels.lay_out(self.kernel)
         self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros") if self.use_bias else None
 
     def call(self, x: Tensor) -> Tensor:
@@ -131,8 +132,8 @@ class BatchNorm(keras.layers.BatchNormalization):
         if not training or not self.trainable or self.frozen_statistics:
             return kernels.batch_norm_inference(inputs, gamma, beta, moving_mean, moving_variance, epsilon=self.epsilon)
         y, mean, variance = kernels.batch_norm(inputs, gamma, beta, epsilon=self.epsilon)
-        self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
-        self.moving_variance.assign(moving_variance * self.momentum + variance * (1.0 - self.momentum))
+        kernels.move_statistic(self.moving_mean, mean, self.momentum)
+        kernels.move_statistic(self.moving_variance, variance, self.momentum)
         return y
 
     def get_config(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Averages(keras.layers.Layer):
             for i, v in enumerate(self.live())
         ]
         for average, variable in zip(self.values, self.live(), strict=True):
+            kernels.lay_out(average)
             average.assign(keras.ops.convert_to_numpy(variable))
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:

@@ -91,6 +91,8 @@ class _Ours:
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         super().build(variables)  # type: ignore[misc]
+        for slot in self.variables:  # type: ignore[attr-defined]
+            kernels.lay_out(slot)
         self.share_of = [self.shares[id(v)] if self.shares else 1.0 for v in variables]
 
     def rate_of(self, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
