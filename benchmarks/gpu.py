@@ -44,6 +44,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import processes
 from peers import MATRIX_SIDE, SOURCE, Child, Contender, Failed, Job  # puts src/ on the path
 from throughput import ratios
 
@@ -52,7 +53,9 @@ from resnetlab.errors import first_informative_line
 
 Row = dict[str, Any]
 
-PARTS = ("machine", "correctness", "throughput", "compare", "original", "sweep")
+# Seconds that each part may take, in order of worth; what a part leaves goes to those after it. Nine minutes in all.
+BUDGET = {"machine": 60.0, "correctness": 130.0, "throughput": 150.0, "compare": 110.0, "original": 60.0, "sweep": 30.0}
+PARTS = tuple(BUDGET)
 FAMILIES = (
     "resnet50",
     "resnet18",
@@ -69,6 +72,7 @@ FAMILIES = (
     "preresnet164",
 )
 SMOKE_FAMILIES = ("resnet-tiny", "resnet20")
+BFLOAT16_FAMILIES = ("resnet50", "resnet20", "preresnet164", *SMOKE_FAMILIES)  # an XLA compilation each
 BOUNDS = {"float32 logits": 1e-3, "bfloat16 logits": 0.1, "losses of 20 steps": 1e-2}
 
 
@@ -78,16 +82,27 @@ class Session:
     def __init__(self, out: Path, minutes: float, smoke: bool) -> None:
         self.out, self.smoke = out, smoke
         self.deadline = time.monotonic() + 60 * minutes
+        self.scale = 60 * minutes / sum(BUDGET.values())
+        self.part_ends = self.deadline
         self.backends = [name for name in environment.BACKENDS if environment.installed(name)]
         self.device = "cpu" if smoke else "gpu"
         self.rows: list[Row] = []
         self.facts: Row = {}
 
+    def begin(self, part: str) -> None:
+        """The part ends when the parts up to it have used their budgets; what they left is this part's too."""
+        through = list(BUDGET)[: PARTS.index(part) + 1]
+        after = self.scale * sum(seconds for name, seconds in BUDGET.items() if name not in through)
+        self.part_ends = self.deadline - after
+
     def left(self, at_most: float = 600.0) -> float:
-        return min(at_most, self.deadline - time.monotonic())
+        """Seconds that this part has left, and no more than `at_most`."""
+        return min(at_most, self.part_ends - time.monotonic())
 
     def add(self, part: str, **row: Any) -> None:
+        """Keep a row, in the file too: what was measured stays if this process is killed."""
         self.rows.append({"part": part} | row)
+        self.write()
 
     def fail(self, part: str, what: str, reason: str) -> None:
         self.add(part, contender=what, failed=reason)
@@ -117,7 +132,7 @@ def _output(command: Sequence[str], *, limit: float, **extra: str) -> str:
     """What a command prints. Raises Failed."""
     environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])} | extra
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(limit, 1), env=environ)
+        done = processes.run(command, limit=limit, env=environ)
     except subprocess.TimeoutExpired:
         raise Failed(f"not done within {limit:.0f} s") from None
     if done.returncode:
@@ -130,16 +145,14 @@ def _output(command: Sequence[str], *, limit: float, **extra: str) -> str:
 
 
 def correctness(session: Session) -> None:
-    """Each backend against itself on the CPU; in smoke, where there is no GPU, against the first backend."""
-    sides = ("cpu",) if session.smoke else ("cpu", "gpu")
-    places = [(backend, device) for device in sides for backend in session.backends]
+    """Each backend on the GPU against one of them on the CPU: there they agree, which the tests hold."""
+    reference = ("torch" if "torch" in session.backends else session.backends[0], "cpu")
+    places = [(backend, session.device) for backend in session.backends]
     with ThreadPoolExecutor() as pool:
-        found = dict(zip(places, pool.map(lambda place: _compute(session, *place), places), strict=True))
+        asked = dict.fromkeys([reference, *places])
+        found = dict(zip(asked, pool.map(lambda place: _compute(session, *place), asked), strict=True))
     for backend, device in places:
-        if session.smoke:
-            _judge(session, backend, found[backend, device], found[session.backends[0], "cpu"])
-        elif device == "gpu":
-            _judge(session, backend, found[backend, "gpu"], found[backend, "cpu"])
+        _judge(session, backend, found[backend, device], found[reference])
 
 
 def _compute(session: Session, backend: str, device: str) -> dict[str, Any]:
@@ -148,19 +161,17 @@ def _compute(session: Session, backend: str, device: str) -> dict[str, Any]:
     environ = (
         os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | ({"OMP_NUM_THREADS": "1"} if session.smoke else {})
     )
-    limit = session.left(170)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as child:
-        try:
-            said, log = child.communicate(timeout=max(limit, 1))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            said, log = child.communicate()
-            session.fail("correctness", f"{backend}, {device}", f"not done within {limit:.0f} s")
-        else:
-            if child.returncode:
-                last = (log.strip().splitlines() or ["nothing said"])[-1]
-                session.fail("correctness", f"{backend}, {device}", f"exit code {child.returncode}: {last[:300]}")
-    lines = (json.loads(line) for line in said.splitlines() if line.startswith("{") and line.endswith("}"))
+    limit = session.left(BUDGET["correctness"])
+    try:
+        done = processes.run(command, limit=limit, env=environ)
+        output = done.stdout
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+            session.fail("correctness", f"{backend}, {device}", f"exit code {done.returncode}: {last[:300]}")
+    except subprocess.TimeoutExpired as late:
+        output = str(late.output or "")
+        session.fail("correctness", f"{backend}, {device}", f"not done within {limit:.0f} s")
+    lines = (json.loads(line) for line in output.splitlines() if line.startswith("{") and line.endswith("}"))
     return {line["of"]: line for line in lines}
 
 
@@ -187,6 +198,7 @@ def _judge(session: Session, backend: str, tried: dict[str, Any], reference: dic
 
 def compute(backend: str, device: str, smoke: bool) -> None:
     """The child: print a JSON line for each thing computed. Weights and inputs are functions of a seed."""
+    processes.end_with_parent()
     environment.start(backend=backend, device=device)
     import keras
 
@@ -204,7 +216,9 @@ def compute(backend: str, device: str, smoke: bool) -> None:
         print(json.dumps(line), flush=True)
 
     for family in SMOKE_FAMILIES if smoke else FAMILIES:
-        precisions = ("float32", "bfloat16") if smoke or device == "gpu" else ("float32",)
+        precisions = (
+            ("float32", "bfloat16") if family in BFLOAT16_FAMILIES and (smoke or device == "gpu") else ("float32",)
+        )
         for precision in precisions:
             say(f"{precision} logits: {family}", partial(_logits, family, precision, 32 if smoke else 64))
         if family in (SMOKE_FAMILIES[0], FAMILIES[1]):
@@ -423,10 +437,13 @@ def compare(session: Session) -> None:
         session.add("compare", contender="compare", says="the command is there")
         return
     folder = session.out.parent / "compare"
-    options = ["digits", "--model", "resnet50", "--set", "image_size=64", "--batch-sizes", "32,256"]
-    options += ["--repeats", "2", "--budget", "1", "--output", str(folder)]
-    said = _output([*command, *options], limit=session.left(170))
-    session.add("compare", contender="compare", says=said[-1500:])
+    options = ["digits", "--model", "resnet20", "--batch-sizes", "64,1024", "--repeats", "1", "--budget", "0.5"]
+    try:
+        _output([*command, *options, "--output", str(folder)], limit=session.left())
+    finally:  # `compare` writes after each configuration
+        if (folder / "compare.json").is_file():
+            found = json.loads((folder / "compare.json").read_text("utf-8"))
+            session.add("compare", contender="compare", says=found["verdict"], rows=found["rows"])
 
 
 def original(session: Session) -> None:
@@ -516,10 +533,11 @@ def main() -> int:
     for part in parts:
         if options.part and part.__name__ not in options.part:
             continue
-        if session.left() < 30:
+        if session.deadline - time.monotonic() < 30 * session.scale:
             session.fail(part.__name__, "all", "no time left")
             continue
         began = time.monotonic()
+        session.begin(part.__name__)
         try:
             part(session)
         except Exception as error:  # one part's failure is not the others'

@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import processes
+
 SOURCE = Path(__file__).parents[1] / "src"
 sys.path.insert(0, str(SOURCE))
 
@@ -334,7 +336,7 @@ class Child:
         environment |= {"TF_FORCE_GPU_ALLOW_GROWTH": "true"} | contender.environment
         self.said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed in `close`)
         began = time.time()
-        self.process = subprocess.Popen(
+        self.process = processes.start(
             [sys.executable, script, CHILD, json.dumps([asdict(contender), asdict(job)])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -363,8 +365,7 @@ class Child:
         self._ask({"job": asdict(self.job)}, limit)
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        processes.end(self.process)
         self.said.close()
 
     def _ask(self, request: dict[str, Any], limit: float | None) -> dict[str, Any]:
@@ -380,7 +381,7 @@ class Child:
         try:
             line = self.answers.get(timeout=max(limit, 1))
         except queue.Empty:
-            self.process.kill()
+            processes.end(self.process)
             raise Failed(f"no answer within {limit:.0f} s") from None
         if not line:
             self.said.seek(0)
@@ -400,6 +401,7 @@ class Child:
 
 def serve(makers: dict[str, Callable[..., Run]]) -> None:
     """The child: build, take the first step, then answer requests until the pipe closes."""
+    processes.end_with_parent()
     who, what = json.loads(sys.argv[2])
     contender, job = Contender(**who), Job(**what)
     answers = os.fdopen(os.dup(1), "w", buffering=1)

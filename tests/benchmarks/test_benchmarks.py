@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -89,3 +91,60 @@ def test_everything_that_needs_a_gpu_has_a_smoke_run(tmp_path: Path) -> None:
         row for row in rows if "failed" in row and not ("by hand" in row["contender"] and not installed("torch"))
     ]
     assert not unexpected
+
+
+def test_children_end_with_a_killed_parent_and_with_their_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    processes = importlib.import_module("processes")
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import os, subprocess, sys, time, pathlib\n"
+        f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        "import processes\n"
+        "processes.end_with_parent(every=0.05)\n"
+        "grandchild = subprocess.Popen(['sleep', '60'])\n"
+        "pathlib.Path(sys.argv[1]).write_text(f'{os.getpid()} {grandchild.pid}')\n"
+        "time.sleep(60)\n"
+    )
+
+    def gone(file: Path) -> list[bool]:
+        return [
+            not Path(f"/proc/{pid}/stat").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
+            for pid in file.read_text().split()
+        ]
+
+    def wait_for(condition: Callable[[], bool]) -> None:
+        for _ in range(200):
+            if condition():
+                return
+            time.sleep(0.05)
+        raise AssertionError("ten seconds have passed")
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    started = processes.start([sys.executable, str(child), str(first)])
+    wait_for(lambda: first.exists() and len(first.read_text().split()) == 2)
+    processes.end(started)
+    wait_for(lambda: all(gone(first)))
+
+    program = (
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import processes, time; "
+        f"processes.start([sys.executable, {str(child)!r}, {str(second)!r}]); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program])
+    wait_for(lambda: second.exists() and len(second.read_text().split()) == 2)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: all(gone(second)))
+
+
+def test_the_gpu_benchmark_keeps_its_time(tmp_path: Path) -> None:
+    """With a sixtieth of its time nothing can be measured: each part says so, and all of it ends soon."""
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--smoke", "--minutes", "0.15", "--out", str(tmp_path)]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert time.monotonic() - began < 60
+    rows = json.loads((tmp_path / "gpu-smoke.json").read_text())["rows"]
+    assert any("not done within" in row.get("failed", "") or "no time left" in row.get("failed", "") for row in rows)

@@ -145,8 +145,31 @@ def run(
     console.print(
         f"{recipe.model} on {source_name}: {images:,} training images at {recipe.image_size}x{recipe.image_size}"
     )
-    began, rows = time.perf_counter(), []
+    began = time.perf_counter()
+    rows: list[Row] = []
     job = {"data": data, "recipe": recipe.model_dump(mode="json"), "repeats": repeats, "budget": budget}
+
+    def write() -> dict[str, Any]:
+        """What was measured until now, as a file too: nothing is lost if a later configuration hangs."""
+        _add_shares(rows, recipe, images)
+        found = results.result(
+            "CPU against GPU: rates of training and inference by device, backend, precision and batch size",
+            configuration={
+                "data": source_name,
+                "model": recipe.model,
+                "image_size": recipe.image_size,
+                "training_images": images,
+                "recipe": recipe.name,
+                "repeats": repeats,
+                "seconds": round(time.perf_counter() - began, 1),
+            },
+            rows=rows,
+            gpu=next((row["gpu"] for row in rows if row.get("gpu")), None),
+        )
+        found["verdict"] = verdict(rows, recipe.batch_size, planned.no_gpu)
+        results.write(output / "compare.json", found)
+        return found
+
     try:
         for configuration in planned.configurations:
             with console.status(configuration.label) as status:
@@ -156,32 +179,22 @@ def run(
 
                 measured = _child(configuration, job, sizes, tell)
             rows += measured
+            write()
             console.print(*map(_line, measured), sep="\n", soft_wrap=True)
     except KeyboardInterrupt:
         if not rows:
             raise
         console.print("Interrupted: what was measured until then follows.")
+    found = write()
+    _show(found, output, console, as_json=as_json)
+    return found
 
-    _add_shares(rows, recipe, images)
-    found = results.result(
-        "CPU against GPU: rates of training and inference by device, backend, precision and batch size",
-        configuration={
-            "data": source_name,
-            "model": recipe.model,
-            "image_size": recipe.image_size,
-            "training_images": images,
-            "recipe": recipe.name,
-            "repeats": repeats,
-            "seconds": round(time.perf_counter() - began, 1),
-        },
-        rows=rows,
-        gpu=next((row["gpu"] for row in rows if row.get("gpu")), None),
-    )
-    found["verdict"] = verdict(rows, recipe.batch_size, planned.no_gpu)
-    results.write(output / "compare.json", found)
 
+def _show(found: dict[str, Any], output: Path, console: Any, *, as_json: bool) -> None:
+    """Print the table and the sentences, and write them and the chart."""
     from resnetlab.report.comparison import chart, problems, table
 
+    rows = found["rows"]
     if any(not row.get("problem") for row in rows):
         chart(found, output / "compare.png")
     rendered, sentences = table(rows), [*problems(rows), *found["verdict"]]
@@ -193,7 +206,6 @@ def run(
         console.print(rendered, soft_wrap=True)
         console.print("", *sentences, sep="\n", soft_wrap=True)
         console.print(f"\nTable, chart and JSON: {output}", soft_wrap=True)
-    return found
 
 
 def _batch_sizes(recipe: Recipe, devices: Sequence[str], asked: Sequence[int] | None) -> dict[str, list[int]]:
