@@ -148,3 +148,14 @@ def test_the_gpu_benchmark_keeps_its_time(tmp_path: Path) -> None:
     assert time.monotonic() - began < 60
     rows = json.loads((tmp_path / "gpu-smoke.json").read_text())["rows"]
     assert any("not done within" in row.get("failed", "") or "no time left" in row.get("failed", "") for row in rows)
+
+
+def test_the_gpu_checklist_has_a_smoke_run(tmp_path: Path) -> None:
+    checks = [argument for name in ("xla", "timing", "cpu") for argument in ("--check", name)]
+    command = ["sh", str(BENCHMARKS / "gpu.sh"), "--checklist", "--smoke", "--out", str(tmp_path), *checks]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHON": sys.executable}
+    )
+    rows = {row["check"]: row for row in json.loads((tmp_path / "gpu-checklist-smoke.json").read_text())["rows"]}
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [rows[name]["status"] for name in ("xla", "timing", "cpu")] == ["PASS", "PASS", "SKIPPED"]
