@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,7 +37,7 @@ class Pack:
 
     images: NDArray[np.uint8]  # (n, size, size, 3), memory-mapped, read-only
     labels: NDArray[np.int64]  # (n,)
-    subset: NDArray[np.str_]  # (n,) "train", "validation" or "test"
+    subset: NDArray[np.str_]  # (n,) "train", "validation", "test" or "unused"
     hashes: tuple[str, ...]
     names: tuple[str, ...]  # of the files, inside the source
     class_names: tuple[str, ...]
@@ -62,6 +62,7 @@ def pack(
     validation: float,
     test: float,
     seed: int = 0,
+    inherited: Mapping[str, str] | None = None,
     interpolation: Interpolation = "bilinear",
     workers: int | None = None,
     progress: Progress | None = None,
@@ -97,7 +98,15 @@ def pack(
     packed = Pack(
         images=images,
         labels=np.array(meta["labels"], np.int64),
-        subset=split(meta["hashes"], meta["labels"], meta["subsets"], validation=validation, test=test, seed=seed),
+        subset=split(
+            meta["hashes"],
+            meta["labels"],
+            meta["subsets"],
+            validation=validation,
+            test=test,
+            seed=seed,
+            inherited=inherited,
+        ),
         hashes=tuple(meta["hashes"]),
         names=tuple(meta["names"]),
         class_names=source.class_names,
@@ -110,12 +119,19 @@ def pack(
         raise ResnetlabError(
             f"No training image of {', '.join(untrained[:5])} in {source.location}. Expected at least one of "
             "each class: see `resnetlab audit` for what was set aside."
+            + (" The run that the weights come from holds the others out: add images." if inherited else "")
         )
     return packed
 
 
-def pack_for(source: Source, recipe: Recipe, *, progress: Progress | None = None) -> Pack:
-    """`source` packed and split as a recipe has it, in the cache."""
+def pack_for(
+    source: Source,
+    recipe: Recipe,
+    *,
+    inherited: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Pack:
+    """`source` packed and split as a recipe and the `inherited` subsets have it (see `split`), in the cache."""
     return pack(
         source,
         size=recipe.pack_size,
@@ -124,6 +140,7 @@ def pack_for(source: Source, recipe: Recipe, *, progress: Progress | None = None
         validation=recipe.validation,
         test=recipe.test,
         seed=recipe.seed,
+        inherited=inherited,
         progress=progress,
     )
 
