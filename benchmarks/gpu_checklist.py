@@ -126,7 +126,7 @@ def timing() -> Answer:
     """The rate of `compare`'s method is within 5 % of 200 steps timed by hand."""
     from resnetlab.compare.measure import seconds_per_step, steps_to_time
 
-    trainer, stream = _trainer(BACKENDS[0], model="resnet-tiny" if SMOKE else "resnet50")
+    trainer, stream = _trainer(BACKENDS[0], **({"model": "resnet-tiny", "size": 16} if SMOKE else {}))
     batch = stream.batch(0)[:2]
 
     def seconds_of(steps: int) -> float:

@@ -113,9 +113,12 @@ def test_every_command_has_help_json_and_verbose(cli: Cli, command: str) -> None
         (["train", "digits", "--seed", "x"], "Invalid value for '--seed'"),
         (["train", "digits", "--device", "gpuu", "--run", "run"], "Unknown device 'gpuu'. Did you mean 'gpu'"),
         (["train", "digits", "--backend", "tensorflw", "--run", "run"], "Did you mean 'tensorflow'"),
-        (["train", "digits", "--resume", "run", "--set", "epochs=3"], "--resume goes on with the run's own recipe"),
+        (["train", "digits", "--resume", "run", "--set", "seed=3"], "received --set seed, and only epochs may change"),
         (["train", "--resume", "run"], "run: no such folder"),
-        (["train", "digits", "--resume", "run", "--weights", "a"], "leave --recipe, --model, --set, --weights"),
+        (["train", "digits", "--epochs", "3", "--set", "epochs=4"], "both --epochs and --set epochs=: give one"),
+        (["train", "digits", "--epochs", "0"], "Invalid value for '--epochs'"),
+        (["train", "--resume", "run", "--seed", "3"], "leave --recipe, --model, --weights, --run and --seed out"),
+        (["train", "digits", "--resume", "run", "--weights", "a"], "leave --recipe, --model, --weights"),
         (["train", "digits", "--weights", "nothing"], "Received 'nothing', expected a file of weights"),
         (["train", "digits", "--recipe", "finetune"], "there are no weights to begin with. Give them with --weights"),
         (["port"], "Missing argument 'SOURCE'"),
@@ -233,6 +236,7 @@ def test_defective_images_among_good_ones_are_set_aside_and_training_goes_throug
     code, out, err = cli("train", "--resume", run.path)
     assert code == 1
     assert "files were added, removed or changed" in err
+    assert "`resnetlab train DATA --weights" in err
 
 
 # Digits, end to end
@@ -422,6 +426,118 @@ def test_an_architectures_weights_that_nobody_has_are_told(cli: Cli, tmp_path: P
     assert (code, out) == (1, "")
     assert "These are not the weights of any network here. Nearest is" in err
     assert [path.name for path in tmp_path.iterdir()] == ["odd.safetensors"]
+
+
+# Second runs
+
+
+@pytest.fixture
+def first(cli: Cli, tmp_path: Path) -> Path:
+    """A run of one epoch, of a constant rate, on 40 images in `data`."""
+    make_images.write_classes(tmp_path / "data", {"cat": 20, "dog": 20})
+    code, _, err = cli("train", "data", *TINY, "--set", "schedule=constant", *FRACTIONS, "--run", "first")
+    assert (code, err) == (0, "")
+    return tmp_path / "first"
+
+
+FRACTIONS = ("--set", "validation=0.2", "--set", "test=0.3", "--set", "early_stopping=0")
+TUNED = ("--set", "epochs=1", "--set", "frozen_epochs=0", "--set", "batch_size=8", "--set", "early_stopping=0")
+
+
+def test_what_a_chain_of_runs_was_trained_on_is_never_tested_on(cli: Cli, first: Path, tmp_path: Path) -> None:
+    make_images.write_classes(tmp_path / "data", {"cat": 10, "dog": 10}, start=500)
+    tune = ("train", "data", *TUNED, "--set", "test=0.4", "--weights")
+    code, out, err = cli(*tune, "first", "--seed", "5", "--run", "second")
+    assert (code, err) == (0, "")
+    assert "images were in the runs that the weights come from, and keep their subset" in out
+    shutil.move("first", "elsewhere")
+    code, out, err = cli(*tune, "second", "--seed", "9", "--run", "third")
+    assert (code, err) == (0, "")
+    one, two, three = (Run.open(Path(name)).split() for name in ("elsewhere", "second", "third"))
+    for earlier, later in ((one, two), (one, three), (two, three)):
+        assert {h: later[h] for h in earlier} == earlier
+    assert {*one.values()} == {"train", "validation", "test"}
+    assert len(two) > len(one)
+
+    code, out, err = cli("evaluate", "third", "data", "--json")
+    assert json.loads(out)["n"] == sum(subset != "train" for subset in three.values())
+    assert "are validation images: the best epoch was chosen by them" in err
+    code, out, err = cli("evaluate", "third")
+    assert (code, err) == (0, "")
+
+    settings = ("--set", "validation=0", "--set", "test=0")
+    code, out, err = cli("train", "data", *TUNED, *settings, "--weights", "third", "--run", "whole")
+    assert (code, err) == (0, "")
+    code, out, err = cli(*tune, "whole", "--run", "fourth")
+    assert code == 1
+    assert "No image is left to test on" in err
+    assert not Path("fourth").exists()
+
+
+def test_a_finished_run_is_resumed_with_more_epochs_only(cli: Cli, first: Path) -> None:
+    code, out, err = cli("train", "--resume", "first")
+    assert (code, err) == (0, "")
+    assert "this run is finished (all 1 epochs): there is nothing to resume" in out
+    assert "--resume first --epochs 2, or resnetlab train DATA --weights first" in out
+    code, out, err = cli("train", "--resume", "first", "--set", "epochs=2", "--set", "learning_rate=0.1")
+    assert code == 2
+    assert "received --set learning_rate, and only epochs may change" in err
+    code, out, err = cli("train", "--resume", "first", "--epochs", "2")
+    assert (code, err) == (0, "")
+    assert "epochs 1 -> 2: the learning rate at the next step is as it was, 0.05" in out or "jumps" in out
+    assert len(Run.open(first).metrics()) == Run.open(first).recipe().epochs == 2
+    code, out, err = cli("train", "--resume", "first", "--epochs", "1")
+    assert code == 2
+    assert "Received epochs=1, expected more than the 2 that first has finished" in err
+
+
+def test_a_schedule_that_depends_on_the_epochs_is_said_to_jump(cli: Cli, first: Path) -> None:
+    run = Run.open(first)
+    run.write_json("recipe.json", run.recipe().changed(schedule="linear", warmup=0).model_dump(mode="json"))
+    code, out, err = cli("train", "--resume", "first", "--epochs", "2")
+    assert (code, err) == (0, "")
+    assert "jumps from 0 to 0.025; this is not what one run of 2 epochs would have been" in out
+    run.update(status="finished")
+    run.write_json("recipe.json", run.recipe().changed(epochs=9).model_dump(mode="json"))
+    code, out, err = cli("train", "--resume", "first", "--epochs", "12")
+    assert code == 2
+    assert "was ended by early stopping after epoch 2 of 9" in err
+
+
+def test_what_cannot_be_resumed_is_told(cli: Cli, first: Path) -> None:
+    Run.open(first).update(status="diverged")
+    code, _, err = cli("train", "--resume", "first")
+    assert code == 2
+    assert "--set learning_rate=0.005, from scratch or, if an epoch was good, with --weights first" in err
+    Run.open(first).update(status="interrupted")
+    shutil.move("data", "moved")
+    code, _, err = cli("train", "--resume", "first")
+    assert code == 1
+    assert "is no longer at" in err
+    assert "`resnetlab train DATA --resume RUN`" in err
+    code, _, err = cli("train", "moved", "--resume", "first")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437"])
+def test_a_terminal_without_the_signs_of_tables_shows_ascii(first: Path, cache: Path, encoding: str) -> None:
+    settings = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "RESNETLAB_CACHE": str(cache)}
+    for arguments in (
+        ["models"],
+        ["models", "resnet50"],
+        ["--help"],
+        ["train", "--help"],
+        ["doctor"],
+        ["audit", "data"],
+        ["evaluate", "first"],
+        ["predict", "first", "data/cat"],
+    ):
+        command = [sys.executable, "-m", "resnetlab.cli", *arguments]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("TF_")} | settings
+        child = subprocess.run(command, env=environment, capture_output=True, timeout=240, cwd=first.parent)
+        assert child.returncode == 0, child.stderr
+        assert b"\\u" not in child.stdout + child.stderr, arguments
+        assert b"\\x" not in child.stdout + child.stderr, arguments
 
 
 # Lists

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -179,3 +181,38 @@ def test_a_name_that_is_no_utf8_goes_and_comes(tmp_path: Path) -> None:
     assert run.facts()["data"] == name
     run.write_split([(name, "cat", "train", "00")])
     assert run.split() == {"00": "train"}
+
+
+def test_of_many_processes_that_want_one_folder_one_gets_it(tmp_path: Path) -> None:
+    def attempt(_: int) -> bool:
+        try:
+            make(tmp_path / "run")
+        except UsageError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(attempt, range(8))) == 1
+    assert Run.open(tmp_path / "run").recipe() == RECIPES["quick"]
+
+
+def test_runs_begun_in_one_second_all_get_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: Run.new_folder("digits", "resnet20"), range(8)))
+    assert len(set(folders)) == 8
+    assert all(make(folder).facts()["status"] == "started" for folder in folders)
+
+
+def test_the_history_of_a_chain_outlives_its_runs(tmp_path: Path) -> None:
+    runs = [make(tmp_path / name) for name in "abc"]
+    splits = [{"01": "train", "02": "test"}, {"01": "test", "02": "validation", "03": "train"}, {"04": "unused"}]
+    for number, (run, subsets) in enumerate(zip(runs, splits, strict=True)):
+        origin = runs[number - 1] if number else None
+        run.update(data="digits", weights=origin and str(origin.path))
+        if origin:
+            run.write_ancestors(origin)
+            shutil.rmtree(origin.path)
+        run.write_split(("image", "cat", subset, content) for content, subset in subsets.items())
+    assert runs[2].history() == {"01": "train", "02": "validation", "03": "train"}
+    assert not runs[2].has_unknown_origin()

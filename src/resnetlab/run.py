@@ -4,6 +4,7 @@ run.json            what was trained on what, and how far it came
 recipe.json         every hyperparameter
 environment.json    versions, machine, settings
 split.csv           every image: name, class, subset, content hash
+ancestors.csv       every image of the runs that the weights come from, the whole chain: content hash, strongest subset
 metrics.jsonl       one line per epoch
 best.weights.h5     the weights with the lowest validation loss (the last ones without validation)
 last.weights.h5     the weights after the last finished epoch
@@ -18,9 +19,10 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.recipes import Recipe
 
 FORMAT = 1
+DIGITS = 16  # of a content hash, as kept in a run folder
+STRONGEST = {"train": 0, "validation": 1, "test": 2}  # the subset that counts where an image had several
 UNDECODABLE = "backslashreplace"  # bytes of a file's name that are no UTF-8 become what JSON has for them: \\udc..
 
 
@@ -48,6 +52,9 @@ class Run:
         cls.require_vacant(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            (path / "recipe.json").open("x").close()  # of two processes that found it empty, the second fails here
+        except FileExistsError as error:
+            raise (_occupied(path) if path.is_dir() else _cannot_make(path, error)) from None
         except OSError as error:
             raise _cannot_make(path, error) from None
         run = cls(path)
@@ -64,10 +71,7 @@ class Run:
         except OSError as error:
             raise _cannot_make(path, error) from None
         if occupied:
-            raise UsageError(
-                f"The run folder {path} is not empty. Choose another with --run, or go on with "
-                f"--resume {shlex.quote(str(path))}."
-            )
+            raise _occupied(path)
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -86,8 +90,21 @@ class Run:
         return run
 
     @staticmethod
-    def default_path(data: str, model: str) -> Path:
-        return Path("runs") / f"{data}-{model}-{datetime.now():%Y%m%d-%H%M%S}"
+    def new_folder(data: str, model: str) -> Path:
+        """Make an empty folder below runs/, named by data, model and time, with a number where that is taken."""
+        first = Path("runs") / f"{data}-{model}-{datetime.now():%Y%m%d-%H%M%S}"
+        for number in count(1):
+            path = first if number == 1 else first.with_name(f"{first.name}-{number}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError as error:
+                if not first.parent.is_dir():
+                    raise _cannot_make(path, error) from None
+            except OSError as error:
+                raise _cannot_make(path, error) from None
+            else:
+                return path
+        raise AssertionError("count() does not end")
 
     def facts(self) -> dict[str, Any]:
         return self.read_json("run.json")
@@ -152,11 +169,49 @@ class Run:
 
     def split(self) -> dict[str, str]:
         """Subset by content hash, as it was when the run began."""
+        return self._read_subsets("split.csv")
+
+    def write_ancestors(self, origin: Run) -> None:
+        """Keep what `origin`, and the runs before it, used each image for: they may be moved or deleted."""
+        with atomic(self.path / "ancestors.csv") as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("hash", "subset"))
+            writer.writerows(origin.history().items())
+        self.update(origin_unknown=origin.has_unknown_origin())
+
+    def ancestors(self) -> dict[str, str]:
+        """The strongest subset by content hash in the runs that this one's weights come from; its split inherits it."""
+        return self._read_subsets("ancestors.csv") if (self.path / "ancestors.csv").exists() else {}
+
+    def history(self) -> dict[str, str]:
+        """The strongest subset by content hash in this run and all before it."""
+        return strongest((self._before(), self.split()))
+
+    def has_unknown_origin(self) -> bool:
+        """Whether weights were imported, here or in a run before: what they were trained on is not recorded."""
+        facts = self.facts()
+        if facts.get("data") is None:
+            return True
+        if "origin_unknown" in facts or facts.get("weights") is None:
+            return bool(facts.get("origin_unknown"))
+        origin = self._origin()
+        return origin is None or origin.has_unknown_origin()
+
+    def _before(self) -> dict[str, str]:
+        """`ancestors`; where a run of an earlier version has no such file, from its origin, if that is still there."""
+        origin = None if (self.path / "ancestors.csv").exists() else self._origin()
+        return self.ancestors() if origin is None else origin.history()
+
+    def _origin(self) -> Run | None:
+        path = self.facts().get("weights")
+        return Run.open(Path(path)) if path is not None and (Path(path) / "run.json").is_file() else None
+
+    def _read_subsets(self, name: str) -> dict[str, str]:
         try:
-            with (self.path / "split.csv").open(newline="", encoding="utf-8") as file:
+            with (self.path / name).open(newline="", encoding="utf-8") as file:
                 return {row["hash"]: row["subset"] for row in csv.DictReader(file)}
-        except (OSError, KeyError) as error:
-            raise ResnetlabError(f"{self.path / 'split.csv'} cannot be read: {error}.") from None
+        except (OSError, KeyError, ValueError) as error:
+            raise ResnetlabError(f"{self.path / name} cannot be read: {error}.") from None
 
     def save(self, name: str, write: Callable[[Path], None]) -> None:
         """Have `write` make a file of this name, atomically."""
@@ -172,6 +227,23 @@ class Run:
             named.replace(path)
 
         self.save(name, write)
+
+
+def strongest(splits: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The strongest subset of each image in several splits by hash: one trained on once is a training image."""
+    found: dict[str, str] = {}
+    for subsets in splits:
+        for content, subset in subsets.items():
+            if subset in STRONGEST and STRONGEST[subset] < STRONGEST.get(found.get(content, ""), len(STRONGEST)):
+                found[content] = subset
+    return found
+
+
+def _occupied(path: Path) -> UsageError:
+    return UsageError(
+        f"The run folder {path} is not empty. Choose another with --run, or go on with "
+        f"--resume {shlex.quote(str(path))}."
+    )
 
 
 def _cannot_make(path: Path, error: OSError) -> UsageError:

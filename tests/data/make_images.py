@@ -91,8 +91,8 @@ def write_classes(root: Path, classes: dict[str, int], *, start: int = 0) -> Pat
     """Class folders, each with so many different JPEG files."""
     seed = start
     for name, count in classes.items():
-        (root / name).mkdir(parents=True)
-        for index in range(count):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index in range(start, start + count):
             (root / name / f"{index}.jpg").write_bytes(jpeg(seed))
             seed += 1
     return root

@@ -7,9 +7,12 @@ from math import ceil, floor
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from resnetlab.data.split import split
 from resnetlab.errors import UsageError
+from resnetlab.run import strongest
 
 
 def _hashes(count: int, salt: object = "") -> list[str]:
@@ -133,3 +136,58 @@ def test_a_given_split_is_kept_and_completed_from_training():
 def test_shares_out_of_range(validation, test, message):
     with pytest.raises(UsageError, match=message):
         _split([], [], validation=validation, test=test)
+
+
+# A chain of runs
+
+FRACTIONS = st.sampled_from([0.0, 0.1, 0.2, 0.4])
+
+
+@st.composite
+def _chains(draw):
+    """Three runs on parts of one data set: of each its images, fractions, seed, and the data's own subsets if any."""
+    pool = range(draw(st.integers(3, 40)))
+    runs = []
+    for _ in range(3):
+        images = sorted(draw(st.sets(st.sampled_from(pool), min_size=1)))
+        given = draw(st.sampled_from([None, ("train",), ("train", "test"), ("train", "validation", "test")]))
+        subsets = [draw(st.sampled_from(given)) if given else None for _ in images]
+        runs.append((images, subsets, draw(FRACTIONS), draw(FRACTIONS), draw(st.integers(0, 99))))
+    return runs
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(_chains())
+def test_no_image_is_tested_on_after_any_run_of_the_chain_has_used_it(chain):
+    history: dict[str, str] = {}
+    trained, selected = set(), set()
+    for images, subsets, validation, test, seed in chain:
+        hashes = [hashlib.sha256(str(i).encode()).hexdigest() for i in images]
+        labels = [i % 2 for i in images]
+        sides = split(hashes, labels, subsets, validation=validation, test=test, seed=seed, inherited=history).tolist()
+        of = {name: {h for h, side in zip(hashes, sides, strict=True) if side == name} for name in set(sides)}
+        tested, judged = of.get("test", set()), of.get("validation", set())
+        assert not tested & (trained | selected)
+        assert not judged & trained
+        assert of.get("unused", set()) <= trained | selected
+        trained |= of.get("train", set())
+        selected |= judged
+        history = strongest([history, {h[:16]: side for h, side in zip(hashes, sides, strict=True)}])
+
+
+def test_known_images_keep_their_subset_and_new_ones_are_split_as_ever():
+    hashes, labels = _hashes(600), [0] * 600
+    before = dict(zip(hashes[:300], _split(hashes[:300], labels[:300]).tolist(), strict=True))
+    inherited = {content[:16]: subset for content, subset in before.items()}
+    after = split(hashes, labels, [None] * 600, validation=0.2, test=0.1, seed=1, inherited=inherited)
+    assert after[:300].tolist() == list(before.values())
+    assert after[300:].tolist() == _split(hashes[300:], labels[300:], seed=1).tolist()
+
+
+def test_an_image_that_the_data_holds_out_and_an_ancestor_used_is_left_out():
+    hashes = _hashes(6)
+    given = ["train", "test", "test", "test", "validation", "validation"]
+    uses = ["test", "train", "validation", "test", "train", "test"]
+    inherited = {content[:16]: use for content, use in zip(hashes, uses, strict=True)}
+    sides = split(hashes, [0] * 6, given, validation=0.1, test=0.1, inherited=inherited)
+    assert sides.tolist() == ["train", "unused", "unused", "test", "unused", "validation"]

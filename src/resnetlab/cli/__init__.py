@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
@@ -33,11 +34,23 @@ for command in (
     app.command()(command)
 
 
+ASCII = str.maketrans("─━│┃┌┐└┘├┤┬┴┼╭╮╰╯╶╴╸╺═║•·…–—−×±≤≥→←≈²°’‘“”█", "--||+++++++++++++----=|*..---x+<>><~2o''\"\"#")
+
+
+def _as_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Codec error handler: signs of tables as ASCII, and a name that the terminal cannot show by its codes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(ASCII)
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
 def main() -> None:
     """Run the command line: exit code 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is shown by its codes
+    codecs.register_error("resnetlab", _as_ascii)
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="resnetlab")
     try:
         app()
     except ResnetlabError as error:

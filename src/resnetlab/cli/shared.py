@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,14 +103,16 @@ def start(backend: str | None, device: str, *, precision: str = "float32") -> di
     }
 
 
-def open_data(spec: str, recipe: Recipe, *, quiet: bool) -> tuple[Source, Pack]:
-    """The data's packed images, made now or reused."""
+def open_data(
+    spec: str, recipe: Recipe, *, quiet: bool, inherited: Mapping[str, str] | None = None
+) -> tuple[Source, Pack]:
+    """The data's packed images, made now or reused; `inherited` as in `split`."""
     from resnetlab.data.pack import pack_for
     from resnetlab.data.sources import resolve
 
     source = resolve(spec)
     with counting("decoding", quiet=quiet) as progress:
-        packed = pack_for(source, recipe, progress=progress)
+        packed = pack_for(source, recipe, inherited=inherited, progress=progress)
     set_aside = len(packed.audit["set_aside"])
     if set_aside and not quiet:
         print(f"{set_aside} of {packed.audit['found']} images are set aside: see `resnetlab audit {shlex.quote(spec)}`")
@@ -131,11 +133,18 @@ def reopen(folder: Path, data: str | None, *, quiet: bool) -> tuple[Run, Recipe,
             f"{folder} was ported, and has no data of its own. Name some: `resnetlab evaluate RUN DATA`; to train on "
             "from it: `resnetlab train DATA --weights RUN`."
         )
-    source, pack = open_data(data or facts["data"], recipe, quiet=quiet)
+    if data is None and Path(facts["data"]).is_absolute() and not Path(facts["data"]).is_dir():
+        raise ResnetlabError(
+            f"The data of {folder} is no longer at {facts['data']}. Name where it is now as DATA: `resnetlab train "
+            "DATA --resume RUN`, `resnetlab evaluate RUN DATA`."
+        )
+    source, pack = open_data(data or facts["data"], recipe, quiet=quiet, inherited=run.ancestors())
     if run.split() != {digest: subset for _, _, subset, digest in split_rows(pack)}:
+        named = shlex.quote(str(folder))
         raise ResnetlabError(
             f"The images of {source.location} are not those that {folder} was trained on: files were added, removed or "
-            "changed. Restore them, or evaluate on them as other data: `resnetlab evaluate RUN DATA`."
+            f"changed. Restore them, train on them from this run's weights: `resnetlab train DATA --weights {named}`, "
+            f"or evaluate on them as other data: `resnetlab evaluate {named} DATA`."
         )
     return run, recipe, source, pack
 

@@ -11,12 +11,14 @@ import typer
 
 from resnetlab import environment, results
 from resnetlab.cli.options import Backend, Data, Device, Json, RunFolder, Verbose
+from resnetlab.cli.resume import check_resumable, extended
 from resnetlab.cli.shared import open_data, recipe_for, reopen, split_rows, start
 from resnetlab.cli.weights import given_weights, network_from, what_weights_fix
 from resnetlab.errors import ResnetlabError, UsageError
 
 if TYPE_CHECKING:
     from resnetlab.data.pack import Pack
+    from resnetlab.recipes import Recipe
     from resnetlab.run import Run
 
 
@@ -44,7 +46,13 @@ def train(
     run_folder: Annotated[
         Path | None, typer.Option("--run", help="Where to put the run.", show_default="runs/DATA-MODEL-TIME")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Resume an interrupted run, or a finished one with more --epochs."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Short for --set epochs=; allowed with --resume.", min=1, show_default="recipe's")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of weights, order and augmentation.", show_default="recipe's")
     ] = None,
@@ -56,14 +64,22 @@ def train(
     """Train a residual network, evaluate it on the test images, and keep everything in a run folder."""
     from resnetlab.run import Run
 
+    if epochs is not None:
+        if any(setting.partition("=")[0].strip() == "epochs" for setting in settings or []):
+            raise UsageError("Received both --epochs and --set epochs=: give one of them.")
+        settings = [*(settings or []), f"epochs={epochs}"]
     origin: Run | None = None  # of the weights to begin with
+    notes: list[str] = []
     network, with_head = None, False
     if resume is not None:
-        if recipe or model or settings or weights or run_folder or seed is not None:
+        if recipe or model or weights or run_folder or seed is not None:
             raise UsageError(
-                "--resume goes on with the run's own recipe: leave --recipe, --model, --set, --weights and --run out."
+                "--resume goes on with the run's own recipe: leave --recipe, --model, --weights, --run and --seed out. "
+                "To train otherwise from its weights: `resnetlab train DATA --weights RUN`."
             )
+        check_resumable(resume, settings or [])
         run, chosen, source, pack = reopen(resume, data, quiet=as_json)
+        chosen, notes = extended(run, chosen, pack, settings or [])
         before = run.read_json("environment.json")["settings"].get("KERAS_BACKEND")
         used = start(backend or before, device, precision=chosen.precision)
     else:
@@ -77,7 +93,10 @@ def train(
             origin = given_weights(weights, backend=backend, device=device)
             chosen = recipe_for(data, recipe or "finetune", model, settings, fixed=what_weights_fix(origin))
         chosen = chosen if seed is None else chosen.changed(seed=seed)
-        source, pack = open_data(data, chosen, quiet=as_json)
+        inherited = {} if origin is None else origin.history()
+        source, pack = open_data(data, chosen, quiet=as_json, inherited=inherited)
+        if origin is not None:
+            notes = _inheritance(origin, inherited, chosen, pack)
         used = start(backend, device, precision=chosen.precision)
         from resnetlab.training.fit import require_validation
         from resnetlab.training.transfer import require_weights
@@ -88,7 +107,7 @@ def train(
         else:
             network, with_head = network_from(origin, chosen, pack.class_names)
         run = Run.create(
-            run_folder or Run.default_path(source.name, chosen.model),
+            run_folder or Run.new_folder(source.name, chosen.model),
             recipe=chosen,
             environment=environment.snapshot(),
             facts={
@@ -101,6 +120,8 @@ def train(
                 "weights": None if origin is None else str(origin.path.resolve()),
             },
         )
+        if origin is not None:
+            run.write_ancestors(origin)
         run.write_split(split_rows(pack))
         run.write_json("audit.json", pack.audit)
 
@@ -119,6 +140,8 @@ def train(
         console.print(
             f"begins with the weights of {origin.path}, {'and its head' if with_head else 'under a new head'}"
         )
+    for note in notes:
+        console.print(note)
     with TerminalProgress(console) as progress:
         status = fit(pack, chosen, run, progress=progress, resume=resume is not None, network=network)
     if status == "interrupted":
@@ -128,6 +151,34 @@ def train(
     else:
         console.print("No test or validation images: nothing is evaluated. Try `resnetlab evaluate RUN DATA`.")
     console.print(f"run folder {run.path}")
+
+
+def _inheritance(origin: Run, inherited: dict[str, str], recipe: Recipe, pack: Pack) -> list[str]:
+    """What the runs that the weights come from mean for the split. Raises where they leave nothing to test on."""
+    from resnetlab.data.split import UNUSED
+    from resnetlab.run import DIGITS
+
+    notes = []
+    if origin.has_unknown_origin():
+        notes.append(
+            "what the imported weights were trained on is not known: images held out here may have been among it"
+        )
+    before = [inherited.get(digest[:DIGITS]) for digest in pack.hashes]
+    if known := sum(subset is not None for subset in before):
+        notes.append(
+            f"{known:,} images were in the runs that the weights come from, and keep their subset; others are new"
+        )
+    if unused := len(pack.indices(UNUSED)):
+        notes.append(
+            f"{unused:,} held-out images of the data are left out: the weights were trained on, or selected by, them"
+        )
+    if recipe.test and known and not len(pack.indices("test")):
+        raise ResnetlabError(
+            f"No image is left to test on: the weights of {origin.path} were trained on, or selected by, those that "
+            f"would be ({before.count('train'):,} of {len(before):,} images trained on). Add images, begin with other "
+            "weights, or do without a test with --set test=0."
+        )
+    return notes
 
 
 def evaluate(
@@ -187,6 +238,7 @@ def _evaluate_elsewhere(run: Run, spec: str, *, as_json: bool, console: Any) -> 
 
     from resnetlab.evaluation.metrics import evaluate_logits
     from resnetlab.inference.predictor import Predictor
+    from resnetlab.run import DIGITS
 
     predictor = Predictor(run)
     source, pack = open_data(spec, predictor.recipe, quiet=as_json)
@@ -196,8 +248,9 @@ def _evaluate_elsewhere(run: Run, spec: str, *, as_json: bool, console: Any) -> 
             f"{source.location} has classes that the run does not know: {', '.join(strange[:5])}. "
             f"Expected some of: {', '.join(predictor.class_names[:20])}."
         )
-    seen = {digest for digest, subset in run.split().items() if subset == "train"}
-    kept = np.array([i for i, digest in enumerate(pack.hashes) if digest[:16] not in seen], int)
+    history = run.history()
+    before = np.array([history.get(digest[:DIGITS], "") for digest in pack.hashes])
+    kept = np.flatnonzero(before != "train")
     own_test = np.intersect1d(kept, pack.indices("test")) if any(s.subset for s in source.samples) else kept
     kept = own_test if len(own_test) else kept
     if left_out := len(pack.labels) - len(kept):
@@ -206,6 +259,10 @@ def _evaluate_elsewhere(run: Run, spec: str, *, as_json: bool, console: Any) -> 
         raise ResnetlabError(
             f"The run was trained on every image of {source.location}: nothing is left to evaluate on."
         )
+    if chose := int((before[kept] == "validation").sum()):
+        console.print(f"{chose} of these {len(kept)} images are validation images: the best epoch was chosen by them")
+    if run.has_unknown_origin():
+        console.print("what the imported weights were trained on is not known: these images may have been among it")
     place = np.array([predictor.class_names.index(name) for name in pack.class_names])
     found = evaluate_logits(predictor.logits(pack.images, kept), place[pack.labels[kept]], predictor.class_names)
     if as_json:

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +39,7 @@ class Pack:
 
     images: NDArray[np.uint8]  # (n, size, size, 3), memory-mapped, read-only
     labels: NDArray[np.int64]  # (n,)
-    subset: NDArray[np.str_]  # (n,) "train", "validation" or "test"
+    subset: NDArray[np.str_]  # (n,) "train", "validation", "test" or "unused"
     hashes: tuple[str, ...]
     names: tuple[str, ...]  # of the files, inside the source
     class_names: tuple[str, ...]
@@ -68,6 +68,7 @@ def pack(
     validation: float,
     test: float,
     seed: int = 0,
+    inherited: Mapping[str, str] | None = None,
     interpolation: Interpolation = "bilinear",
     whole: bool = False,
     workers: int | None = None,
@@ -108,7 +109,15 @@ def pack(
         whole=images[:, 1] if whole else None,
         aspect=np.array(meta["aspect"], np.float32) if whole else None,
         labels=np.array(meta["labels"], np.int64),
-        subset=split(meta["hashes"], meta["labels"], meta["subsets"], validation=validation, test=test, seed=seed),
+        subset=split(
+            meta["hashes"],
+            meta["labels"],
+            meta["subsets"],
+            validation=validation,
+            test=test,
+            seed=seed,
+            inherited=inherited,
+        ),
         hashes=tuple(meta["hashes"]),
         names=tuple(meta["names"]),
         class_names=source.class_names,
@@ -121,12 +130,19 @@ def pack(
         raise ResnetlabError(
             f"No training image of {', '.join(untrained[:5])} in {source.location}. Expected at least one of "
             "each class: see `resnetlab audit` for what was set aside."
+            + (" The run that the weights come from holds the others out: add images." if inherited else "")
         )
     return packed
 
 
-def pack_for(source: Source, recipe: Recipe, *, progress: Progress | None = None) -> Pack:
-    """`source` packed and split as a recipe has it, in the cache."""
+def pack_for(
+    source: Source,
+    recipe: Recipe,
+    *,
+    inherited: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Pack:
+    """`source` packed and split as a recipe and the `inherited` subsets have it (see `split`), in the cache."""
     return pack(
         source,
         size=recipe.pack_size,
@@ -136,6 +152,7 @@ def pack_for(source: Source, recipe: Recipe, *, progress: Progress | None = None
         validation=recipe.validation,
         test=recipe.test,
         seed=recipe.seed,
+        inherited=inherited,
         progress=progress,
     )
 

@@ -9,21 +9,26 @@ In a small class that could go badly wrong (24 images: 20 ± 8 %), so a count th
 from what was asked, or is zero, is put right, by exchanging with training the images whose u lies nearest to
 the boundary. Exact shares and images that never move exclude each other; this way only such classes ever see
 an image move.
+
+A run that begins with the weights of another inherits that run's split (see `split`'s `inherited`): what the
+weights were trained on, or selected by, is never tested on.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, floor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnetlab.errors import UsageError
+from resnetlab.run import DIGITS, STRONGEST
 
 TOLERANCE = 1 / 3
+UNUSED = "unused"  # the subset of an image that the data has held out and an ancestor was trained on
 
 
 def split(
@@ -34,8 +39,9 @@ def split(
     validation: float,
     test: float,
     seed: int = 0,
+    inherited: Mapping[str, str] | None = None,
 ) -> NDArray[np.str_]:
-    """The subset of each of n samples: "train", "validation" or "test".
+    """The subset of each of n samples: "train", "validation", "test", or UNUSED.
 
     Args:
         hashes: n digests of content; equal content, equal hash.
@@ -43,6 +49,10 @@ def split(
         subsets: n subsets that the source itself gives, or None. A given one is kept, but a part
             that is asked for and not given is carved out of the training part.
         validation, test: shares of each class, in [0, 1) and together below 1.
+        inherited: the strongest subset that each image had in the runs that the weights come from, by the
+            first DIGITS of its hash (see `run.strongest`). An image keeps it, or is trained on where this run has
+            no such part; only images without one are carved. What the data itself holds out, and a run
+            before this one was trained on (or, for a test image, selected its best epoch by), is UNUSED.
 
     Guarantees, for each class and counted in distinct images:
         - a share asked for gets at least one image, and so does training; where there are too few images for
@@ -52,24 +62,28 @@ def split(
         - an image's subset depends on the seed and its content alone, except for what is moved to that end.
     """
     check_shares(validation=validation, test=test)
+    inherited = inherited or {}
     given = {subset for subset in subsets if subset is not None}
     shares = {"test": test, "validation": validation}  # in this order where images are few
     shares = {name: share for name, share in shares.items() if share > 0 and name not in given}
 
     classes: dict[int, dict[str, float]] = defaultdict(dict)  # of each class, its distinct images with their u
     for content, label, subset in zip(hashes, labels, subsets, strict=True):
-        if subset in (None, "train"):
+        if subset in (None, "train") and content[:DIGITS] not in inherited:
             classes[label][content] = _uniform(content, seed)
     carved: dict[str, str] = {}
     for images in classes.values():
         carved.update(_carve(images, shares))
-    return np.array(
-        [
-            carved[content] if subset in (None, "train") else subset
-            for content, subset in zip(hashes, subsets, strict=True)
-        ],
-        dtype="U10",
-    )
+
+    def settle(content: str, subset: str | None) -> str:
+        before = inherited.get(content[:DIGITS])
+        if subset in (None, "train"):
+            if before is None:
+                return carved[content]
+            return before if before in shares else "train"
+        return UNUSED if before is not None and STRONGEST[before] < STRONGEST[subset] else subset
+
+    return np.array([settle(*sample) for sample in zip(hashes, subsets, strict=True)], dtype="U10")
 
 
 def check_shares(*, validation: float, test: float) -> None:

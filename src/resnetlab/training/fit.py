@@ -285,8 +285,14 @@ def train(
 def _diverged(run: Run, recipe: Recipe, step: int, found: str) -> ResnetlabError:
     run.update(status="diverged", step=step)
     return ResnetlabError(
-        f"{found}: training diverged. Lower the rate with --set learning_rate={recipe.learning_rate / 10:g} or "
-        "lengthen the warm-up with --set warmup=5."
+        f"{found}: training diverged. --resume would repeat these steps. Begin a new run, by the same command with "
+        f"another --run and with --set learning_rate={recipe.learning_rate / 10:g} or --set warmup=5"
+        + (
+            f"; or from the last good weights: resnetlab train DATA --weights {shlex.quote(str(run.path))} "
+            f"--set learning_rate={recipe.learning_rate / 10:g}."
+            if run.best_weights.exists()
+            else "."
+        )
     )
 
 
