@@ -103,14 +103,21 @@ def start(backend: str | None, device: str, *, precision: str = "float32") -> di
     }
 
 
-def open_data(spec: str, recipe: Recipe, *, quiet: bool) -> tuple[Source, Pack]:
-    """The data's packed images, made now or reused."""
+def open_data(spec: str, recipe: Recipe, *, quiet: bool, allow_losses: bool = False) -> tuple[Source, Pack]:
+    """The data's packed images, made now or reused; with `allow_losses` a class may lose most of its images."""
+    from resnetlab.data.audit import ignored_text
     from resnetlab.data.pack import pack_for
     from resnetlab.data.sources import resolve
 
     source = resolve(spec)
+    for note in source.notes:
+        print(note, file=sys.stderr)
+    if source.ignored:
+        print(f"ignored: {ignored_text(source.ignored_endings)}", file=sys.stderr)
     with counting("decoding", quiet=quiet) as progress:
-        packed = pack_for(source, recipe, progress=progress)
+        packed = pack_for(source, recipe, allow_losses=allow_losses, progress=progress)
+    for name, loss in packed.audit["losses"].items():
+        print(f"warning: the class {name!r}: {loss}", file=sys.stderr)
     set_aside = len(packed.audit["set_aside"])
     if set_aside and not quiet:
         print(f"{set_aside} of {packed.audit['found']} images are set aside: see `resnetlab audit {shlex.quote(spec)}`")
@@ -131,7 +138,8 @@ def reopen(folder: Path, data: str | None, *, quiet: bool) -> tuple[Run, Recipe,
             f"{folder} was ported, and has no data of its own. Name some: `resnetlab evaluate RUN DATA`; to train on "
             "from it: `resnetlab train DATA --weights RUN`."
         )
-    source, pack = open_data(data or facts["data"], recipe, quiet=quiet)
+    allow_losses = facts.get("allow_losses", True)  # runs of before there was a choice allowed them
+    source, pack = open_data(data or facts["data"], recipe, quiet=quiet, allow_losses=allow_losses)
     if run.split() != {digest: subset for _, _, subset, digest in split_rows(pack)}:
         raise ResnetlabError(
             f"The images of {source.location} are not those that {folder} was trained on: files were added, removed or "

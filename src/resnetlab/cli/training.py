@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resnetlab import environment, results
-from resnetlab.cli.options import Backend, Data, Device, Json, RunFolder, Verbose
+from resnetlab.cli.options import AllowLosses, Backend, Data, Device, Json, RunFolder, Verbose
 from resnetlab.cli.shared import open_data, recipe_for, reopen, split_rows, start
 from resnetlab.cli.weights import given_weights, network_from, what_weights_fix
 from resnetlab.errors import ResnetlabError, UsageError
@@ -48,6 +48,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Of weights, order and augmentation.", show_default="recipe's")
     ] = None,
+    allow_losses: AllowLosses = False,
     backend: Backend = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -77,7 +78,7 @@ def train(
             origin = given_weights(weights, backend=backend, device=device)
             chosen = recipe_for(data, recipe or "finetune", model, settings, fixed=what_weights_fix(origin))
         chosen = chosen if seed is None else chosen.changed(seed=seed)
-        source, pack = open_data(data, chosen, quiet=as_json)
+        source, pack = open_data(data, chosen, quiet=as_json, allow_losses=allow_losses)
         used = start(backend, device, precision=chosen.precision)
         from resnetlab.training.fit import require_validation
         from resnetlab.training.transfer import require_weights
@@ -98,6 +99,7 @@ def train(
                 "pack": pack.key,
                 "class_names": list(pack.class_names),
                 "model": chosen.model,
+                "allow_losses": allow_losses,
                 "weights": None if origin is None else str(origin.path.resolve()),
             },
         )
@@ -135,6 +137,7 @@ def evaluate(
     data: Annotated[
         str | None, typer.Argument(metavar="DATA", help="Other data of the same classes.", show_default="the run's own")
     ] = None,
+    allow_losses: AllowLosses = False,
     backend: Backend = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -153,7 +156,7 @@ def evaluate(
     else:
         run = Run.open(run_folder)
         start(backend, device)
-        _evaluate_elsewhere(run, data, as_json=as_json, console=console)
+        _evaluate_elsewhere(run, data, as_json=as_json, console=console, allow_losses=allow_losses)
 
 
 def _evaluate_run(run: Run, pack: Pack, *, as_json: bool, console: Any) -> None:
@@ -181,7 +184,7 @@ def _evaluate_run(run: Run, pack: Pack, *, as_json: bool, console: Any) -> None:
         console.print(f"\n{subset} images\n{found.summary()}", markup=False)
 
 
-def _evaluate_elsewhere(run: Run, spec: str, *, as_json: bool, console: Any) -> None:
+def _evaluate_elsewhere(run: Run, spec: str, *, as_json: bool, console: Any, allow_losses: bool) -> None:
     """Evaluate on other data, without the images that the run was trained on."""
     import numpy as np
 
@@ -189,7 +192,7 @@ def _evaluate_elsewhere(run: Run, spec: str, *, as_json: bool, console: Any) -> 
     from resnetlab.inference.predictor import Predictor
 
     predictor = Predictor(run)
-    source, pack = open_data(spec, predictor.recipe, quiet=as_json)
+    source, pack = open_data(spec, predictor.recipe, quiet=as_json, allow_losses=allow_losses)
     strange = sorted(set(pack.class_names) - set(predictor.class_names))
     if strange:
         raise UsageError(
