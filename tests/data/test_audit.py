@@ -289,7 +289,7 @@ def test_a_copy_of_a_test_image_is_not_trained_on(make, tmp_path):
     (tmp_path / "train" / "cat" / "leak.jpg").write_bytes(make.jpeg(20))
     verdict = audit(resolve(str(tmp_path)))
     assert [(r.name, r.problem) for r in verdict.set_aside] == [
-        ("train/cat/leak.jpg", "copy of a test image (test/cat/0.jpg)")
+        ("train/cat/leak.jpg", "copy of a test image (test/cat/20.jpg)")
     ]
 
 

@@ -51,7 +51,9 @@ def predict(
 
     from resnetlab.inference.predictor import expand
 
-    paths = expand(images or [])
+    paths, notes = expand(images or [])
+    for note in notes:
+        print(note, file=sys.stderr)
     predictor = _open(run, engine, precision, backend, device)
     width = max(len(str(path)) for path in paths)
     problems = 0
@@ -95,7 +97,7 @@ def export(
     require_supported(format, precision)  # before anything is decoded
     pack = None
     if data is not None:
-        _, pack = open_data(data, run.recipe(), quiet=as_json)
+        _, pack = open_data(data, run.recipe(), quiet=as_json, allow_losses=True)
     elif run.facts()["data"] is not None:
         try:
             _, _, _, pack = reopen(run_folder, None, quiet=as_json)

@@ -19,6 +19,9 @@ Data = Annotated[str, typer.Argument(metavar="DATA", help="animals10, cifar10, d
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by `resnetlab train`.")]
 Backend = Annotated[str | None, typer.Option(help="tensorflow, jax or torch.", show_default="the first installed")]
 Device = Annotated[str, typer.Option(help="auto, cpu or gpu.")]
+AllowLosses = Annotated[
+    bool, typer.Option("--allow-losses", help="Go on where a class loses most of its images (see `resnetlab audit`).")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Verbose = Annotated[
     bool,

@@ -104,15 +104,30 @@ def start(backend: str | None, device: str, *, precision: str = "float32") -> di
 
 
 def open_data(
-    spec: str, recipe: Recipe, *, quiet: bool, inherited: Mapping[str, str] | None = None
+    spec: str,
+    recipe: Recipe,
+    *,
+    quiet: bool,
+    inherited: Mapping[str, str] | None = None,
+    allow_losses: bool = False,
 ) -> tuple[Source, Pack]:
-    """The data's packed images, made now or reused; `inherited` as in `split`."""
+    """The data's packed images, made now or reused.
+
+    `inherited` is as in `split`; with `allow_losses` a class may lose most of its images.
+    """
+    from resnetlab.data.audit import ignored_text
     from resnetlab.data.pack import pack_for
     from resnetlab.data.sources import resolve
 
     source = resolve(spec)
+    for note in source.notes:
+        print(note, file=sys.stderr)
+    if source.ignored:
+        print(f"ignored: {ignored_text(source.ignored_endings)}", file=sys.stderr)
     with counting("decoding", quiet=quiet) as progress:
-        packed = pack_for(source, recipe, inherited=inherited, progress=progress)
+        packed = pack_for(source, recipe, inherited=inherited, allow_losses=allow_losses, progress=progress)
+    for name, loss in packed.audit["losses"].items():
+        print(f"warning: the class {name!r}: {loss}", file=sys.stderr)
     set_aside = len(packed.audit["set_aside"])
     if set_aside and not quiet:
         print(f"{set_aside} of {packed.audit['found']} images are set aside: see `resnetlab audit {shlex.quote(spec)}`")
@@ -138,7 +153,10 @@ def reopen(folder: Path, data: str | None, *, quiet: bool) -> tuple[Run, Recipe,
             f"The data of {folder} is no longer at {facts['data']}. Name where it is now as DATA: `resnetlab train "
             "DATA --resume RUN`, `resnetlab evaluate RUN DATA`."
         )
-    source, pack = open_data(data or facts["data"], recipe, quiet=quiet, inherited=run.ancestors())
+    allow_losses = facts.get("allow_losses", True)  # runs of before there was a choice allowed them
+    source, pack = open_data(
+        data or facts["data"], recipe, quiet=quiet, inherited=run.ancestors(), allow_losses=allow_losses
+    )
     if run.split() != {digest: subset for _, _, subset, digest in split_rows(pack)}:
         named = shlex.quote(str(folder))
         raise ResnetlabError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resnetlab import environment, results
-from resnetlab.cli.options import Backend, Data, Device, Json, RunFolder, Verbose
+from resnetlab.cli.options import AllowLosses, Backend, Data, Device, Json, RunFolder, Verbose
 from resnetlab.cli.resume import check_resumable, extended
 from resnetlab.cli.shared import open_data, recipe_for, reopen, split_rows, start
 from resnetlab.cli.weights import given_weights, network_from, what_weights_fix
@@ -56,6 +56,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Of weights, order and augmentation.", show_default="recipe's")
     ] = None,
+    allow_losses: AllowLosses = False,
     backend: Backend = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -94,7 +95,7 @@ def train(
             chosen = recipe_for(data, recipe or "finetune", model, settings, fixed=what_weights_fix(origin))
         chosen = chosen if seed is None else chosen.changed(seed=seed)
         inherited = {} if origin is None else origin.history()
-        source, pack = open_data(data, chosen, quiet=as_json, inherited=inherited)
+        source, pack = open_data(data, chosen, quiet=as_json, inherited=inherited, allow_losses=allow_losses)
         if origin is not None:
             notes = _inheritance(origin, inherited, chosen, pack)
         used = start(backend, device, precision=chosen.precision)
@@ -117,6 +118,7 @@ def train(
                 "pack": pack.key,
                 "class_names": list(pack.class_names),
                 "model": chosen.model,
+                "allow_losses": allow_losses,
                 "weights": None if origin is None else str(origin.path.resolve()),
             },
         )
@@ -186,6 +188,7 @@ def evaluate(
     data: Annotated[
         str | None, typer.Argument(metavar="DATA", help="Other data of the same classes.", show_default="the run's own")
     ] = None,
+    allow_losses: AllowLosses = False,
     backend: Backend = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -204,7 +207,7 @@ def evaluate(
     else:
         run = Run.open(run_folder)
         start(backend, device)
-        _evaluate_elsewhere(run, data, as_json=as_json, console=console)
+        _evaluate_elsewhere(run, data, as_json=as_json, console=console, allow_losses=allow_losses)
 
 
 def _evaluate_run(run: Run, pack: Pack, *, as_json: bool, console: Any) -> None:
@@ -232,7 +235,7 @@ def _evaluate_run(run: Run, pack: Pack, *, as_json: bool, console: Any) -> None:
         console.print(f"\n{subset} images\n{found.summary()}", markup=False)
 
 
-def _evaluate_elsewhere(run: Run, spec: str, *, as_json: bool, console: Any) -> None:
+def _evaluate_elsewhere(run: Run, spec: str, *, as_json: bool, console: Any, allow_losses: bool) -> None:
     """Evaluate on other data, without the images that the run was trained on."""
     import numpy as np
 
@@ -241,7 +244,7 @@ def _evaluate_elsewhere(run: Run, spec: str, *, as_json: bool, console: Any) -> 
     from resnetlab.run import DIGITS
 
     predictor = Predictor(run)
-    source, pack = open_data(spec, predictor.recipe, quiet=as_json)
+    source, pack = open_data(spec, predictor.recipe, quiet=as_json, allow_losses=allow_losses)
     strange = sorted(set(pack.class_names) - set(predictor.class_names))
     if strange:
         raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +15,7 @@ from PIL import Image
 
 from resnetlab.data.preprocess import ImageProblem, Interpolation, Pixels, decode, fit_square, pillow_without_warnings
 from resnetlab.data.sources import Sample, Source
+from resnetlab.data.walk import DOCUMENT_SUFFIXES, listed_endings
 from resnetlab.environment import usable_cores
 from resnetlab.errors import ResnetlabError
 
@@ -24,6 +25,7 @@ BLACKS, WHITES = bytes(range(9)), bytes(range(247, 256))  # with this fraction o
 NEARLY = 0.99  # nearly black or white
 MIN_LEVELS = 20  # of one channel: with fewer, a range of values was probably lost
 DOUBT_SIZE = 256  # what JPEGs are decoded for to decide whether they are suspicious, whatever the size wanted
+MOST = 0.5  # a class that loses more than this fraction of its images stops the run unless confirmed
 CHUNK = 32  # files a task: few enough to share out evenly, enough for the hand-over between threads not to count
 
 # ------------------------------------------------------------------------------------------- files to records
@@ -160,7 +162,9 @@ class Audit:
     location: str
     class_names: tuple[str, ...]
     records: tuple[Record, ...]
-    num_ignored: int
+    ignored: dict[str, int]  # files that are no images, by ending
+    notes: list[str]  # how its folders were understood
+    losses: dict[str, str]  # of classes that lose most of their images: how many, and why
 
     @classmethod
     def of(cls, source: Source, records: Sequence[Record]) -> Audit:
@@ -169,8 +173,10 @@ class Audit:
         Raises ResnetlabError if a class has no usable image left.
         """
         settled = tuple(_settle_copies(records, source.class_names))
-        audit = cls(source.name, source.location, source.class_names, settled, source.num_ignored)
-        usable = Counter(record.label for record in audit.usable)
+        usable = Counter(record.label for record in settled if record.problem is None)
+        counts = {name: usable[label] for label, name in enumerate(source.class_names)}
+        facts = source_facts(source, counts)
+        audit = cls(source.name, source.location, source.class_names, settled, **facts)
         for label, class_name in enumerate(source.class_names):
             if not usable[label]:
                 reasons = _tally(record.problem for record in settled if record.label == label)
@@ -239,7 +245,9 @@ class Audit:
             "conversions": self.conversions,
             "duplicates": self.duplicates,
             "conflicts": self.conflicts,
-            "ignored": self.num_ignored,
+            "ignored": self.ignored,
+            "notes": self.notes,
+            "losses": self.losses,
             "median_size": list(self._median_size),
         }
 
@@ -268,8 +276,12 @@ class Audit:
         if self.duplicates:
             copies = sum(map(len, self.duplicates)) - len(self.duplicates)
             lines.append(f"  duplicates  {copies:,} copies of {len(self.duplicates):,} images, same side of the split")
-        if self.num_ignored:
-            lines.append(f"  ignored     {self.num_ignored:,} files that are not images by name or place")
+        lines += [f"  folders     {note}" for note in self.notes]
+        if self.ignored:
+            lines.append(f"  ignored     {ignored_text(self.ignored)}")
+        lines += [
+            f"  losses      {name}: {loss}: train stops without --allow-losses" for name, loss in self.losses.items()
+        ]
         if self.suspicious:
             lines.append(f"  suspicious  {len(self.suspicious):,} (used all the same)")
             lines += _listing((record.name, record.suspicious or "") for record in self.suspicious)
@@ -282,6 +294,44 @@ def audit(source: Source, *, workers: int | None = None, progress: Progress | No
     """Decode every image of `source` and judge it; raises ResnetlabError if a class has nothing usable."""
     # Any size serves: the smallest lets a JPEG skip most of the inverse transform.
     return Audit.of(source, [record for record, _ in inspect_all(source, size=1, workers=workers, progress=progress)])
+
+
+def source_facts(source: Source, usable: Mapping[str, int]) -> dict[str, Any]:
+    """What of an audit the source alone gives, with the number of `usable` images of each class."""
+    return {
+        "ignored": dict(source.ignored_endings.most_common()),
+        "notes": list(source.notes),
+        "losses": _losses(source, usable),
+    }
+
+
+def _losses(source: Source, usable: Mapping[str, int]) -> dict[str, str]:
+    """Classes that lose more than MOST of their images: ignored by their ending, or set aside."""
+    found = Counter(source.class_names[sample.label] for sample in source.samples)
+    losses = {}
+    for name in source.class_names:
+        ignored = {e: n for e, n in source.ignored.get(name, {}).items() if e not in DOCUMENT_SUFFIXES}
+        total = found[name] + sum(ignored.values())
+        if total - usable[name] > MOST * total:
+            aside = f"{found[name] - usable[name]:,} set aside" if found[name] > usable[name] else ""
+            why = ", ".join(filter(None, [listed_endings(ignored) + " ignored" if ignored else "", aside]))
+            losses[name] = f"{total - usable[name]:,} of {total:,} files cannot be used ({why})"
+    return losses
+
+
+def require_few_losses(source: Source, usable: Mapping[str, int]) -> None:
+    """Raise ResnetlabError if a class loses most of its images."""
+    if losses := _losses(source, usable):
+        raise ResnetlabError(
+            f"Most images are lost of {', '.join(f'{name!r}: {loss}' for name, loss in list(losses.items())[:5])} in "
+            f"{source.location}. Expected at most half of each class. See `resnetlab audit`; convert or replace the "
+            "files (.jpg and .png are read), or train without them with --allow-losses."
+        )
+
+
+def ignored_text(ignored: Mapping[str, int]) -> str:
+    """'12 files that are no images by ending or place: 9 .txt, 3 .cr2'."""
+    return f"{sum(ignored.values()):,} files that are no images by ending or place: {listed_endings(ignored)}"
 
 
 def _settle_copies(records: Sequence[Record], class_names: tuple[str, ...]) -> Iterator[Record]:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetlab.data.audit import Audit, Progress, Record, inspect_all
+from resnetlab.data.audit import Audit, Progress, Record, inspect_all, require_few_losses, source_facts
 from resnetlab.data.preprocess import MAX_PIXELS, Interpolation, Pixels
 from resnetlab.data.sources import Source
 from resnetlab.data.split import check_shares, split
@@ -71,6 +72,7 @@ def pack(
     inherited: Mapping[str, str] | None = None,
     interpolation: Interpolation = "bilinear",
     whole: bool = False,
+    allow_losses: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Pack:
@@ -79,11 +81,14 @@ def pack(
     With `whole`, each image is stored twice: its centre square, which evaluation and prediction see, and all of it.
     The split (see `split`) is not part of what is stored. `progress(done, total)` is called only where images
     are decoded. Raises UsageError for values out of range, ResnetlabError if a class is left without a usable
-    or a training image, or if the pack cannot be written.
+    or a training image, loses most of its images (unless `allow_losses`), or if the pack cannot be written.
     """
     if size < 1:
         raise UsageError(f"image size {size}: expected at least 1 pixel.")
     check_shares(validation=validation, test=test)
+
+    if not allow_losses:  # what is known before anything is decoded
+        require_few_losses(source, Counter(source.class_names[sample.label] for sample in source.samples))
 
     key = _key(source, size, interpolation, whole)
     shape = (2, size, size, 3) if whole else (size, size, 3)  # of one image
@@ -104,6 +109,10 @@ def pack(
         raise ResnetlabError(f"The pack {folder} was removed while it was being made. Run the command again.")
 
     images, meta = stored
+    if not allow_losses:
+        require_few_losses(source, meta["audit"]["classes"])
+    # What is ignored is not in the key, and the source may have moved since.
+    audit = meta["audit"] | {"location": source.location} | source_facts(source, meta["audit"]["classes"])
     packed = Pack(
         images=images[:, 0] if whole else images,
         whole=images[:, 1] if whole else None,
@@ -123,7 +132,7 @@ def pack(
         class_names=source.class_names,
         source_name=source.name,
         key=key,
-        audit=meta["audit"] | {"location": source.location},  # it may have moved since
+        audit=audit,
     )
     untrained = [source.class_names[label] for label in np.flatnonzero(packed.class_counts("train") == 0)]
     if untrained:
@@ -140,6 +149,7 @@ def pack_for(
     recipe: Recipe,
     *,
     inherited: Mapping[str, str] | None = None,
+    allow_losses: bool = False,
     progress: Progress | None = None,
 ) -> Pack:
     """`source` packed and split as a recipe and the `inherited` subsets have it (see `split`), in the cache."""
@@ -153,6 +163,7 @@ def pack_for(
         test=recipe.test,
         seed=recipe.seed,
         inherited=inherited,
+        allow_losses=allow_losses,
         progress=progress,
     )
 

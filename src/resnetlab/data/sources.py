@@ -10,17 +10,30 @@ import io
 import os
 import pickle
 import tarfile
+import unicodedata
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resnetlab.data.layout import EXPECTED, Layout, decide, name_warnings
+from resnetlab.data.split_words import parse
+from resnetlab.data.walk import (
+    IMAGE_SUFFIXES,
+    Folder,
+    ending,
+    is_image,
+    is_skipped,
+    listed_endings,
+    scan,
+    subfolders,
+)
 from resnetlab.errors import ResnetlabError, UsageError, first_informative_line, unknown
 
 NAMES = ("animals10", "cifar10", "digits")
@@ -45,15 +58,6 @@ CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 CIFAR10_BATCHES = {f"data_batch_{i}": "train" for i in range(1, 6)} | {"test_batch": "test"}
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif"}
-IMAGE_SUFFIXES |= {".ppm", ".pgm", ".pbm", ".heic", ".heif", ".hif"}
-SUBSET_FOLDERS = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
 SEARCH_DEPTH = 4  # kagglehub unpacks to animals10/versions/2/raw-img
 
 
@@ -77,7 +81,19 @@ class Source:
     class_names: tuple[str, ...]
     samples: tuple[Sample, ...]
     images: NDArray[np.uint8] | None = None  # (n, height, width, 3), a row for each sample
-    num_ignored: int = 0  # files whose name is not an image's
+    ignored: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # files that are no images by their ending,
+    # or lie in no class folder: by class ("" for the latter), then by ending
+    notes: tuple[str, ...] = ()  # how the folders were understood, and what was left out
+
+    @property
+    def ignored_endings(self) -> Counter[str]:
+        """How many files are ignored, by ending."""
+        return sum(map(Counter, self.ignored.values()), Counter())
+
+    @property
+    def num_files(self) -> int:
+        """Samples that are files of their own, neither members of a zip file nor rows of an array."""
+        return 0 if self.in_memory else sum(not sample.zipped for sample in self.samples)
 
     @property
     def in_memory(self) -> bool:
@@ -107,7 +123,12 @@ def resolve(spec: str, *, data_root: Path | None = None) -> Source:
     """
     path = Path(spec).expanduser()
     if path.is_dir():
-        return _find(path, "animals10") or _find(path, "cifar10") or _from_folder(path)
+        tree = scan(path)
+        for name in ("animals10", "cifar10"):
+            source = _find(path, name)
+            if source and tree.num_images <= source.num_files:  # it is all that there is
+                return source
+        return _from_folder(tree)
     if path.exists():
         raise UsageError(
             f"{spec} is a file; expected a folder of class folders, or one of {', '.join(NAMES)}. "
@@ -129,7 +150,7 @@ def resolve(spec: str, *, data_root: Path | None = None) -> Source:
 
 
 def _no_such_folder(path: Path) -> NoReturn:
-    siblings = [str(folder) for folder in _subfolders(path.parent)]
+    siblings = [str(folder) for folder in subfolders(path.parent)]
     hint = f"Expected a folder of class folders, or one of {', '.join(NAMES)}."
     raise unknown("data set or folder", str(path), [*NAMES, *siblings], hint=hint)
 
@@ -141,129 +162,99 @@ def _find(root: Path, name: str) -> Source | None:
         for folder in level:
             if source := _animals10_in(folder) if name == "animals10" else _cifar10_in(folder):
                 return source
-        level = [subfolder for folder in level for subfolder in _subfolders(folder)]
+        level = [subfolder for folder in level for subfolder in subfolders(folder)]
     return None
 
 
 # ----------------------------------------------------------------------------------- folders of class folders
 
 
-def _from_folder(root: Path, *, name: str = "", shown: dict[str, str] | None = None) -> Source:
-    """Class folders directly in `root`, or in its train, val and test folders.
+def _from_folder(tree: Folder, *, name: str = "", shown: Mapping[str, str] | None = None) -> Source:
+    """The source in a folder as `walk.scan` found it, with the layout that `layout.decide` finds.
 
-    `shown` maps a folder's name to the name of its class, where they differ.
+    `shown` maps a folder's name to the name of its class, where they differ. Folder names that are equal after Unicode
+    normalisation (NFC) are one class.
     """
-    shown = shown or {}
-    parts = _split_folders(root) or {None: root}
-    files = {
-        (subset, shown.get(folder.name, folder.name)): _files(folder)
-        for subset, part in parts.items()
-        for folder in _subfolders(part)
-    }
-    images = {place: [path for path in paths if _is_image(path)] for place, paths in files.items()}
-    class_names = tuple(sorted({class_name for _, class_name in images}))
-    _check_classes(root, parts, images, class_names)
+    layout = decide(tree)
+    places: dict[tuple[str | None, str], list[Folder]] = defaultdict(list)
+    for subset in layout.parts:
+        for folder in layout.class_folders(subset):
+            class_name = unicodedata.normalize("NFC", folder.name)
+            places[subset, (shown or {}).get(class_name, class_name)].append(folder)
+    class_names = tuple(sorted({class_name for _, class_name in places}))
+    _check_classes(tree, layout, places, class_names)
 
     samples = [
-        Sample(path.relative_to(root).as_posix(), path, class_names.index(class_name), subset)
-        for (subset, class_name), paths in sorted(images.items(), key=lambda item: (item[0][0] or "", item[0][1]))
-        for path in paths
+        Sample(path.relative_to(tree.path).as_posix(), path, class_names.index(class_name), subset)
+        for (subset, class_name), folders in sorted(places.items(), key=lambda item: (item[0][0] or "", item[0][1]))
+        for folder in folders
+        for path in folder.image_paths()
     ]
-    # Files beside the class folders are ignored too, whatever their name.
-    beside = sum(entry.is_file() for folder in {root, *parts.values()} for entry in folder.iterdir())
-    num_ignored = beside + sum(map(len, files.values())) - len(samples)
-    return Source(name or root.resolve().name, str(root), class_names, tuple(samples), num_ignored=num_ignored)
+    ignored: dict[str, Counter[str]] = defaultdict(Counter)
+    for (_, class_name), folders in places.items():
+        for folder in folders:
+            ignored[class_name] += folder.other_endings()
+    for folder in layout.beside:
+        ignored[""].update(ending(file) for file in (*folder.images, *folder.others))
+    return Source(
+        name or tree.path.resolve().name,
+        str(tree.path),
+        class_names,
+        tuple(samples),
+        ignored={class_name: dict(counts) for class_name, counts in ignored.items() if counts},
+        notes=(*layout.notes, *_merged(places), *name_warnings(class_names), *_unfollowed(tree)),
+    )
+
+
+def _merged(places: Mapping[tuple[str | None, str], list[Folder]]) -> list[str]:
+    return [
+        f"one class: {', '.join(str(folder.path) for folder in folders)} (equal names after Unicode normalisation)"
+        for folders in places.values()
+        if len(folders) > 1
+    ]
+
+
+def _unfollowed(tree: Folder) -> list[str]:
+    links = [str(folder.path / link) for folder in tree.walk() for link in folder.repeated]
+    return [f"not followed: {_listed(links)}, links to folders that are read already"] if links else []
 
 
 def _check_classes(
-    root: Path,
-    parts: dict[str | None, Path],
-    images: dict[tuple[str | None, str], list[Path]],
+    tree: Folder,
+    layout: Layout,
+    places: Mapping[tuple[str | None, str], list[Folder]],
     class_names: tuple[str, ...],
 ) -> None:
     """Raise ResnetlabError unless there are two classes, the same in each part, each with an image."""
-    expected = "Expected a folder for each class, with its images in it"
-    if not any(images.values()):
-        loose = sum(_is_image(path) for path in root.iterdir() if path.is_file())
-        found = f"{loose} images lie in {root} itself, in no class folder" if loose else f"No images in {root}"
-        raise ResnetlabError(f"{found}. {expected} ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    root = tree.path
+    if not any(folder.num_images for folders in places.values() for folder in folders):
+        others = listed_endings(tree.other_endings())
+        found = f"No images in {root}" + (f", only files that are ignored: {others}" if others else "")
+        said = "".join(f" ({note})" for note in layout.notes)
+        raise ResnetlabError(f"{found}{said}. {EXPECTED} ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     if len(class_names) == 1:
-        raise ResnetlabError(f"Only one class in {root}: {class_names[0]!r}. {expected}, and two classes or more.")
-    for subset, part in parts.items():
-        missing = [name for name in class_names if (subset, name) not in images]
+        raise ResnetlabError(f"Only one class in {root}: {class_names[0]!r}. {EXPECTED}, and two classes or more.")
+    for subset, part in layout.parts.items():
+        missing = [name for name in class_names if (subset, name) not in places]
         if missing:
+            alike = [
+                warning for warning in name_warnings(class_names) if any(repr(name) in warning for name in missing)
+            ]
             raise ResnetlabError(
-                f"{part} has no folder for {_listed(missing)}, which other parts of {root} have. "
-                "Expected the same class folders in each of train, val and test."
+                f"{part.path} has no folder for {_listed(missing)}, which other parts of {root} have. "
+                f"Expected the same class folders in each of train, val and test.{''.join(f' ({w})' for w in alike)}"
             )
-        empty = [name for name in class_names if not images[subset, name]]
+        empty = [name for name in class_names if not any(folder.num_images for folder in places[subset, name])]
         if empty:
+            endings: Counter[str] = sum((f.other_endings() for n in empty for f in places[subset, n]), Counter())
+            ignored = f" There are only files that are ignored: {listed_endings(endings)}." if endings else ""
             raise ResnetlabError(
-                f"No image in {part} for the class{'es' if len(empty) > 1 else ''} {_listed(empty)}. "
+                f"No image in {part.path} for the class{'es' if len(empty) > 1 else ''} {_listed(empty)}.{ignored} "
                 "Expected at least one in each class: add images, or remove the folder."
             )
 
 
-def _split_folders(root: Path) -> dict[str | None, Path]:
-    """The train, validation and test folders of `root`; none where any other folder holds images too.
-
-    For "train" may well be a class, beside "car" and "bicycle".
-    """
-    folders = _subfolders(root)
-    named = [folder for folder in folders if folder.name.lower() in SUBSET_FOLDERS]
-    others = [folder for folder in folders if folder not in named]
-    if not named or any(_is_image(path) for folder in others for path in _files(folder)):
-        return {}
-    counts = Counter(SUBSET_FOLDERS[folder.name.lower()] for folder in named)
-    if counts["train"] != 1 or max(counts.values()) > 1:
-        raise ResnetlabError(
-            f"{root} holds the folders {_listed([folder.name for folder in named])}. Expected one train "
-            "folder, at most one of val, valid and validation, and at most one test, each with class folders."
-        )
-    return {SUBSET_FOLDERS[folder.name.lower()]: folder for folder in named}
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    """Sorted; without hidden ones and archivers' leavings such as __MACOSX."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__")))
-            names = [name for name in names if not _holds_runs(folder / name)]
-    except OSError:  # a file, absent, or not ours to read
-        return []
-    return [folder / name for name in names]
-
-
-def _holds_runs(folder: Path) -> bool:
-    """Whether a folder is `runs/` or a run folder, left there by training inside the data's folder: not a class."""
-    return (folder / "run.json").is_file() or any(folder.glob("*/run.json"))
-
-
-def _files(folder: Path) -> list[Path]:
-    """Every file below `folder`, sorted; a folder reached twice, as through a loop of links, counts once."""
-
-    def fail(error: OSError) -> NoReturn:
-        raise ResnetlabError(f"Cannot read the folder {error.filename}: {error.strerror}. Check its permissions.")
-
-    found: list[Path] = []
-    seen: set[str] = set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True, onerror=fail):
-        real = os.path.realpath(parent)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [Path(parent, name) for name in sorted(names)]
-    return found
-
-
-def _is_image(path: Path | PurePosixPath) -> bool:
-    """By name only; what is inside is for the audit to find out."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:5]))
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
@@ -274,8 +265,8 @@ def _listed(names: list[str]) -> str:
 def _animals10_in(folder: Path) -> Source | None:
     """Recognised by its Italian folder names, whole or divided into train, val and test."""
     for part in (folder, folder / "train"):
-        if {subfolder.name for subfolder in _subfolders(part)} == set(ANIMALS10):
-            return _from_folder(folder, name="animals10", shown=ANIMALS10)
+        if {subfolder.name for subfolder in subfolders(part)} == set(ANIMALS10):
+            return _from_folder(scan(folder), name="animals10", shown=ANIMALS10)
     return None
 
 
@@ -314,8 +305,8 @@ def _brief(error: Exception) -> str:
 def _cifar10_in(folder: Path) -> Source | None:
     """As class folders, the official python batches, the archive of these, or zip files of class folders."""
     for part in (folder, folder / "train"):
-        if {subfolder.name for subfolder in _subfolders(part)} == set(CIFAR10):
-            return _from_folder(folder, name="cifar10")
+        if {subfolder.name for subfolder in subfolders(part)} == set(CIFAR10):
+            return _from_folder(scan(folder), name="cifar10")
     if all((folder / batch).is_file() for batch in CIFAR10_BATCHES):
         return _cifar10_batches(folder, {name: (folder / name).read_bytes() for name in CIFAR10_BATCHES})
     for archive in sorted(folder.glob("cifar-10*.tar.gz")):
@@ -334,8 +325,8 @@ def _cifar10_zips(folder: Path) -> Source | None:
             raise ResnetlabError(f"Cannot read {path}: {_brief(error)}. Expected a zip file; get it again.") from error
         for name in members:
             member = PurePosixPath(name)
-            if member.parent.name in CIFAR10 and _is_image(member):
-                subset = SUBSET_FOLDERS.get(member.parent.parent.name)
+            if member.parent.name in CIFAR10 and is_image(member.name) and not any(map(is_skipped, member.parts)):
+                subset = parse(member.parent.parent.name).role
                 samples.append(Sample(name, path, CIFAR10.index(member.parent.name), subset, zipped=True))
     if len({sample.label for sample in samples}) < len(CIFAR10):
         return None

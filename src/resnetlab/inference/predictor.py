@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import shlex
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from resnetlab.data.preprocess import ImageProblem, Pixels, load_image
-from resnetlab.data.sources import IMAGE_SUFFIXES
+from resnetlab.data.walk import is_clutter, is_skipped, listed_endings, scan
 from resnetlab.environment import usable_cores
 from resnetlab.errors import UsageError, unknown
 from resnetlab.evaluation.logits import BATCH_SIZE, centre_crop, predict_logits
@@ -149,26 +149,46 @@ def _exported(run: Run, format: str, precision: str) -> Path:
     return folder
 
 
-def expand(arguments: Iterable[str]) -> list[Path]:
-    """Files, folders (searched through for images) and globs to image files.
+def expand(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """Files, folders (walked through as for training, see `data.walk`) and globs to image files, with notes.
 
-    A file that is named is kept whatever its ending, so that a problem with it is reported.
+    A file that is named is kept whatever its ending, so that a problem with it is reported; what systems leave
+    behind ("Thumbs.db", "@eaDir") is left out even so, for a shell's "*" names it too.
 
     Raises:
         UsageError: an argument that matches nothing.
     """
     paths: list[Path] = []
+    notes: list[str] = []
+    ignored: Counter[str] = Counter()
     for argument in arguments:
         path = Path(argument)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not found:
-                raise UsageError(f"Folder {argument}: received no image, expected files like *.jpg or *.png in it.")
+        if path.exists() and is_clutter(path.name):
+            notes.append(f"left out: {argument}, a name that is never data")
+        elif path.is_dir():
+            tree = scan(path)
+            others = tree.other_endings()
+            if not tree.num_images:
+                only = f", only {listed_endings(others)}" if others else ""
+                raise UsageError(f"Folder {argument}: received no image{only}; expected files like *.jpg in it.")
+            ignored += others
+            paths += tree.image_paths()
         elif path.exists():
-            found = [path]
+            paths.append(path)
         else:
-            found = sorted(p for match in glob.glob(argument, recursive=True) if (p := Path(match)).is_file())
+            found = _matches(argument)
             if not found:
                 raise UsageError(f"No file matches {argument!r}. Expected image files, folders, or a quoted glob.")
-        paths += found
-    return paths
+            paths += found
+    if ignored:
+        notes.append(f"ignored: files that are no images by their ending: {listed_endings(ignored)}")
+    if not paths:
+        raise UsageError(f"Received no image: {'; '.join(notes)}. Expected image files, folders, or a quoted glob.")
+    return paths, notes
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Files that match a glob, without those in places that the walk skips, unless the pattern names them."""
+    named = set(Path(pattern).parts)
+    matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True))
+    return [p for p in matches if p.is_file() and not any(is_skipped(part) for part in p.parts if part not in named)]
