@@ -1,8 +1,9 @@
 """Training: an explicit loop over epochs around `keras.Model.fit`, which compiles and runs the steps of one.
 
 The state of a run is its weights, its optimizer's slots and the step number (see `data/stream.py` and
-`checkpoint.py`), so an interrupted run that is resumed equals one that never stopped, to the bit. What is frozen is a
-function of the step too (`transfer.py`).
+`checkpoint.py`), so an interrupted run that is resumed sees the same batches as one that never stopped. On a CPU it
+equals it to the bit; on a GPU only with deterministic kernels. What is frozen is a function of the step too
+(`transfer.py`).
 """
 
 from __future__ import annotations
