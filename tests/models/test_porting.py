@@ -235,7 +235,7 @@ def training_checkpoint(path: Path, arrays: Arrays) -> None:
 
 
 def test_a_training_checkpoint_holds_the_state_dict(tmp_path: Path, on: Workers) -> None:
-    arrays = {"conv1.weight": np.array([1.5, 2.0], np.float32)}
+    arrays = {"conv1.weight": np.array([1.5, 2.0], np.float32), "layer1.0.conv1.weight": np.ones(2, np.float32)}
     on("torch")(training_checkpoint, path=tmp_path / "last.pth", arrays=arrays)
     received = on("torch")(read_arrays, source=str(tmp_path / "last.pth"))
     assert received.keys() == arrays.keys()
@@ -248,7 +248,7 @@ def test_a_training_checkpoint_holds_the_state_dict(tmp_path: Path, on: Workers)
     [
         ("no-such-thing", "expected a file of weights"),
         ("{folder}", "expected config.json and one of model.safetensors"),
-        ("{folder}/notes.txt", "received the ending '.txt', expected one of .bin"),
+        ("{folder}/notes.txt", "is not that of a PyTorch, safetensors, HDF5 or Keras file"),
     ],
 )
 def test_what_are_no_weights_is_wrong_usage(source: str, message: str, tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_a_ported_run_predicts_what_its_source_does_and_says_where_it_is_from(tm
     drawn = on("torch")(transformers_folder, folder=tmp_path / "net")
     run = port_to_run(read(str(tmp_path / "net")), tmp_path / "run", settings={"image_size": 64})
     told = run.read_json("port.json")
-    assert (told["family"], told["arrays"]) == ("transformers", len(drawn) + 20)  # each batch norm counts its steps
+    assert (told["family"], told["arrays"]) == ("transformers", len(drawn))  # without the counters of steps
     assert told["check"]["against"].startswith("transformers ")
     assert told["check"]["difference"] < 1e-5
     assert told["assumed"] == ["crop_pct", "interpolation", "preprocessing"]

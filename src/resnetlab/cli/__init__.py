@@ -25,13 +25,14 @@ for command in (
     training.evaluate,
     inference.predict,
     inference.export,
-    weights.port,
     overview.models,
     overview.audit,
     overview.doctor,
     overview.compare,
 ):
     app.command()(command)
+app.command("import")(weights.import_weights)
+app.command("port", hidden=True)(weights.port)  # its name up to version 0.1
 
 
 ASCII = str.maketrans("─━│┃┌┐└┘├┤┬┴┼╭╮╰╯╶╴╸╺═║•·…–—−×±≤≥→←≈²°’‘“”█", "--||+++++++++++++----=|*..---x+<>><~2o''\"\"#")

@@ -39,7 +39,7 @@ def train(
         str | None,
         typer.Option(
             metavar="RUN|SOURCE",
-            help="Begin with the weights of a run, or of a SOURCE of `resnetlab port`; recipe `finetune`.",
+            help="Begin with the weights of a run, or of a SOURCE of `resnetlab import`; recipe `finetune`.",
             show_default="random",
         ),
     ] = None,

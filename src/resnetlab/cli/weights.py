@@ -1,10 +1,12 @@
-"""`resnetlab port`, and the weights that `resnetlab train --weights` begins with."""
+"""`resnetlab import`, and the weights that `resnetlab train --weights` begins with."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +15,7 @@ import typer
 from resnetlab import environment
 from resnetlab.cli.options import Backend, Device, Json, Verbose
 from resnetlab.cli.shared import start
-from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.errors import ResnetlabError, UsageError, unknown
 
 if TYPE_CHECKING:
     import keras
@@ -22,13 +24,13 @@ if TYPE_CHECKING:
     from resnetlab.run import Run
 
 
-def port(
+def import_weights(
     source: Annotated[
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A .pth, .safetensors, .h5 or .keras file, a folder with config.json, a name on the Hugging Face hub, "
-            "or a network of keras.applications.",
+            help="A PyTorch checkpoint, a .safetensors, .h5 or .keras file, a folder with config.json, a name on the "
+            "Hugging Face hub, or a network of keras.applications.",
         ),
     ],
     run_folder: Annotated[
@@ -41,6 +43,14 @@ def port(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="image_size, crop_pct, interpolation or preprocessing."),
     ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="Of a file with several sets of weights, the one to take.", show_default="the live weights"),
+    ] = None,
+    shortcut_padding: Annotated[
+        str | None,
+        typer.Option(help="Where zero-padded shortcuts have their zeros: both sides, or end.", show_default="usual"),
+    ] = None,
     class_names: Annotated[
         Path | None, typer.Option(help="A text file with a class name in each line.", show_default="the source's")
     ] = None,
@@ -52,6 +62,8 @@ def port(
     """Make a run of other people's weights: to predict, evaluate, export, and train on from."""
     from resnetlab.recipes import INPUT_KEYS, parse_settings
 
+    if shortcut_padding not in (None, "both", "end"):
+        raise unknown("shortcut padding", str(shortcut_padding), ("both", "end"))
     names = None
     if class_names is not None:
         try:
@@ -62,7 +74,17 @@ def port(
     if strange := set(changes) - set(INPUT_KEYS):
         raise UsageError(f"Received --set {', '.join(sorted(strange))}; expected {', '.join(INPUT_KEYS)}.")
     run_folder = run_folder or Path("runs") / _name_of(source)
-    run = _ported(source, run_folder, model=model, settings=changes, class_names=names, backend=backend, device=device)
+    run = _ported(
+        source,
+        run_folder,
+        key=key,
+        model=model,
+        settings=changes,
+        class_names=names,
+        shortcut_padding=shortcut_padding,
+        backend=backend,
+        device=device,
+    )
 
     told, facts, recipe = run.read_json("port.json"), run.facts(), run.recipe()
     if as_json:
@@ -75,6 +97,8 @@ def port(
         f"images      {recipe.image_size}x{recipe.image_size}, the middle of {recipe.pack_size}, {recipe.interpolation}"
         + (f"; assumed, for the source does not say: {', '.join(told['assumed'])}" if told["assumed"] else "")
     )
+    if told["note"]:
+        print(f"note        {told['note']}")
     print(f"licence     {told['licence'] or 'not stated by the source: see where the weights come from'}")
     if check["against"]:
         print(f"checked     logits differ from those of {check['against']} by {check['difference']:.1e} of their scale")
@@ -83,10 +107,19 @@ def port(
     print(f"run folder  {run.path}")
 
 
+@functools.wraps(import_weights)
+def port(*arguments: Any, **options: Any) -> None:
+    print("`resnetlab port` is now called `resnetlab import`.", file=sys.stderr)
+    import_weights(*arguments, **options)
+
+
 def _ported(
     source: str,
     folder: Path,
     *,
+    key: str | None = None,
+    shortcut_padding: Any = None,
+    new_head: bool = False,
     model: str | None = None,
     settings: dict[str, object] | None = None,
     class_names: tuple[str, ...] | None = None,
@@ -98,15 +131,23 @@ def _ported(
 
     Run.require_vacant(folder)
     environment.configure(backend=backend, device=device)  # keras.applications' download imports Keras
-    checkpoint = read(source)  # and a .pth file PyTorch, which must come before TensorFlow
+    checkpoint = read(source, key=key)  # and a .pth file PyTorch, which must come before TensorFlow
     start(backend, device)
     from resnetlab.models.porting import port_to_run
 
-    return port_to_run(checkpoint, folder, model=model, settings=settings, class_names=class_names)
+    return port_to_run(
+        checkpoint,
+        folder,
+        model=model,
+        settings=settings,
+        class_names=class_names,
+        shortcut_padding=shortcut_padding,
+        new_head=new_head,
+    )
 
 
 def given_weights(spec: str, *, backend: str | None, device: str) -> Run:
-    """The run of `--weights`: a run folder, or what `resnetlab port` would make of it, kept in the cache."""
+    """The run of `--weights`: a run folder, or what `resnetlab import` would make of it, kept in the cache."""
     from resnetlab.data.pack import default_cache_dir
     from resnetlab.run import Run
 
@@ -122,7 +163,7 @@ def given_weights(spec: str, *, backend: str | None, device: str) -> Run:
     if kept.is_dir():
         return Run.open(kept)
     try:
-        return _ported(spec, kept, backend=backend, device=device)
+        return _ported(spec, kept, new_head=True, backend=backend, device=device)
     except ResnetlabError:
         if kept.is_dir():  # another process has just made the same
             return Run.open(kept)

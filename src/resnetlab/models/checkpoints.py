@@ -11,30 +11,29 @@ read("ResNet50V2")                    keras.applications' own weights, by Keras'
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
-import pickle
 import re
 import sys
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from resnetlab import environment
 from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.models.keras_files import read_hdf5, read_keras
+from resnetlab.models.state_dicts import bare
+from resnetlab.models.torch_files import read_torch
 from resnetlab.models.variants import PREPROCESSING
 
 KERAS_APPLICATIONS = ("ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2")
-_BYTES_MOST = 4 << 30  # the largest network here takes 0.5 GB: what claims to be larger is damaged, or meant to harm
 _WEIGHTS_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
-_KERAS_ORDER = {1: ("kernel",), 2: ("kernel", "bias"), 4: ("gamma", "beta", "moving_mean", "moving_variance")}
+_ENDINGS = (".pth", ".pt", ".th", ".tar", ".ckpt", ".bin", ".safetensors", ".h5", ".hdf5", ".keras")
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
 
 
@@ -49,10 +48,19 @@ class Checkpoint:
     class_names: tuple[str, ...] | None = None
     licence: str | None = None
     stride_on: str = "3x3"
+    model: str | None = None  # the name that a Keras model of ours has
+    foreign_head: tuple[str, ...] = ()  # names and shapes of a head that is not in `arrays`
+    linear: bool = False  # the head was called so, as the widespread CIFAR repositories call it
+    note: str | None = None  # on what was taken of a file that holds several sets of weights
+    key: str | None = None  # as given
 
 
-def read(source: str) -> Checkpoint:
+def read(source: str, *, key: str | None = None) -> Checkpoint:
     """Read weights from a file, a folder or a name; see above.
+
+    Args:
+        source: file, folder or name.
+        key: of a PyTorch file that holds several sets of weights, the place of the one to read.
 
     Raises:
         UsageError: no such file or name.
@@ -63,15 +71,15 @@ def read(source: str) -> Checkpoint:
     if path.is_dir():
         return _from_folder(path, source)
     if path.is_file():
-        return Checkpoint(source, _arrays(path))
+        return _from_file(path, source, key)
     by_name = {name.lower(): name for name in KERAS_APPLICATIONS}
     if name := by_name.get(source.lower()):
         return Checkpoint(source, _from_keras(name))
-    if re.fullmatch(r"[\w-]+/[\w.-]+", source) and path.suffix.lower() not in _READERS:
+    if re.fullmatch(r"[\w-]+/[\w.-]+", source) and path.suffix.lower() not in _ENDINGS:
         return _from_folder(_from_hub(source), source)
     raise UsageError(
-        f"Received {source!r}, expected a file of weights (.pth, .safetensors, .h5, .keras), a folder with config.json "
-        f"and weights, a name on the Hugging Face hub such as microsoft/resnet-50, or one of "
+        f"Received {source!r}, expected a file of weights (PyTorch, .safetensors, .h5, .keras), a folder with "
+        f"config.json and weights, a name on the Hugging Face hub such as microsoft/resnet-50, or one of "
         f"{', '.join(KERAS_APPLICATIONS)}."
     )
 
@@ -89,19 +97,85 @@ def class_names_for(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]
 # ------------------------------------------------------------------------------------------------------- files
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a file, floats as float32, all of them finite."""
-    if path.suffix.lower() not in _READERS:
-        raise UsageError(f"{path}: received the ending {path.suffix!r}, expected one of {', '.join(sorted(_READERS))}.")
+def _from_file(path: Path, origin: str, key: str | None = None) -> Checkpoint:
+    """All arrays of a file, floats as float32, all of them finite. Its content tells its format, not its ending."""
+    kind = kind_of(path)
+    if key is not None and kind != "PyTorch":
+        raise UsageError(f"{path}: --key is for PyTorch's checkpoints, and this is a {kind} file.")
+    checkpoint = Checkpoint(origin, {}, key=key)
     try:
-        arrays = {name: _as_numbers(name, array) for name, array in _READERS[path.suffix.lower()](path).items()}
+        if kind == "PyTorch":
+            arrays, note = read_torch(path, key)
+            checkpoint = replace(checkpoint, note=note)
+        elif kind == "Keras":
+            arrays, model, settings = read_keras(path)
+            checkpoint = replace(checkpoint, model=model, settings=settings)
+        else:
+            arrays = _safetensors(path) if kind == "safetensors" else read_hdf5(path)
+        arrays = {name: _as_numbers(name, array) for name, array in arrays.items()}
     except ResnetlabError:
         raise
     except Exception as error:  # on damaged files the readers raise nearly anything
         raise _damaged(path, error) from None
     if not arrays:
         raise ResnetlabError(f"{path} holds no weights.")
-    return arrays
+    if kind in ("Keras", "HDF5"):
+        return replace(checkpoint, arrays=arrays)
+    found = bare(arrays)
+    return replace(checkpoint, arrays=found.arrays, foreign_head=found.foreign_head, linear=found.linear)
+
+
+def kind_of(path: Path) -> str:
+    """The format of a file of weights by its content: "PyTorch", "safetensors", "HDF5" or "Keras".
+
+    Raises:
+        ResnetlabError: empty, a damaged archive, or of a kind that is often met in the place of weights.
+        UsageError: none of them.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        raise ResnetlabError(f"{path} is empty: 0 bytes. Expected a file of weights.")
+    if start.startswith(b"PK"):
+        return _kind_of_archive(path)
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "HDF5"
+    if start.startswith(b"\x80"):  # a pickle, as PyTorch wrote them up to 1.5
+        return "PyTorch"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 100 << 20:
+        return "safetensors"
+    for begin, what in (
+        (b"version https://git-lfs", "a pointer of Git LFS, not the file itself: `git lfs pull` fetches it"),
+        (b"<", "a web page or XML: the download did not give the file"),
+        (b"\x1f\x8b", "a gzip archive: unpack it first"),
+    ):
+        if start.lstrip().startswith(begin):
+            raise ResnetlabError(f"{path} is {what}. Expected a file of weights.")
+    if start[257:262] == b"ustar":
+        raise ResnetlabError(f"{path} is a tar archive: unpack it, and give the file of weights in it.")
+    if path.suffix.lower() in _ENDINGS:
+        raise ResnetlabError(f"{path} cannot be read: damaged, or not what its ending says (it begins {start[:8]!r}).")
+    raise UsageError(
+        f"{path}: its content (it begins {start[:8]!r}) is not that of a PyTorch, safetensors, HDF5 or Keras file."
+    )
+
+
+def _kind_of_archive(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise _damaged(path, error) from None
+    if any(name.endswith("data.pkl") for name in names):
+        if any(name.endswith("constants.pkl") for name in names):
+            raise ResnetlabError(
+                f"{path} is a TorchScript program: nothing of it was run. Expected a state dict: in PyTorch, "
+                "torch.save(torch.jit.load(FILE).state_dict(), ...), where you trust it."
+            )
+        return "PyTorch"
+    if "config.json" in names or "model.weights.h5" in names:
+        return "Keras"
+    raise ResnetlabError(f"{path} is an archive of {', '.join(names[:3])}: unpack it, and give the file of weights.")
 
 
 def _as_numbers(name: str, array: np.ndarray) -> np.ndarray:
@@ -130,115 +204,8 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
     return dict(load_file(path))
 
 
-def _torch(path: Path) -> dict[str, np.ndarray]:
-    """A state dict, or the one inside a training checkpoint, by PyTorch's reader that runs no program."""
-    try:
-        import torch
-    except ImportError:
-        raise _needs("torch", path) from None
-    try:
-        with warnings.catch_warnings():  # of pickle protocols
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global)\W+([\w.]+)", str(error))
-        raise ResnetlabError(
-            f"{path} holds more than weights ({found[1] if found else 'a program, or it is damaged'}): refused, and "
-            "nothing of it was run. Expected a state dict: torch.save(model.state_dict(), ...), where you trust it."
-        ) from None
-    for key in ("state_dict_ema", "state_dict", "model_ema", "model"):  # timm's and torchvision's training checkpoints
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ResnetlabError(f"{path}: received {type(content).__name__}, expected a state dict of tensors.")
-    return {
-        name.removeprefix("module."): (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
-        for name, tensor in content.items()
-    }
-
-
-def _hdf5_file(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
-        return _hdf5(file, path)
-
-
-def _keras_archive(path: Path) -> dict[str, np.ndarray]:
-    """The weights in a .keras file. The model that its config.json describes is never made."""
-    with zipfile.ZipFile(path) as archive:
-        for name, most in (("config.json", _BYTES_MOST >> 6), ("model.weights.h5", _BYTES_MOST)):
-            if (size := archive.getinfo(name).file_size) > most:
-                raise ResnetlabError(f"{path}: {name} claims {size:,} bytes. Expected a ResNet's weights.")
-        _refuse_programs(json.loads(archive.read("config.json")), path)
-        return _hdf5(io.BytesIO(archive.read("model.weights.h5")), path)
-
-
-def _hdf5(file: IO[bytes], path: Path) -> dict[str, np.ndarray]:
-    """All weights in Keras's HDF5 files, old ("conv1_conv/kernel") and new (by the layer's name and order)."""
-    import h5py
-
-    arrays: dict[str, np.ndarray] = {}
-    with h5py.File(file, "r") as opened:
-        if isinstance(config := opened.attrs.get("model_config"), (str, bytes)):
-            _refuse_programs(json.loads(config), path)
-        for place, dataset in _datasets(opened):
-            if dataset.external or dataset.is_virtual:
-                raise ResnetlabError(f"{path}: {place} points into other files: refused, and nothing was read.")
-            if dataset.nbytes + sum(a.nbytes for a in arrays.values()) > _BYTES_MOST:
-                raise ResnetlabError(f"{path}: {place} claims {dataset.nbytes:,} bytes. Expected a ResNet's weights.")
-            if (name := _keras_name(place, dataset)) in arrays:
-                raise ResnetlabError(f"{path}: received {name} twice, expected each layer's weights once.")
-            arrays[name] = np.asarray(dataset[()])
-    return arrays
-
-
-def _datasets(group: Any) -> Iterator[tuple[str, Any]]:
-    """Every dataset but an optimizer's. Soft and external links are not followed."""
-    import h5py
-
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink) or name in ("optimizer", "optimizer_weights"):
-            continue
-        child = group[name]
-        if isinstance(child, h5py.Group):
-            yield from _datasets(child)
-        else:
-            yield child.name, child
-
-
-def _keras_name(place: str, dataset: Any) -> str:
-    """ "conv1_conv/kernel", from "/model_weights/conv1_conv/conv1_conv/kernel:0" or "/layers/conv2d/vars/0"."""
-    *_, layer, weight = place.removesuffix(":0").split("/")
-    if layer == "vars" and "name" in dataset.parent.attrs:
-        order = _KERAS_ORDER.get(len(dataset.parent), ())
-        layer, weight = dataset.parent.attrs["name"], order[int(weight)] if order else weight
-    return f"{layer}/{weight}"
-
-
-def _refuse_programs(config: Any, path: Path) -> None:
-    """Raise ResnetlabError where a Keras model's description has a Lambda layer in it, which holds a program."""
-    if isinstance(config, dict):
-        if config.get("class_name") in ("Lambda", "__lambda__"):
-            raise ResnetlabError(
-                f"{path} has a Lambda layer, which holds a program: refused, and nothing of it was run. Expected "
-                "a ResNet of keras.applications' layers."
-            )
-        config = list(config.values())
-    if isinstance(config, list):
-        for part in config:
-            _refuse_programs(part, path)
-
-
 def _needs(package: str, path: Path) -> ResnetlabError:
     return ResnetlabError(f"To read {path}, {package} must be installed. Do: pip install 'resnetlab[{package}]'.")
-
-
-_READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-    ".safetensors": _safetensors,
-    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar"), _torch),
-    **dict.fromkeys((".h5", ".hdf5"), _hdf5_file),
-    ".keras": _keras_archive,
-}
 
 
 # --------------------------------------------------------------------------------- folders and names on the hub
@@ -251,7 +218,7 @@ def _from_folder(folder: Path, origin: str) -> Checkpoint:
         raise UsageError(f"{folder}: expected config.json and one of {', '.join(_WEIGHTS_IN_FOLDER)} in the folder.")
     config = _json(folder / "config.json")
     processor = _json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
-    checkpoint = Checkpoint(origin, _arrays(weights), licence=_licence(folder / "README.md"))
+    checkpoint = replace(_from_file(weights, origin), licence=_licence(folder / "README.md"))
     try:
         if "pretrained_cfg" in config:
             return _as_timm_says(checkpoint, config["pretrained_cfg"] | {"label_names": config.get("label_names")})
@@ -361,7 +328,7 @@ def _from_hub(name: str) -> Path:
     except Exception as error:  # offline, no such name, no access: it raises the errors of its HTTP library too
         raise ResnetlabError(
             f"{name} cannot be downloaded ({type(error).__name__}). Where there is a network, download its "
-            "config.json, preprocessor_config.json and model.safetensors into a folder: `resnetlab port FOLDER`."
+            "config.json, preprocessor_config.json and model.safetensors into a folder: `resnetlab import FOLDER`."
         ) from None
 
 
@@ -381,6 +348,6 @@ def _from_keras(name: str) -> dict[str, np.ndarray]:
         folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
         raise ResnetlabError(
             f"Keras cannot download {name}: {error}. Where there is a network, download that file ({file}), and "
-            f"give it to `resnetlab port`, or put it into {folder}."
+            f"give it to `resnetlab import`, or put it into {folder}."
         ) from None
     return arrays_of(model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -143,34 +143,86 @@ def transformers(arch: Architecture) -> Naming:
     )
 
 
-FAMILIES = (keras_applications, torchvision, transformers)
+def cifar_repositories(arch: Architecture) -> Naming:
+    """akamaster's and kuangliu's CIFAR networks, and their many descendants: `shortcut.0` and `shortcut.1`.
+
+    Their head is `linear`, which `state_dicts` reads as `fc`.
+    """
+    theirs = torchvision(arch)
+    shortcut = {"shortcut_conv": "shortcut.0", "shortcut_bn": "shortcut.1"}
+    return replace(theirs, family="CIFAR repositories", parts={**theirs.parts, **shortcut})
 
 
-def recognise(source: Arrays, *, model: str | None = None, stride_on: str = "3x3") -> tuple[Architecture, Naming, int]:
+def ours(arch: Architecture) -> Naming:
+    """What `resnetlab.build(...)` makes, saved by Keras."""
+    outside = [f"stem_{kind}{i}" for kind in ("conv", "bn") for i in (1, 2, 3)] + ["head_bn", "head_logits"]
+    parts = [f"{kind}{i}" for kind in ("conv", "bn") for i in (1, 2, 3)]
+    parts += ["shortcut_conv", "shortcut_bn", "se_reduce", "se_expand"]
+    return Naming(
+        family="resnetlab",
+        outside={name: name for name in outside},
+        block=lambda stage, block: f"stage{stage}_block{block}_",
+        parts={name: name for name in parts},
+        weights={},
+        separator="/",
+        transposed=False,
+    )
+
+
+FAMILIES = (keras_applications, torchvision, transformers, cifar_repositories, ours)
+
+
+def recognise(
+    source: Arrays, *, model: str | None = None, stride_on: str = "3x3", head: bool = True
+) -> tuple[Architecture, Naming, int]:
     """Whose weights these are: the row of the table, the naming, and the number of classes.
 
     Where rows have weights of the same shapes, it is the one that downsamples in the `stride_on` convolution, as all
-    but the oldest implementations do in the 3x3; `model` names the row outright.
+    but the oldest implementations do in the 3x3; `model` names the row outright. Without `head`, none is expected, and
+    the number of classes is 1.
 
     Raises:
         ResnetlabError: no row has exactly these arrays; it says what differs from the nearest one.
     """
     rows = VARIANTS.values() if model is None else [architecture(model)]
-    found: list[tuple[int, Architecture, Naming, int, list[str]]] = []
+    best: tuple[int, Architecture, Naming, list[str], int] | None = None
     for row in sorted(rows, key=lambda row: row.stride_on != stride_on):  # stable: the table's order otherwise
         for family in FAMILIES:
             naming = family(row)
-            head = source.get(naming.of("head_logits", "bias"))
-            num_classes = row.num_classes if head is None or head.ndim != 1 else len(head)
-            problems = naming.problems(source, summarize(row, num_classes=num_classes).weights)
+            bias = source.get(naming.of("head_logits", "bias"))
+            num_classes = row.num_classes if bias is None or bias.ndim != 1 else len(bias)
+            targets: list[Target] = list(summarize(row, num_classes=num_classes).weights)
+            if not head:
+                targets, num_classes = [t for t in targets if t[0] != "head_logits"], 1
+            problems = naming.problems(source, targets)
             if not problems:
                 return row, naming, num_classes
-            found.append((len(problems), row, naming, num_classes, problems))
-    _, row, naming, _, problems = min(found, key=lambda item: item[0])
-    raise ResnetlabError(
-        f"These are not the weights of {'any network here' if model is None else repr(model)}. Nearest is {row.name!r} "
-        f"as {naming.family} names it, but: {listing(problems)}."
-    )
+            if best is None or len(problems) < best[0]:
+                matching = sum(naming.of(layer, weight) in source for layer, weight, _ in targets)
+                best = len(problems), row, naming, problems, 100 * matching // len(targets)
+    assert best is not None
+    raise _not_recognised(source, model, best)
+
+
+def _not_recognised(
+    source: Arrays, model: str | None, best: tuple[int, Architecture, Naming, list[str], int]
+) -> ResnetlabError:
+    """What the arrays are and what they lack; the nearest network only where most of its names are there."""
+    _, row, naming, problems, per_cent = best
+    stem = source.get(naming.of("stem_conv1", "kernel"))
+    channels = 3 if stem is None or stem.ndim != 4 else naming.layout(stem, 4).shape[2]
+    if channels != 3 and per_cent > 50:
+        name = naming.of("stem_conv1", "kernel")
+        grey = " (grey-scale)" if channels == 1 else ""
+        return ResnetlabError(
+            f"{name} {source[name].shape}: the stem takes images of {channels} channel{'s' * (channels > 1)}{grey}, "
+            "expected 3: RGB. Networks here take RGB images, so these weights cannot be imported."
+        )
+    told = f"These are not the weights of {'any network here' if model is None else repr(model)}. "
+    if per_cent > 50:
+        told += f"Nearest is {row.name!r} as {naming.family} names it, but: {listing(problems)}. "
+    first = ", ".join(f"{name} {array.shape}" for name, array in list(source.items())[:5])
+    return ResnetlabError(f"{told}Received {len(source)} arrays: {first}{', ...' if len(source) > 5 else ''}.")
 
 
 def listing(problems: list[str]) -> str:

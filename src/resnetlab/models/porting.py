@@ -8,10 +8,11 @@ where the source's own implementation is installed, its logits are compared with
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -21,11 +22,16 @@ from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.folders import made_whole, named
 from resnetlab.models import references
 from resnetlab.models.checkpoints import Checkpoint, class_names_for
-from resnetlab.models.naming import Arrays, Naming, listing, recognise
+from resnetlab.models.naming import Arrays, Naming, cifar_repositories, listing, recognise
 from resnetlab.models.resnet import build
-from resnetlab.recipes import BASE, INPUT_KEYS
+from resnetlab.models.variants import Architecture
+from resnetlab.recipes import BASE, INPUT_KEYS, Recipe
 from resnetlab.run import Run
 
+HEAD = "head_logits"
+# The order of the labels in CIFAR-10's own files.
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+Padding = Literal["both", "end"]
 TOLERANCE = 1e-4  # of the logits' scale: what float32 leaves between two ways to compute them
 
 
@@ -43,19 +49,55 @@ def arrays_of(reference: Any) -> dict[str, np.ndarray]:
     }
 
 
-def port(model: keras.Model, source: Arrays, naming: Naming) -> None:
-    """Set all weights of `model` to those of `source`.
+def port(model: keras.Model, source: Arrays, naming: Naming, *, head: bool = True) -> None:
+    """Set all weights of `model` to those of `source`; without `head`, its head stays as it is.
 
     Raises:
         ResnetlabError: an array is missing, left over, or of another shape. The model is then as it was.
     """
-    variables = [(layer.name, variable) for layer in model.layers for variable in layer.weights]
+    variables = [
+        (layer.name, variable)
+        for layer in model.layers
+        if head or layer.name != HEAD
+        for variable in layer.weights
+        if "seed_generator" not in variable.path
+    ]
     targets = [(layer, variable.name, tuple(variable.shape)) for layer, variable in variables]
     if problems := naming.problems(source, targets):
         raise ResnetlabError(f"These are not the weights of {model.name!r}: {listing(problems)}.")
     for layer, variable in variables:
         array = source[naming.of(layer, variable.name)]
         variable.assign(naming.layout(array, len(variable.shape)))
+
+
+def permute_padded_channels(network: keras.Model, arch: Architecture) -> None:
+    """Reorder the channels of a network with shortcut A whose weights were trained with zeros on both sides.
+
+    Where a stage is wider, akamaster's CIFAR networks pad a quarter of its channels with zeros before the identity and
+    a quarter after; ours pads at the end. With the identity's channels first the network computes exactly the same.
+    """
+    order = list(range(arch.widths[0] * arch.expansion))
+    for stage, depth in enumerate(arch.depths, start=1):
+        channels = arch.widths[stage - 1] * arch.width_factor * arch.expansion
+        before = order
+        if channels > len(order):
+            first = (channels - len(order)) // 2
+            identity = [first + place for place in order]
+            order = identity + [place for place in range(channels) if place not in set(identity)]
+        for index in range(1, depth + 1):
+            name, last = f"stage{stage}_block{index}", 3 if arch.block == "bottleneck" else 2
+            _take(network, f"{name}_conv1", before if index == 1 else order, axis=-2)
+            _take(network, f"{name}_conv{last}", order, axis=-1)
+            _take(network, f"{name}_bn{last}", order, axis=-1)
+    _take(network, HEAD, order, axis=0, weights=("kernel",))
+
+
+def _take(
+    network: keras.Model, layer: str, order: list[int], *, axis: int, weights: tuple[str, ...] | None = None
+) -> None:
+    for variable in network.get_layer(layer).weights:
+        if weights is None or variable.name in weights:
+            variable.assign(np.take(keras.ops.convert_to_numpy(variable), order, axis=axis))
 
 
 def port_to_run(
@@ -65,15 +107,19 @@ def port_to_run(
     model: str | None = None,
     settings: Mapping[str, Any] | None = None,
     class_names: tuple[str, ...] | None = None,
+    shortcut_padding: Padding | None = None,
+    new_head: bool = False,
 ) -> Run:
     """Make a run folder of a checkpoint, whose `port.json` says where it came from and how it was checked.
 
     Args:
         checkpoint: as `checkpoints.read` returns it.
         folder: of the new run.
-        model: row of the table, where weights of the same shapes are not enough to tell.
+        model: name of the model, where weights of the same shapes are not enough to tell.
         settings: of a recipe, of its `INPUT_KEYS`, over what the checkpoint says.
         class_names: one for each logit, over the checkpoint's.
+        shortcut_padding: where a shortcut A of the source has its zero channels; None: as its family usually has.
+        new_head: the weights are to be trained on under a new head, so they need not have one of ours.
 
     Raises:
         ResnetlabError: not the weights of any network here, or our logits are not the source implementation's.
@@ -81,50 +127,72 @@ def port_to_run(
     """
     folder = named(folder)
     Run.require_vacant(folder)
-    arch, naming, num_classes = recognise(checkpoint.arrays, model=model, stride_on=checkpoint.stride_on)
-    names = class_names or class_names_for(checkpoint, num_classes)
+    headless = _has_no_head(checkpoint)
+    if headless and not new_head:
+        raise ResnetlabError(_no_head(checkpoint))
+    arch, naming, num_classes = recognise(
+        checkpoint.arrays, model=model or checkpoint.model, stride_on=checkpoint.stride_on, head=not headless
+    )
+    if checkpoint.linear and arch.stem == "cifar":  # without projections its names are torchvision's too
+        naming = cifar_repositories(arch)
+    names, assumed = class_names or class_names_for(checkpoint, num_classes), []
+    if class_names is None and checkpoint.class_names is None and arch.stem == "cifar" and num_classes == 10:
+        names = CIFAR10
+    if headless:
+        names = ("no head",)
     if len(names) != num_classes or len(set(names)) != num_classes:
         raise UsageError(
             f"Received {len(set(names))} different class names, expected {num_classes}: one for each logit."
         )
     stated = checkpoint.settings | dict(settings or {})
-    # What a source does not say is what is usual: the shorter side to 256, the middle 224 of it.
     recipe = BASE.changed(
-        name="ported",
-        description=f"weights of {checkpoint.origin}",
-        **({"model": arch.name, "crop": "resized", "image_size": arch.reference_size} | stated),
+        name="imported", description=f"weights of {checkpoint.origin}", **_usual(arch, naming) | stated
     )
     arch = replace(arch, preprocessing=recipe.preprocessing or arch.preprocessing)
     network = build(arch, num_classes=num_classes)
-    port(network, checkpoint.arrays, naming)
-    check = _check(network, checkpoint.origin, arch.name, naming.family, recipe.image_size, arch.preprocessing)
+    port(network, checkpoint.arrays, naming, head=not headless)
+    if arch.shortcut == "A" and naming.family != "resnetlab":
+        padding = shortcut_padding or ("both" if naming.family == "CIFAR repositories" else "end")
+        assumed += [] if shortcut_padding else [f"shortcut padding {padding}"]
+        if padding == "both":
+            permute_padded_channels(network, arch)
+    elif shortcut_padding:
+        raise UsageError(
+            f"Received shortcut padding {shortcut_padding!r}, and {arch.name} has no zero-padded shortcuts."
+        )
+    check = (
+        {"against": None, "why": "without a head there are no logits"}
+        if headless
+        else _check(network, checkpoint, arch.name, naming.family, recipe.test_size, arch.preprocessing)
+    )
+    assumed += [key for key in INPUT_KEYS if key not in stated]
+    assumed += [] if headless or names in (class_names, checkpoint.class_names) else ["class names"]
+    facts = {
+        "data": None,
+        "source": checkpoint.origin,
+        "commit": results.commit(),
+        "class_names": list(names),
+        "model": arch.name,
+    }
+    told = {
+        "origin": checkpoint.origin,
+        "sha256": _digest(checkpoint.arrays),
+        "family": naming.family,
+        "arrays": len(checkpoint.arrays),
+        "licence": checkpoint.licence,
+        "assumed": assumed,
+        "note": checkpoint.note,
+        "check": check,
+    }
+    return _write_run(folder, network, recipe, facts, told)
 
+
+def _write_run(folder: Path, network: keras.Model, recipe: Recipe, facts: dict[str, Any], told: dict[str, Any]) -> Run:
     try:
         with made_whole(folder) as building:
-            run = Run.create(
-                building,
-                recipe=recipe,
-                environment=environment.snapshot(),
-                facts={
-                    "data": None,
-                    "source": checkpoint.origin,
-                    "commit": results.commit(),
-                    "class_names": list(names),
-                    "model": arch.name,
-                },
-            )
+            run = Run.create(building, recipe=recipe, environment=environment.snapshot(), facts=facts)
             run.write_split(())
             run.save_weights("best.weights.h5", network)
-            told = {
-                "origin": checkpoint.origin,
-                "sha256": _digest(checkpoint.arrays),
-                "family": naming.family,
-                "arrays": len(checkpoint.arrays),
-                "licence": checkpoint.licence,
-                "assumed": [key for key in INPUT_KEYS if key not in stated]
-                + ([] if names in (class_names, checkpoint.class_names) else ["class names"]),
-                "check": check,
-            }
             run.write_json("port.json", told)
             run.update(status="ported")
     except OSError as error:
@@ -132,9 +200,42 @@ def port_to_run(
     return Run.open(folder)
 
 
-def _check(network: keras.Model, source: str, row: str, family: str, size: int, preprocessing: str) -> dict[str, Any]:
+def _usual(arch: Architecture, naming: Naming) -> dict[str, Any]:
+    """What is usual where a source does not say: the shorter side to 256, the middle 224 of it; CIFAR's 32 whole.
+
+    akamaster's networks (shortcut A) were trained with ImageNet's mean and standard deviation.
+    """
+    if arch.stem != "cifar":
+        return {"model": arch.name, "crop": "resized", "image_size": arch.reference_size}
+    usual: dict[str, Any] = {"model": arch.name, "crop": "none", "image_size": arch.reference_size}
+    if naming.family == "CIFAR repositories" and arch.shortcut == "A":
+        usual["preprocessing"] = "imagenet"
+    return usual
+
+
+def _has_no_head(checkpoint: Checkpoint) -> bool:
+    names = ("fc.weight", "classifier.1.weight", "predictions/kernel", f"{HEAD}/kernel")
+    return bool(checkpoint.foreign_head) or not any(name in checkpoint.arrays for name in names)
+
+
+def _no_head(checkpoint: Checkpoint) -> str:
+    found = (
+        f"a head that is not one linear layer ({', '.join(checkpoint.foreign_head[:4])})"
+        if checkpoint.foreign_head
+        else f"no head among its {len(checkpoint.arrays)} arrays ({', '.join(list(checkpoint.arrays)[-3:])})"
+    )
+    return (
+        f"{checkpoint.origin}: received {found}, expected one linear layer, such as fc.weight and fc.bias. To train on "
+        f"from these weights under a new head: resnetlab train DATA --weights {shlex.quote(checkpoint.origin)}."
+    )
+
+
+def _check(
+    network: keras.Model, checkpoint: Checkpoint, row: str, family: str, size: int, preprocessing: str
+) -> dict[str, Any]:
     """Our logits against the source implementation's, where that can run."""
-    reference = references.logits(source, row, family, size=size, preprocessing=preprocessing)
+    source = checkpoint.origin
+    reference = references.logits(source, row, family, size=size, preprocessing=preprocessing, key=checkpoint.key)
     if isinstance(reference, str):
         return {"against": None, "why": reference}
     expected, by = reference

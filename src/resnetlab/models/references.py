@@ -41,17 +41,22 @@ def images(size: int) -> np.ndarray:
     return np.clip(127 * smooth * (1 - sharp) + 200 * sharp, 0, 255).astype(np.uint8)
 
 
-def logits(source: str, row: str, family: str, *, size: int, preprocessing: str) -> tuple[np.ndarray, str] | str:
+def logits(
+    source: str, row: str, family: str, *, size: int, preprocessing: str, key: str | None = None
+) -> tuple[np.ndarray, str] | str:
     """The source implementation's logits (2, classes) for `images(size)`, and its name and version.
 
     Returns a text that says why where it is not installed, or cannot run the network.
     """
+    if family not in _NEEDS:
+        return "its own implementation is no package"
     missing = [group for group in _NEEDS[family] if not any(map(importlib.util.find_spec, group))]
     if missing:
         return f"{family} cannot run here: {', '.join(map(' or '.join, missing))} is not installed"
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "logits.npz"
         command = [sys.executable, "-P", "-m", __name__, source, row, family, str(size), preprocessing, str(output)]
+        command += [key] if key else []
         child = subprocess.run(command, capture_output=True, text=True)
         if not output.exists():
             told = child.stderr.strip().splitlines()
@@ -130,8 +135,9 @@ def _from_torchvision_or_timm(arch: Architecture, classes: int) -> tuple[Any, st
 
 
 def main() -> None:
-    source, row, family, size, preprocessing, output = sys.argv[1:]
-    arrays, arch, pixels = read(source).arrays, architecture(row), images(int(size))
+    source, row, family, size, preprocessing, output, *key = sys.argv[1:]
+    checkpoint, arch, pixels = read(source, key=key[0] if key else None), architecture(row), images(int(size))
+    arrays = checkpoint.arrays
     if family == "keras.applications":
         found, by = _keras(arrays, arch, pixels)
     else:

@@ -172,6 +172,9 @@ CIFAR = replace(  # He 2015, section 4.2: 6n+2 layers
 )
 CIFAR_PRE = replace(CIFAR, paper="He 2016", preactivation=True, shortcut="B")
 CIFAR_PRE_BOTTLENECK = replace(CIFAR_PRE, block="bottleneck", stride_on="1x1")  # 9n+2 layers
+CIFAR_WIDE = replace(  # ImageNet's networks on 32x32, as in kuangliu/pytorch-cifar
+    CIFAR, paper="kuangliu", depths=D18, widths=(64, 128, 256, 512), stem_width=64, shortcut="B"
+)
 WIDE = replace(CIFAR_PRE, paper="Zagoruyko 2016")  # 6n+4 layers
 PLAIN = replace(BASIC, shortcut="none")
 PLAIN_CIFAR = replace(CIFAR, shortcut="none")
@@ -222,6 +225,9 @@ _ALL = (
     replace(CIFAR, name="resnet56", depths=(9, 9, 9)),
     replace(CIFAR, name="resnet110", depths=(18, 18, 18)),
     replace(CIFAR, name="resnet1202", depths=(200, 200, 200)),
+    replace(CIFAR_WIDE, name="cifar-resnet18", depths=D18),
+    replace(CIFAR_WIDE, name="cifar-resnet34", depths=D34),
+    replace(CIFAR_WIDE, name="cifar-resnet50", block="bottleneck", depths=D50),
     replace(CIFAR_PRE_BOTTLENECK, name="preresnet164", depths=(18, 18, 18)),
     replace(CIFAR_PRE_BOTTLENECK, name="preresnet1001", depths=(111, 111, 111)),
     replace(WIDE, name="wrn-16-8", depths=(2, 2, 2), width_factor=8),

@@ -1,0 +1,194 @@
+"""PyTorch's files, read as data: the one dict of tensors in a checkpoint, wherever it lies. Nothing in a file is run.
+
+PyTorch's restricted unpickler builds tensors and plain containers. `_HARMLESS` adds the values that training scripts
+leave beside the weights: each of them becomes an object that holds nothing. Any other global is refused by its name.
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnetlab.errors import ResnetlabError, UsageError
+
+# Where training scripts put the weights, in the order in which one is taken: averaged weights come last.
+_PLACES = (
+    "",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "params",
+)
+_AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow|teacher)([._]|$)", re.IGNORECASE)
+_NOT_WEIGHTS = re.compile(r"optim|sched|scaler|criterion|^loss|callbacks|^loops$|^amp$|rng", re.IGNORECASE)
+_MOST_LEVELS = 6
+
+_HARMLESS = (
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{kind}{bits}" for kind in ("int", "uint", "float") for bits in (16, 32, 64)),
+    *(f"numpy.{name}" for name in ("bool_", "bool", "int8", "uint8", "str_", "complex64", "complex128")),
+    *(f"numpy.dtypes.{kind}{bits}DType" for kind in ("Int", "UInt", "Float") for bits in (8, 16, 32, 64)),
+    *(f"numpy.dtypes.{name}DType" for name in ("Bool", "Str", "Bytes", "Object")),
+    *(
+        f"{module}.{kind}{flavour}Path"
+        for module in ("pathlib", "pathlib._local")
+        for kind in ("", "Pure")
+        for flavour in ("", "Posix", "Windows")
+    ),
+    *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
+    *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool", "frozenset", "slice")),
+    "decimal.Decimal",
+    "uuid.UUID",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+)
+
+
+class _Nothing(dict[Any, Any]):
+    """What a harmless value becomes: it takes any arguments and any state, and keeps none."""
+
+    def __new__(cls, *_: Any) -> _Nothing:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _empty_dict(*_: Any) -> OrderedDict[Any, Any]:
+    """What `collections.defaultdict` becomes, without its factory: it may hold weights."""
+    return OrderedDict()
+
+
+def read_torch(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray], str | None]:
+    """The tensors of the one state dict of a file, floats as float32, and what was chosen where there are several.
+
+    Args:
+        path: of a file of `torch.save`, in its zip format or the older one.
+        key: the place of the state dict in the file ("ema", "state_dict.net"), where the usual one is not wanted.
+
+    Raises:
+        UsageError: `key` is no place in the file that holds tensors.
+        ResnetlabError: PyTorch is not installed, the file holds other objects than data, or no tensors.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise ResnetlabError(f"To read {path}, torch must be installed. Do: pip install 'resnetlab[torch]'.") from None
+    content = _load(torch, path)
+    found = dict(_state_dicts(content, "", torch.Tensor))
+    if not found:
+        raise ResnetlabError(f"{path}: expected a state dict of tensors, received {_described(content)}.")
+    place, note = _choose(found, key, path)
+    arrays = {}
+    for name, tensor in found[place].items():
+        tensor = tensor.detach()
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise ResnetlabError(f"{path}: {name} is quantized, sparse or without values, expected a dense tensor.")
+        arrays[name] = (tensor.to(torch.float32) if tensor.is_floating_point() else tensor).numpy()
+    return arrays, note
+
+
+def _load(torch: Any, path: Path) -> Any:
+    harmless = [(_Nothing, name) for name in _HARMLESS] + [(_empty_dict, "collections.defaultdict")]
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
+            warnings.simplefilter("ignore")  # of pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        name = refused[1] if refused else next(iter(_globals(path)), None)
+        what = f"the global {name}" if name else f"a program, or it is damaged: {str(error).strip()[-120:]}"
+        raise ResnetlabError(
+            f"{path} holds more than weights ({what}): refused, and nothing of it was run. Expected a state dict: "
+            "where you trust the file, load it in its own project and torch.save(model.state_dict(), ...)."
+        ) from None
+
+
+def _globals(path: Path) -> Iterator[str]:
+    """The globals that a pickle names and that are not allowed, read without unpickling."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                content = archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))
+        else:
+            content = path.read_bytes()
+        texts: list[str] = []
+        for opcode, argument, _ in pickletools.genops(content):
+            name = None
+            if opcode.name in ("GLOBAL", "INST"):
+                name = str(argument).replace(" ", ".")
+            elif opcode.name == "STACK_GLOBAL":
+                name = ".".join(texts[-2:])
+            elif isinstance(argument, str):
+                texts.append(argument)
+            if name and name not in _HARMLESS and not name.startswith(("collections.", "torch.")):
+                yield name
+    except (ValueError, StopIteration, zipfile.BadZipFile, KeyError):
+        return
+
+
+def _state_dicts(value: Any, place: str, tensor: type) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each dict that holds tensors by name, at any depth, with its place: "", "model", "state_dict.ema"."""
+    if not isinstance(value, dict) or place.count(".") >= _MOST_LEVELS:
+        return
+    own = {name: item for name, item in value.items() if isinstance(name, str) and isinstance(item, tensor)}
+    if own:
+        yield place, own
+    for name, item in value.items():
+        if isinstance(name, str) and not _NOT_WEIGHTS.search(name):
+            yield from _state_dicts(item, f"{place}.{name}" if place else name, tensor)
+
+
+def _choose(found: dict[str, dict[str, Any]], key: str | None, path: Path) -> tuple[str, str | None]:
+    """The place to take, and a sentence on it where there are others."""
+    if key is not None:
+        matching = [place for place in found if place == key] or [p for p in found if p.rpartition(".")[2] == key]
+        if len(matching) != 1:
+            places = ", ".join(place or "(the file itself)" for place in found)
+            raise UsageError(f"{path}: received --key {key}, expected one of {places}.")
+        return matching[0], None
+    most = max(len(tensors) for tensors in found.values())  # beside a network, a few tensors are not another one
+    networks = [place for place, tensors in found.items() if 2 * len(tensors) >= most]
+
+    def rank(place: str) -> tuple[bool, int, int]:
+        last = place.rpartition(".")[2]
+        known = _PLACES.index(last) if last in _PLACES else len(_PLACES)
+        return _AVERAGED.search(place) is not None, known, len(place)
+
+    chosen, *others = sorted(networks, key=rank)
+    if not others:
+        return chosen, None
+    return chosen, (
+        f"the file holds {len(networks)} sets of weights: {chosen or 'the outermost'} was taken; choose another with "
+        f"--key: {', '.join(others)}"
+    )
+
+
+def _described(content: Any) -> str:
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    kinds = ", ".join(f"{name}: {type(item).__name__}" for name, item in list(content.items())[:6])
+    return f"a dict of {kinds}" if content else "an empty dict"

@@ -1,0 +1,178 @@
+"""Forty shapes of PyTorch checkpoints: wrapper, prefix, ending, head. Each imports, or says exactly why not."""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resnetlab.errors import ResnetlabError
+from resnetlab.models import architecture
+from resnetlab.models.checkpoints import Checkpoint, read
+from resnetlab.models.naming import recognise
+from resnetlab.models.porting import CIFAR10, port_to_run
+from resnetlab.run import Run
+from tests.models.randomised import randomised
+from tests.models.reference import as_torch, empty_weights
+from tests.workers import Workers
+
+ARCH = architecture("resnet-tiny")  # with projections: downsample.0 and .1
+WRAPPERS = (
+    "bare",
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "net",
+    "nested",
+    "lightning",
+    "ema only",
+    "live and ema",
+    "trainer",
+)
+PREFIXES = ("", "module.", "model.", "_orig_mod.", "backbone.", "encoder.", "module._orig_mod.", "module.module.")
+ENDINGS = (".pth", ".pt", ".th", ".pth.tar", ".ckpt", ".bin", "")
+HEADS = ("fc", "linear", "classifier", "head.fc", "sequential", "none")
+MATRIX = [(WRAPPERS[i % 10], PREFIXES[i % 8], ENDINGS[i % 7], HEADS[i % 6]) for i in range(40)]
+
+
+def weights() -> dict[str, np.ndarray]:
+    """A state dict in torchvision's names, with an `fc` of ten classes."""
+    return as_torch(randomised(empty_weights(ARCH), 0), ARCH)
+
+
+def with_head(arrays: dict[str, np.ndarray], head: str) -> dict[str, np.ndarray]:
+    body = {name: array for name, array in arrays.items() if not name.startswith("fc.")}
+    weight, bias = arrays["fc.weight"], arrays["fc.bias"]
+    if head == "none":
+        return body
+    if head == "sequential":
+        return body | {"fc.0.weight": weight, "fc.0.bias": bias, "fc.2.weight": weight[:, :10], "fc.2.bias": bias}
+    return body | {f"{head}.weight": weight, f"{head}.bias": bias}
+
+
+def write(path: str, wrapper: str, prefix: str, arrays: dict[str, np.ndarray]) -> None:
+    import torch
+
+    counters = {"bn1.num_batches_tracked": torch.tensor(7)}
+    tensors = {prefix + name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    tensors |= {prefix + name: tensor for name, tensor in counters.items()}
+    other = {name: tensor + 1 for name, tensor in tensors.items()}
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    content: Any = {
+        "bare": tensors,
+        "state_dict": {"state_dict": tensors, "best_prec1": np.float64(91.7), "epoch": 3},
+        "model": {"model": tensors, "args": argparse.Namespace(lr=0.1, path=pathlib.PurePosixPath("/data"))},
+        "model_state_dict": {"model_state_dict": tensors, "optimizer_state_dict": optimizer},
+        "net": {"net": tensors, "acc": 93.1, "epoch": 200},
+        "nested": {"checkpoint": {"model": {"state_dict": tensors}}, "time": datetime.datetime(2020, 1, 1)},
+        "lightning": {"state_dict": tensors, "hyper_parameters": {"lr": 0.1}, "callbacks": {}, "loops": {}},
+        "ema only": {"state_dict_ema": tensors | {"n_averaged": torch.tensor(3)}},
+        "live and ema": {"state_dict": tensors, "state_dict_ema": other},
+        "trainer": {"model": tensors, "optimizer": optimizer, "scheduler": {"_step_count": 1}, "rng": torch.ones(9)},
+    }[wrapper]
+    torch.save(content, path)
+
+
+def written_and_read(
+    path: str, wrapper: str, prefix: str, arrays: dict[str, np.ndarray], key: str | None
+) -> Checkpoint:
+    write(path, wrapper, prefix, arrays)
+    return read(path, key=key)
+
+
+@pytest.mark.parametrize(("wrapper", "prefix", "ending", "head"), MATRIX)
+def test_a_checkpoint_imports_or_says_why_not(
+    on: Workers, tmp_path: Path, wrapper: str, prefix: str, ending: str, head: str
+) -> None:
+    expected = weights()
+    path = str(tmp_path / f"net{ending}")
+    arrays = with_head(expected, head)
+    checkpoint = on("torch")(written_and_read, path=path, wrapper=wrapper, prefix=prefix, arrays=arrays, key=None)
+    has_head = head not in ("sequential", "none")
+    arch, naming, classes = recognise(checkpoint.arrays, head=has_head)
+    assert (arch.name, naming.family, classes) == ("resnet-tiny", "torchvision", 10 if has_head else 1)
+    for name, array in expected.items():
+        if has_head or not name.startswith("fc."):
+            np.testing.assert_array_equal(checkpoint.arrays[name], array, err_msg=name)
+    if wrapper == "live and ema":
+        assert "state_dict was taken" in str(checkpoint.note)
+        assert "--key" in str(checkpoint.note)
+    if has_head:
+        assert not checkpoint.foreign_head
+        return
+    with pytest.raises(ResnetlabError, match="expected one linear layer") as error:
+        port_to_run(checkpoint, tmp_path / "run")
+    assert "resnetlab train DATA --weights" in str(error.value)
+    assert "fc.0.weight (10, 64)" in str(error.value) if head == "sequential" else "no head among" in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_other_set_of_weights_is_taken_by_its_key(on: Workers, tmp_path: Path) -> None:
+    arguments = {"path": str(tmp_path / "x.pth"), "wrapper": "live and ema", "prefix": "module.", "arrays": weights()}
+    averaged = on("torch")(written_and_read, key="state_dict_ema", **arguments)
+    np.testing.assert_array_equal(averaged.arrays["conv1.weight"], weights()["conv1.weight"] + 1)
+
+
+def test_weights_without_a_head_are_imported_to_be_trained_on(tmp_path: Path) -> None:
+    run = port_to_run(Checkpoint("x.pth", with_head(weights(), "none")), tmp_path / "run", new_head=True)
+    assert run.facts()["class_names"] == ["no head"]
+
+
+def test_a_grey_scale_stem_is_named(tmp_path: Path) -> None:
+    arrays = weights()
+    arrays["conv1.weight"] = arrays["conv1.weight"][:, :1]
+    with pytest.raises(ResnetlabError, match=r"conv1\.weight .*1 channel \(grey-scale\), expected 3"):
+        port_to_run(Checkpoint("x.pth", arrays), tmp_path / "run")
+
+
+class Harmful:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch harmed",)
+
+
+def write_harmful(path: str) -> str:
+    import torch
+
+    torch.save({"state_dict": {"conv1.weight": torch.ones(1)}, "extra": Harmful()}, path)
+    try:
+        read(path)
+    except ResnetlabError as error:
+        return str(error)
+    return "read"
+
+
+def test_a_refused_global_is_named_and_nothing_is_run(on: Workers, tmp_path: Path) -> None:
+    message = on("torch")(write_harmful, path=str(tmp_path / "x.pth"))
+    assert "system" in message
+    assert "nothing of it was run" in message
+    assert not Path("harmed").exists()
+
+
+@pytest.mark.parametrize(("file", "right"), [("resnet20-12fca82f.th", 9173), ("resnet56-4bfd9763.th", 9339)])
+def test_public_cifar_weights_give_their_published_errors_to_the_image(
+    on: Workers, tmp_path: Path, file: str, right: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(os.environ.get("RESNETLAB_DATA", "-"), "weights", file)
+    if not source.is_file():
+        pytest.skip("RESNETLAB_DATA is not set: no public weights here")
+    from resnetlab.data.pack import pack_for
+    from resnetlab.data.sources import resolve
+    from resnetlab.inference.predictor import Predictor
+
+    monkeypatch.setenv("RESNETLAB_CACHE", str(tmp_path))
+    run = port_to_run(on("torch")(read, source=str(source)), tmp_path / "run")
+    predictor = Predictor(Run.open(run.path))
+    assert predictor.class_names == CIFAR10
+    pack = pack_for(resolve("cifar10"), predictor.recipe)
+    assert sorted(pack.class_names) == sorted(CIFAR10)
+    test = pack.indices("test")
+    found = np.array([CIFAR10.index(name) for name in pack.class_names])[pack.labels[test]]
+    logits = predictor.logits(pack.images, test)
+    assert (len(test), int((logits.argmax(axis=1) == found).sum())) == (10_000, right)
+    told = json.loads((run.path / "port.json").read_text())
+    assert told["assumed"][0] == "shortcut padding both"
