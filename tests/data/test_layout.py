@@ -1,12 +1,15 @@
 """Folder layouts that people have: each is read right, or refused with the reason. The ids are the list."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resnetlab.data.audit import audit
 from resnetlab.data.layout import decide
+from resnetlab.data.pack import pack
 from resnetlab.data.sources import resolve
 from resnetlab.data.split_words import roles_among
 from resnetlab.data.walk import Folder, scan
@@ -165,3 +168,33 @@ def test_a_split_word_is_never_a_class_beside_another_one(tree: list[tuple[str, 
         roles = roles_among({name: name for name in classes})
         assert set(roles.values()) <= {"train"}
         assert len(roles) <= 1
+
+
+def lossy(root: Path) -> Path:
+    """Of cat most files are of a format that is not read, and one is damaged; of dog all are images."""
+    make_images.write_classes(root, {"cat": 2, "dog": 5})
+    grow(root, *[f"cat/{i}.cr2" for i in range(4)])
+    (root / "cat" / "broken.jpg").write_bytes(b"no image")
+    return root
+
+
+def test_a_class_that_loses_most_of_its_images_stops_a_run_unless_confirmed(tmp_path: Path) -> None:
+    source = resolve(str(lossy(tmp_path / "data")))
+    assert source.ignored_endings == {".cr2": 4}
+    packing: dict[str, Any] = {"size": 16, "cache_dir": tmp_path / "cache", "validation": 0.0, "test": 0.0}
+    with pytest.raises(ResnetlabError) as error:
+        pack(source, **packing)
+    assert "cat" in str(error.value)
+    assert "4 of 7 files cannot be used (4 .cr2 ignored)" in str(error.value)
+    assert "--allow-losses" in str(error.value)
+    allowed = pack(source, **packing, allow_losses=True)
+    assert len(allowed.labels) == 7
+    assert "cat" in allowed.audit["losses"]
+    assert "dog" not in allowed.audit["losses"]
+    with pytest.raises(ResnetlabError):  # and it is not remembered as confirmed
+        pack(source, **packing)
+
+
+def test_what_is_ignored_is_shown_by_ending(tmp_path: Path) -> None:
+    source = resolve(str(lossy(tmp_path)))
+    assert "4 .cr2" in audit(source).summary()
