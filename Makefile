@@ -33,7 +33,7 @@ FOR_CHECK := $(VENV)/.installed-$(call extras,cpu dev jax test $(more))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart notebook test check lint format constraints clean run-lint run-tests
+.PHONY: help quickstart notebook test test-long check lint format constraints clean run-lint run-tests run-long
 
 help: ## Say what there is (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,7 +48,9 @@ notebook: $(FOR_NOTEBOOK) ## Run the notebook from top to bottom (ten minutes), 
 
 test: $(FOR_TESTS) run-tests ## Run the tests on TensorFlow and JAX (EXTRAS=torch: on PyTorch too; ARGS=…: for pytest)
 
-check: $(FOR_CHECK) run-lint run-tests ## All that must hold: format, lint, types, import contracts, tests (EXTRAS, ARGS as above)
+test-long: $(FOR_TESTS) run-long ## Run the long ones: notebook, benchmarks, comparison (EXTRAS, ARGS as above)
+
+check: $(FOR_CHECK) run-lint run-tests run-long ## All that must hold: format, lint, types, import contracts, all tests (EXTRAS, ARGS as above)
 
 lint: $(FOR_LINT) run-lint ## The quick part of check: format, lint, types, import contracts
 
@@ -63,7 +65,10 @@ run-lint:
 	$(BIN)/lint-imports
 
 run-tests:
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not long" $(ARGS)
+
+run-long:
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 constraints: ## Renew requirements/constraints.txt: the newest of everything, resolved in a fresh environment
 	rm -rf build/constraints

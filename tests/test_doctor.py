@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from resnetlab import doctor
+from resnetlab import cores, doctor, environment
 from resnetlab.doctor import Facts, Finding, Report, frameworks, machine
 from resnetlab.doctor.facts import BACKENDS, Library
 
@@ -304,9 +304,12 @@ def test_control_group_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "/sys/fs/cgroup/pod/memory.current": str(2**30),
         "/proc/meminfo": "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB",
     }
-    monkeypatch.setattr(machine, "_read", lambda path: files.get(str(path), ""))
+    monkeypatch.setattr(cores, "read", lambda path: files.get(str(path), ""))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert machine.cpu().usable_cores == 1.5
+    assert environment.usable_cores() == 2  # threads, also of ONNX Runtime and OpenVINO
+    files["/sys/fs/cgroup/pod/cpu.max"] = "20000 100000"
+    assert environment.usable_cores() == 1
     memory = machine.memory(tmp_path)
     assert (memory.total, memory.available) == (2 * 2**30, 2**30)
     assert memory.disk_free[str(tmp_path)] > 0

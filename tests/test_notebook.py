@@ -34,6 +34,7 @@ def test_it_shows_its_blocks_in_at_most_40_lines(cells: list[dict]) -> None:
     assert len(blocks["source"]) <= 40
 
 
+@pytest.mark.long
 def test_it_runs_from_top_to_bottom(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nbconvert", "--execute", "--to", "notebook"]
     ran = subprocess.run(

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from resnetlab import cores
 from resnetlab.errors import ResnetlabError, UsageError, unknown
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -136,10 +137,8 @@ def _leave_one_gpu(listing: Path = Path("/proc/driver/nvidia/gpus")) -> None:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on (its affinity, not the machine's size)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Threads worth starting: what affinity and control groups leave of the machine's cores."""
+    return cores.threads()
 
 
 def _keep_freed_memory() -> None:

@@ -75,6 +75,7 @@ def test_readme_tables_are_up_to_date(tables: ModuleType) -> None:
     assert tables.main(["--check"]) == 0
 
 
+@pytest.mark.long
 def test_everything_that_needs_a_gpu_has_a_smoke_run(tmp_path: Path) -> None:
     """All parts on the CPU; it ends with 0 only if every correctness check passed."""
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--smoke", "--out", str(tmp_path)]
@@ -139,6 +140,7 @@ def test_children_end_with_a_killed_parent_and_with_their_group(
     wait_for(lambda: all(gone(second)))
 
 
+@pytest.mark.long
 def test_the_gpu_benchmark_keeps_its_time(tmp_path: Path) -> None:
     """With a sixtieth of its time nothing can be measured: each part says so, and all of it ends soon."""
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--smoke", "--minutes", "0.15", "--out", str(tmp_path)]
@@ -150,6 +152,7 @@ def test_the_gpu_benchmark_keeps_its_time(tmp_path: Path) -> None:
     assert any("not done within" in row.get("failed", "") or "no time left" in row.get("failed", "") for row in rows)
 
 
+@pytest.mark.long
 def test_the_gpu_checklist_has_a_smoke_run(tmp_path: Path) -> None:
     checks = [argument for name in ("xla", "timing", "cpu") for argument in ("--check", name)]
     command = ["sh", str(BENCHMARKS / "gpu.sh"), "--checklist", "--smoke", "--out", str(tmp_path), *checks]

@@ -309,6 +309,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 def test_a_comparison_is_measured_and_written(quick: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     found = compare.run(**quick)
     assert [r.get("problem") for r in found["rows"]] == [None, None]
@@ -395,6 +396,7 @@ def test_the_parent_imports_no_backend_and_leaves_the_environment_alone(quick: d
     assert environment.installed("tensorflow")
 
 
+@pytest.mark.long
 def test_the_gpu_branch_runs_end_to_end(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from resnetlab import cores
 from resnetlab.doctor.facts import Cpu, Gpu, Memory, Nvidia, Platform
 
 ENVIRONMENT = (
@@ -45,7 +46,7 @@ def environment() -> dict[str, str]:
 
 
 def system() -> Platform:
-    name, version = platform.system(), _read("/proc/version").lower()
+    name, version = platform.system(), cores.read("/proc/version").lower()
     signs = {
         "WSL": "microsoft" in version,
         "Kaggle": "KAGGLE_KERNEL_RUN_TYPE" in os.environ,
@@ -64,24 +65,22 @@ def system() -> Platform:
 
 def cpu() -> Cpu:
     logical = os.cpu_count() or 1
-    usable = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical)
-    with contextlib.suppress(ValueError, ZeroDivisionError):
-        usable = min([usable, *_cpu_quotas()])
+    usable = cores.usable()
     if platform.system() == "Darwin":
         model, physical = (_output("sysctl", "-n", key) for key in ("machdep.cpu.brand_string", "hw.physicalcpu"))
         return Cpu(model=model, physical_cores=int(physical or logical), usable_cores=usable)
     info: dict[str, str] = {}
-    cores = set()
-    for processor in filter(None, _read("/proc/cpuinfo").split("\n\n")):
+    sockets = set()
+    for processor in filter(None, cores.read("/proc/cpuinfo").split("\n\n")):
         fields = (line.partition(":") for line in processor.splitlines())
         info = {key.strip(): value.strip() for key, _, value in fields}
-        cores.add((info.get("physical id"), info.get("core id", info.get("processor"))))
+        sockets.add((info.get("physical id"), info.get("core id", info.get("processor"))))
     flags = info.get("flags", info.get("Features", "")).split()
     arm_part = (info.get("CPU implementer"), info.get("CPU part"))  # Arm's processors have numbers for names
     other_name = "Neoverse V1" if arm_part == ("0x41", "0xd40") else platform.processor() or platform.machine()
     return Cpu(
         model=info.get("model name", other_name),
-        physical_cores=len(cores) or logical,
+        physical_cores=len(sockets) or logical,
         usable_cores=usable,
         flags=tuple(flag for flag in CPU_FLAGS if flag in flags),
     )
@@ -90,7 +89,7 @@ def cpu() -> Cpu:
 def memory(*folders: Path) -> Memory:
     """Memory, and the free space of the file systems that hold `folders`."""
     total = available = 0
-    lines = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines() if ":" in line)
+    lines = dict(line.split(":", 1) for line in cores.read("/proc/meminfo").splitlines() if ":" in line)
     if lines:
         total, available = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
     elif platform.system() == "Darwin":
@@ -100,8 +99,8 @@ def memory(*folders: Path) -> Memory:
         with contextlib.suppress(AttributeError):
             ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined,unused-ignore]
             total, available = status[1], status[2]
-    limits = _cgroup("memory.max", "memory/memory.limit_in_bytes")
-    uses = _cgroup("memory.current", "memory/memory.usage_in_bytes")
+    limits = cores.cgroup("memory.max", "memory/memory.limit_in_bytes")
+    uses = cores.cgroup("memory.current", "memory/memory.usage_in_bytes")
     for limit, used in zip(limits, uses, strict=False):
         if limit.isdecimal() and used.isdecimal() and int(limit) < total:
             total, available = int(limit), min(available, int(limit) - int(used))
@@ -129,8 +128,10 @@ def nvidia() -> Nvidia:
         libcuda = ""
     except OSError as caught:
         libcuda = str(caught)
-    parameters = _read("/proc/driver/nvidia/params")
-    capabilities = [line.split()[1] for line in _read("/proc/self/status").splitlines() if line.startswith("CapEff:")]
+    parameters = cores.read("/proc/driver/nvidia/params")
+    capabilities = [
+        line.split()[1] for line in cores.read("/proc/self/status").splitlines() if line.startswith("CapEff:")
+    ]
     return Nvidia(
         error=error,
         driver=driver,
@@ -170,48 +171,12 @@ def _adapters() -> Iterator[str]:
     """Graphics cards on the bus, with or without a driver."""
     makers = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
     for device in sorted(Path("/sys/bus/pci/devices").glob("*")):
-        if _read(device / "class").startswith("0x03"):  # display controllers; 0x0302 has no display attached
-            maker = _read(device / "vendor")
-            yield f"{makers.get(maker, maker)} {_read(device / 'device').removeprefix('0x')} at {device.name}"
+        if cores.read(device / "class").startswith("0x03"):  # display controllers; 0x0302 has no display attached
+            maker = cores.read(device / "vendor")
+            yield f"{makers.get(maker, maker)} {cores.read(device / 'device').removeprefix('0x')} at {device.name}"
     if platform.system() == "Windows":
         query = "(Get-CimInstance Win32_VideoController).Name"
         yield from _output("powershell", "-NoProfile", "-Command", query).splitlines()
-
-
-def _cpu_quotas() -> Iterator[float]:
-    for line in _cgroup("cpu.max", ""):
-        quota, period = line.split()
-        if quota != "max":
-            yield int(quota) / int(period)
-    for quota, period in zip(_cgroup("", "cpu/cpu.cfs_quota_us"), _cgroup("", "cpu/cpu.cfs_period_us"), strict=False):
-        if int(quota) > 0:
-            yield int(quota) / int(period)
-
-
-def _cgroup(v2: str, v1: str) -> Iterator[str]:
-    """What a control group's file says, from this process's group up to the root: each level limits.
-
-    `v1` is "controller/file": version 1 keeps a tree per controller, version 2 one tree.
-    """
-    controller, _, v1_file = v1.partition("/")
-    for line in _read("/proc/self/cgroup").splitlines():
-        _, controllers, group = line.split(":", 2)
-        if not controllers:
-            tree, file = Path("/sys/fs/cgroup"), v2
-        elif controller in controllers.split(","):
-            tree, file = Path("/sys/fs/cgroup") / controller, v1_file
-        else:
-            continue
-        for folder in (Path(group), *Path(group).parents):
-            if file and (text := _read(tree / folder.relative_to("/") / file)):
-                yield text
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _output(*command: str) -> str:

@@ -1,0 +1,58 @@
+"""How many cores this process may use: of its affinity, and of what its control groups (containers) leave it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def usable() -> float:
+    """Cores that this process may use at once; a container may have 1.5."""
+    found = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        found = min([found, *_quotas()])
+    return found
+
+
+def threads() -> int:
+    """How many threads are worth starting: the usable cores, rounded, and at least one."""
+    return max(1, round(usable()))
+
+
+def _quotas() -> Iterator[float]:
+    for line in cgroup("cpu.max", ""):
+        quota, period = line.split()
+        if quota != "max":
+            yield int(quota) / int(period)
+    for quota, period in zip(cgroup("", "cpu/cpu.cfs_quota_us"), cgroup("", "cpu/cpu.cfs_period_us"), strict=False):
+        if int(quota) > 0:
+            yield int(quota) / int(period)
+
+
+def cgroup(v2: str, v1: str) -> Iterator[str]:
+    """What a control group's file says, from this process's group up to the root: each level limits.
+
+    `v1` is "controller/file": version 1 keeps a tree per controller, version 2 one tree.
+    """
+    controller, _, v1_file = v1.partition("/")
+    for line in read("/proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            tree, file = Path("/sys/fs/cgroup"), v2
+        elif controller in controllers.split(","):
+            tree, file = Path("/sys/fs/cgroup") / controller, v1_file
+        else:
+            continue
+        for folder in (Path(group), *Path(group).parents):
+            if file and (text := read(tree / folder.relative_to("/") / file)):
+                yield text
+
+
+def read(path: str | Path) -> str:
+    """A file's text, stripped; "" where it cannot be read."""
+    try:
+        return Path(path).read_text(errors="replace").strip()
+    except OSError:
+        return ""
