@@ -328,7 +328,7 @@ elif BACKEND == "torch":
 
     def upload(batches: Iterator[Any]) -> Iterator[Any]:
         """As on TensorFlow, above: from pinned memory, so that the copy does not wait for the step before it."""
-        if not torch.cuda.is_available() or str(keras.ops.zeros(()).device) == "cpu":
+        if _kind_of_device() != "cuda":
             return batches
         return _pinned(batches)
 
@@ -360,15 +360,23 @@ elif BACKEND == "torch":
 
     def gpus() -> list[str]:
         """As on TensorFlow, above."""
+        if kind := {"mps": "Apple GPU (MPS)", "xpu": "Intel GPU (XPU)"}.get(_kind_of_device()):
+            return [kind]
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+    def _kind_of_device() -> str:
+        """Of the device that Keras computes on: "cpu", "cuda", "mps" or "xpu"."""
+        return str(keras.src.backend.torch.core.get_device()).partition(":")[0]
 
     def device() -> str:
         """As on TensorFlow, above."""
-        return "cpu" if str(keras.ops.zeros(()).device) == "cpu" else "gpu"  # CUDA, MPS or XPU
+        return "cpu" if _kind_of_device() == "cpu" else "gpu"
 
     def gpu_memory_peak() -> int:
         """As on TensorFlow, above."""
-        return int(torch.cuda.max_memory_allocated())
+        if _kind_of_device() == "mps":  # which counts no peak
+            return int(torch.mps.driver_allocated_memory())
+        return int((torch.xpu if _kind_of_device() == "xpu" else torch.cuda).max_memory_allocated())
 
     def tf32_setting() -> Any:
         """As on TensorFlow, above."""

@@ -1,0 +1,72 @@
+"""What `train --device auto|gpu` does on recorded machines: the framework here computes on the CPU alone."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from resnetlab import doctor, environment
+from resnetlab.cli.shared import start
+from resnetlab.doctor import Facts
+from resnetlab.errors import ResnetlabError
+
+RECORDED = Path(__file__).with_name("doctor_findings")
+MACHINES = sorted(path.stem for path in RECORDED.glob("*.json"))
+
+
+@pytest.fixture
+def on_machine(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> doctor.Report:
+    """The doctor sees a recorded machine, without having probed a framework, as `start` asks it."""
+    facts = Facts.from_json(json.loads((RECORDED / f"{request.param}.json").read_text()))
+    report = doctor.judge(replace(facts, frameworks=tuple(replace(f, probe=None) for f in facts.frameworks)))
+    monkeypatch.setattr(doctor, "examine", lambda frameworks: report)
+    for name in ("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_PREALLOCATE"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # so that they are restored
+    return report
+
+
+@pytest.mark.parametrize("on_machine", MACHINES, indirect=True)
+def test_a_gpu_that_is_not_used_is_warned_of(on_machine: doctor.Report, capsys: pytest.CaptureFixture[str]) -> None:
+    used = start("tensorflow", "auto")
+    assert used == {"backend": "tensorflow", "device": "cpu", "device_name": environment.cpu_name()}
+    warned = capsys.readouterr().err
+    gpus = on_machine.facts.nvidia.gpus
+    assert (gpus[0].name in warned and "is not used" in warned) if gpus else not warned
+    if gpus and (reason := doctor.why_no_gpu(on_machine, backend="tensorflow")):
+        assert reason in warned
+    start("tensorflow", "cpu")
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("on_machine", MACHINES, indirect=True)
+def test_a_gpu_that_was_asked_for_is_missed_with_the_reason(on_machine: doctor.Report) -> None:
+    with pytest.raises(ResnetlabError, match="--device gpu: tensorflow sees no GPU") as error:
+        start("tensorflow", "gpu")
+    reason = doctor.why_no_gpu(on_machine, backend="tensorflow")
+    assert reason in str(error.value) if reason else "nothing was found in" in str(error.value)
+
+
+@pytest.mark.parametrize(("visible", "left", "idle"), [(None, "0", ("1", "2")), ("2,0", "2", ("0",)), ("1", "1", ())])
+def test_one_of_several_gpus_is_left_visible(
+    visible: str | None, left: str, idle: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bus in ("0000:01:00.0", "0000:02:00.0", "0000:03:00.0"):
+        (tmp_path / bus).mkdir()
+    monkeypatch.setattr(environment, "_idle_gpus", [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    environment._leave_one_gpu(tmp_path)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+    assert environment.idle_gpus() == idle
+
+
+def test_device_cpu_hides_every_kind_of_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS", "KERAS_TORCH_DEVICE", "XLA_PYTHON_CLIENT_PREALLOCATE"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    environment.configure(backend="tensorflow", device="cpu")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
+    assert os.environ["JAX_PLATFORMS"] == "cpu"
+    assert os.environ["KERAS_TORCH_DEVICE"] == "cpu"  # Keras takes MPS or XPU otherwise
