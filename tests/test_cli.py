@@ -23,7 +23,7 @@ from tests.models.randomised import randomised
 from tests.models.reference import as_torch, empty_weights
 
 Cli = Callable[..., tuple[int, str, str]]
-COMMANDS = ("train", "evaluate", "predict", "export", "port", "models", "audit", "doctor", "compare")
+COMMANDS = ("train", "evaluate", "predict", "export", "import", "models", "audit", "doctor", "compare")
 TINY = ("--model", "resnet-tiny", "--set", "image_size=16", "--set", "batch_size=8", "--set", "epochs=1")
 
 
@@ -121,10 +121,10 @@ def test_every_command_has_help_json_and_verbose(cli: Cli, command: str) -> None
         (["train", "digits", "--resume", "run", "--weights", "a"], "leave --recipe, --model, --weights"),
         (["train", "digits", "--weights", "nothing"], "Received 'nothing', expected a file of weights"),
         (["train", "digits", "--recipe", "finetune"], "there are no weights to begin with. Give them with --weights"),
-        (["port"], "Missing argument 'SOURCE'"),
-        (["port", "nothing"], "Received 'nothing', expected a file of weights (.pth"),
-        (["port", "nothing", "--set", "epochs=3"], "Received --set epochs; expected image_size, crop_pct"),
-        (["port", "nothing", "--class-names", "gone.txt"], "--class-names gone.txt cannot be read"),
+        (["import"], "Missing argument 'SOURCE'"),
+        (["import", "nothing"], "Received 'nothing', expected a file of weights (PyTorch"),
+        (["import", "nothing", "--set", "epochs=3"], "Received --set epochs; expected image_size, crop_pct"),
+        (["import", "nothing", "--class-names", "gone.txt"], "--class-names gone.txt cannot be read"),
         (["export", "none", "--format", "onnx"], "none: no such folder"),
         (["export", "none", "--batch-size", "0"], "Invalid value for '--batch-size'"),
         (["train", "--resume", "."], "is not a run folder: it has no run.json"),
@@ -356,15 +356,15 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ported_weights_predict_are_evaluated_and_trained_on_from(cli: Cli, published: Path, tmp_path: Path) -> None:
     Path("names.txt").write_text("cat\ndog\nowl\n", "utf-8")
     arguments = ("--class-names", "names.txt", "--set", "image_size=32")
-    code, out, err = cli("port", published, *arguments)
+    code, out, err = cli("import", published, *arguments)
     assert (code, err) == (0, "")
     assert "resnet18, 3 classes, from 102 arrays as torchvision names them" in out
     assert "assumed, for the source does not say: crop_pct, interpolation, preprocessing" in out
     assert out.endswith("run folder  runs/net\n")
-    code, out, err = cli("port", published, *arguments)
+    code, out, err = cli("import", published, *arguments)
     assert code == 2
     assert "runs/net is not empty" in err
-    code, out, err = cli("port", published, *arguments, "--run", "again", "--json")
+    code, out, err = cli("import", published, *arguments, "--run", "again", "--json")
     told = json.loads(out)
     assert (code, told["model"], told["family"], told["licence"]) == (0, "resnet18", "torchvision", None)
 
@@ -422,10 +422,17 @@ def test_training_begins_with_a_file_of_weights_and_keeps_the_head_of_the_same_c
 
 def test_an_architectures_weights_that_nobody_has_are_told(cli: Cli, tmp_path: Path) -> None:
     save_file({"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}, tmp_path / "odd.safetensors")
-    code, out, err = cli("port", "odd.safetensors")
+    code, out, err = cli("import", "odd.safetensors")
     assert (code, out) == (1, "")
-    assert "These are not the weights of any network here. Nearest is" in err
+    assert "These are not the weights of any network here. Received 1 arrays: conv1.weight (64, 3, 7, 7)" in err
     assert [path.name for path in tmp_path.iterdir()] == ["odd.safetensors"]
+
+
+def test_the_former_name_of_import_still_works_and_says_so(cli: Cli) -> None:
+    code, _, err = cli("port", "nothing")
+    assert code == 2
+    assert "`resnetlab port` is now called `resnetlab import`." in err
+    assert " port " not in cli("--help")[1]
 
 
 # Second runs

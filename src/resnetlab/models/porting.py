@@ -128,11 +128,11 @@ def port_to_run(
     folder = named(folder)
     Run.require_vacant(folder)
     headless = _has_no_head(checkpoint)
-    if headless and not new_head:
-        raise ResnetlabError(_no_head(checkpoint))
     arch, naming, num_classes = recognise(
         checkpoint.arrays, model=model or checkpoint.model, stride_on=checkpoint.stride_on, head=not headless
     )
+    if headless and not new_head:
+        raise ResnetlabError(_no_head(checkpoint))
     if checkpoint.linear and arch.stem == "cifar":  # without projections its names are torchvision's too
         naming = cifar_repositories(arch)
     names, assumed = class_names or class_names_for(checkpoint, num_classes), []
