@@ -577,6 +577,42 @@ def test_audit_as_json(cli: Cli, tmp_path: Path) -> None:
     assert "text.jpg" in out
 
 
+def test_a_class_that_loses_most_of_its_images_is_confirmed_and_recorded(cli: Cli, tmp_path: Path) -> None:
+    data = make_images.write_classes(tmp_path / "data", {"cat": 4, "dog": 12})
+    write(data, {f"cat/{i}.cr2": b"raw" for i in range(5)} | {"dog/labels.xml": b"", "pred/1.jpg": b""})
+    code, out, err = cli("train", data, *TINY, "--run", "run")
+    assert code == 1
+    assert "'cat': 5 of 9 files cannot be used (5 .cr2 ignored)" in err
+    assert not (tmp_path / "run").exists()
+    code, out, _ = cli("audit", data)
+    assert code == 0
+    assert "6 files that are no images by ending or place: 5 .cr2, 1 .xml" in out
+    assert "cat: 5 of 9 files cannot be used" in out
+    assert f"left out: {data / 'pred'} (1 images, unlabelled by its name)" in out
+    code, out, err = cli("train", data, *TINY, "--run", "run", "--allow-losses")
+    assert code == 0, err
+    assert "ignored: 6 files that are no images by ending or place: 5 .cr2, 1 .xml" in err
+    run = Run.open(tmp_path / "run")
+    assert run.facts()["allow_losses"] is True
+    assert run.read_json("audit.json")["losses"].keys() == {"cat"}
+    assert cli("evaluate", "run")[0] == 0  # what was confirmed stays so
+    code, _, err = cli("evaluate", "run", data)
+    assert (code, "--allow-losses" in err) == (1, True)
+
+
+@pytest.mark.parametrize("command", [["train"], ["audit"], ["evaluate", "run"]])
+def test_a_layout_that_is_not_understood_stops_every_command(
+    cli: Cli, digits: Path, tmp_path: Path, command: list[str]
+) -> None:
+    for part in ("fold1", "fold2"):
+        make_images.write_classes(tmp_path / "data" / part, {"0": 1, "1": 1})
+    (tmp_path / "run").symlink_to(digits)
+    code, _, err = cli(*command, "data")
+    assert code == 2
+    assert "looks like a split that is not understood: 'fold1', 'fold2' hold the same folders ('0', '1')" in err
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "run"] == ["data"]
+
+
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "resnetlab.cli", "models", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from resnetlab.data.audit import audit
 from resnetlab.data.layout import decide
 from resnetlab.data.pack import pack
-from resnetlab.data.sources import resolve
+from resnetlab.data.sources import ANIMALS10, resolve
 from resnetlab.data.split_words import roles_among
 from resnetlab.data.walk import Folder, scan
 from resnetlab.errors import ResnetlabError
@@ -74,6 +74,23 @@ READ = {
     ),
     "a class called test_tube": (["flask/1.jpg", "test_tube/1.jpg"], {None: ["flask", "test_tube"]}),
     "classes valid and invalid": (["valid/1.jpg", "invalid/1.jpg"], {None: ["invalid", "valid"]}),
+    "classes in languages, tr among them": (["de/1.jpg", "tr/1.jpg"], {None: ["de", "tr"]}),
+    "tr and te": (parts("tr", "te"), SPLIT),
+    "TrainSet, ValSet and TestSet": (parts("TrainSet", "ValSet", "TestSet"), SPLIT | {"validation": ["cat", "dog"]}),
+    "train2017 and val2017": (parts("train2017", "val2017"), {"train": ["cat", "dog"], "validation": ["cat", "dog"]}),
+    "a folder called train_test_split above": (["train_test_split/" + f for f in parts("train", "test")], SPLIT),
+    "class folders and an unlabelled one": ([*PLAIN, "unlabeled/1.jpg"], WHOLE),
+    "class folders and annotations": ([*PLAIN, "annotations/1.xml"], WHOLE),
+    "images in a folder of each class": (["cat/images/1.jpg", "dog/images/1.jpg"], WHOLE),
+    "groups of classes": (
+        ["animals/cat/1.jpg", "animals/dog/1.jpg", "vehicles/car/1.jpg", "vehicles/bus/1.jpg"],
+        {None: ["animals", "vehicles"]},
+    ),
+    "a few loose images": ([*PLAIN, "cover.jpg"], WHOLE),
+    "a data set that is known among other images": (
+        [f"animals10/raw-img/{name}/1.jpg" for name in ANIMALS10] + ["pets/cat/1.jpg", "pets/dog/1.jpg"],
+        {None: ["animals10", "pets"]},
+    ),
     "a class without validation images": (
         [*parts("train"), "val/cat/1.jpg"],
         {"train": ["cat", "dog"], "validation": ["cat"]},
@@ -96,6 +113,46 @@ REFUSED = {
     "images and masks": (["images/1.png", "masks/1.png"], ["masks"]),
     "a second copy of the data": ([*PLAIN, "copy/cat/1.jpg", "copy/dog/1.jpg"], ["copy"]),
     "an empty folder": ([], []),
+    "more loose images than others": ([f"{i}.jpg" for i in range(5)] + PLAIN, ["5 images", "no class folder"]),
+    "ILSVRC as it is unpacked": (
+        [
+            "ILSVRC/Annotations/CLS-LOC/val/1.xml",
+            *["ILSVRC/Data/CLS-LOC/" + file for file in parts("train")],
+            "ILSVRC/Data/CLS-LOC/val/1.JPEG",
+            "LOC_val_solution.csv",
+        ],
+        ["CLS-LOC/val itself", "LOC_val_solution.csv"],
+    ),
+    "flat train and test with a table": (["train/1.jpg", "test/2.jpg", "train.csv"], ["train.csv", "not read"]),
+    "boxes: images and labels of each part": (
+        ["train/images/1.jpg", "train/labels/1.txt", "valid/images/2.jpg", "valid/labels/2.txt"],
+        ["train/images", "no class folder"],
+    ),
+    "images and masks of each class": (parts("COVID", "Normal", classes=("images", "masks")), ["'images', 'masks'"]),
+    "versions of one data set": (parts("color", "grayscale", "segmented"), ["give one as DATA"]),
+    "domains with a folder of images in each": (parts("amazon/images", "dslr/images"), ["'amazon', 'dslr'"]),
+    "a misspelled part": (parts("trainig", "test"), ["'test'", "'trainig'"]),
+    "parts in another language": (parts("entrenamiento", "prueba"), ["'entrenamiento', 'prueba'"]),
+    "a further part": (parts("train", "test", "extra"), ["'extra'"]),
+    "training and validation in one folder": (parts("train_val", "test"), ["'train_val'"]),
+    "a part in a part": ([*parts("test"), *parts("train/train", "train/val")], ["one already"]),
+    "an empty part": ([*parts("train", "test"), "val/.keep"], ["No images in", "val"]),
+    "a class and part of a split in each name": (
+        ["cat_train/1.jpg", "cat_test/1.jpg", "dog_train/1.jpg", "dog_test/1.jpg"],
+        ["'cat_train', 'dog_train'"],
+    ),
+    "class folders and a flat test": ([*PLAIN, "test/1.jpg"], ["'test'", "rename"]),
+    "only a flat train and a folder of others": (["train/1.jpg", "extra/1.jpg"], ["'train'", "'extra'"]),
+    "a class in the test part alone": ([*parts("train", "test"), "test/fox/1.jpg"], ["'fox'"]),
+    "a class spelled otherwise in the test part": (
+        ["train/Cat/1.jpg", "train/dog/1.jpg", "test/cat/1.jpg", "test/dog/1.jpg"],
+        ["'Cat', 'cat'", "differ only in case"],
+    ),
+    "a class of another format": ([*PLAIN, "fox/1.nef"], ["'fox'", "1 .nef"]),
+    "a class of another format beside folders in folders": (
+        ["cats/1.nef", "dogs/pug/1.jpg", "dogs/boxer/1.jpg"],
+        ["'cats'", "1 .nef"],
+    ),
 }
 
 
@@ -116,10 +173,30 @@ def test_a_layout_is_refused_with_the_reason(layout: str, tmp_path: Path) -> Non
     assert all(word in str(error.value) for word in named), str(error.value)
 
 
+def test_the_readme_counts_these_layouts() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    assert f"the {len(READ) + len(REFUSED)} layouts that are tested" in readme
+
+
 def test_what_is_left_out_is_named(tmp_path: Path) -> None:
     found = decide(scan(grow(tmp_path, *parts("train", "test"), "pred/1.jpg", "pred/2.jpg")))
     assert any("left out" in note and "pred (2 images" in note for note in found.notes)
     assert any("the folders give the split" in note for note in found.notes)
+
+
+def test_a_known_data_set_is_not_taken_out_of_others(tmp_path: Path) -> None:
+    files, expected = READ["a data set that is known among other images"]
+    source = resolve(str(grow(tmp_path, *files)))
+    assert list(source.class_names) == expected[None]
+    assert len(source.samples) == len(files)
+
+
+def test_classes_whose_names_differ_in_case_only_are_warned_of(tmp_path: Path) -> None:
+    source = resolve(str(grow(tmp_path, "Cat/1.jpg", "cat /1.jpg", "dog/1.jpg")))
+    assert source.class_names == ("Cat", "cat ", "dog")
+    assert [note for note in source.notes if note.startswith("warning")] == [
+        "warning: the classes 'Cat', 'cat ' differ only in case, spaces or signs: are they one?"
+    ]
 
 
 def test_names_that_are_equal_but_for_unicode_are_one_class(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from resnetlab.errors import ResnetlabError, UsageError
 EXPECTED = "Expected a folder for each class, with its images in it"
 LABEL_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml", ".xlsx", ".xls", ".mat")
 ORDER = ("train", "validation", "test")
+REMAINDERS = ("additional", "all", "external", "extra", "gallery", "query", "unseen")  # beside "train", no vehicles
 
 
 @dataclass
@@ -83,7 +84,10 @@ def _enter(folder: Folder, layout: Layout, *, stop_at_parts: bool = False) -> Fo
         is_part = stop_at_parts and child in roles_among({child: child.name})
         if is_part or not (_has_folders(child) or is_container(child.name) or parse(child.name).role):
             return folder
-        layout.left_out += [other for other in folder.folders if other is not child]
+        for other in folder.folders:
+            if other is not child:
+                layout.left_out.append(other)
+                layout.notes.append(f"left out: {other.path} (no images in it)")
         folder = child
 
 
@@ -108,6 +112,7 @@ def _take_parts(layout: Layout, here: Folder, roles: dict[Folder, str]) -> None:
             if _has_folders(entered):
                 layout.parts[role] = entered
             elif role == "test" and len(roles) > 1:
+                layout.beside = [place for place in layout.beside if not place.path.is_relative_to(folder.path)]
                 _leave_out(layout, folder, "without class folders, so unlabelled")
             else:
                 _refuse_flat(entered, layout)
@@ -123,17 +128,24 @@ def _take_parts(layout: Layout, here: Folder, roles: dict[Folder, str]) -> None:
             raise ResnetlabError(
                 f"No images in {folder.path}, which is named as a part of a split. Add its images, or remove it."
             )
-    layout.left_out += [folder for folder in here.folders if folder not in roles]
+    for folder in here.folders:
+        if folder not in roles and folder not in layout.left_out:
+            layout.left_out.append(folder)
+            if not folder.num_images and folder.other_endings():
+                layout.notes.append(f"left out: {folder.path} (no images in it)")
     given = ", ".join(f"{role}: {layout.parts[role].path}" for role in ORDER if role in layout.parts)
     layout.notes.append(f"the folders give the split ({given})")
 
 
 def _is_class_beside(roles: dict[Folder, str], others: Sequence[Folder]) -> bool:
     """Whether the one split word is "train", the vehicle, among folders that are no parts of a split."""
-    direct = all(not _has_folders(folder) for folder in roles)
-    alone = any(not _has_folders(folder) for folder in others) or len(others) > 1
-    classes = not any(is_container(folder.name) for folder in others)
-    return list(roles.values()) == ["train"] and direct and alone and classes
+    if len(roles) != 1 or not others:
+        return False
+    (folder,) = roles
+    vehicle = folder.name.casefold() in ("train", "trains") and not _has_folders(folder)
+    alone = any(not _has_folders(other) for other in others) or len(others) > 1
+    classes = not any(is_container(other.name) or other.name.casefold() in REMAINDERS for other in others)
+    return vehicle and alone and classes
 
 
 def _refuse_mixture(here: Folder, roles: dict[Folder, str], others: Sequence[Folder]) -> NoReturn:
@@ -188,6 +200,8 @@ def _check_class_level(layout: Layout, subset: str | None) -> None:
     _refuse_split_inside(here, groups)
     _refuse_copies(here, groups)
     _refuse_unknown_split(here, groups)
+    if all(len(_inner_names(folder)) > 1 for folder in groups):
+        layout.notes.append(f"the folders in {_names(groups)} are not classes: their images are of the class above")
 
 
 def _refuse_split_inside(here: Folder, groups: Sequence[Folder]) -> None:
