@@ -59,31 +59,40 @@ def test_statistics_that_are_not_learned_are_averaged_too(digits: Pack) -> None:
     assert not any("average" in variable.path for variable in network.weights)  # so weights files are as without
 
 
-def accuracies(data: Pack, ema: float, steps: int) -> tuple[float, float]:
-    """Top-1 on the test images of the live and of the averaged weights."""
-    recipe = RECIPES["quick"].changed(ema=ema, epochs=600, schedule="constant", learning_rate=0.05, validation=0.0)
+def accuracies(data: Pack, ema: float, steps: int, seed: int) -> tuple[list[float], list[float]]:
+    """Top-1 on the test images of the live and of the averaged weights, after each of the last five of `steps`."""
+    recipe = RECIPES["quick"].changed(
+        ema=ema, epochs=600, schedule="constant", learning_rate=0.05, validation=0.0, seed=seed
+    )
     network, stream = network_for(recipe, 10), stream_for(recipe, data)
     trainer = trainer_for(network, recipe, stream)
-    trainer.fit(stream.batches(0), steps_per_epoch=steps, shuffle=False, verbose=0)
     test = data.indices("test")
 
     def top1() -> float:
         logits = predict_logits(network, data.images, test, size=recipe.image_size)
         return float((logits.argmax(axis=1) == data.labels[test]).mean())
 
-    live = top1()
-    with trainer.get_layer("averages").in_place():
-        averaged = top1()
+    batches = stream.batches(0)
+    trainer.fit(batches, steps_per_epoch=steps - 5, shuffle=False, verbose=0)
+    live, averaged = [], []
+    for step in range(steps - 5, steps):
+        trainer.train_on_batch(*stream.batch(step)[:2])
+        live.append(top1())
+        with trainer.get_layer("averages").in_place():
+            averaged.append(top1())
     keras.backend.clear_session()
     return live, averaged
 
 
-@pytest.mark.parametrize(("ema", "steps"), [(0.99, 200), (0.99, 400), (0.999, 600)])
-def test_averaged_weights_are_at_most_half_a_point_worse_than_live_ones(digits: Pack, ema: float, steps: int) -> None:
-    live, averaged = accuracies(digits, ema, steps)
-    assert live > 0.8
-    print(live, averaged)
-    assert averaged >= live - 0.005, (live, averaged)
+@pytest.mark.parametrize(("ema", "steps", "seeds"), [(0.99, 200, 3), (0.99, 400, 1), (0.999, 600, 1)])
+def test_averaged_weights_are_at_most_half_a_point_worse_than_live_ones(
+    digits: Pack, ema: float, steps: int, seeds: int
+) -> None:
+    """Means over seeds and the last five steps: early on, one step changes the live accuracy by ten points and more."""
+    found = [accuracies(digits, ema, steps, seed) for seed in range(seeds)]
+    live, averaged = np.mean([f[0] for f in found]), np.mean([f[1] for f in found])
+    assert averaged > 0.85
+    assert averaged >= live - 0.005, found
 
 
 def interrupted(data: Pack, recipe: Recipe, folder: str) -> dict[str, Any]:
