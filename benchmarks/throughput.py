@@ -37,6 +37,9 @@ JOBS = {
     "resnet50-64-b128": Job("resnet50", 64, 128),
     "resnet50-224-b16": Job("resnet50", 224, 16),
     "resnet20-32-b128": Job("resnet20", 32, 128),
+    # Ours from packed images, with crops and colour jitter on the device; native PyTorch with a resident batch.
+    "resnet50-64-b32-augmented": Job("resnet50", 64, 32, packed=True),
+    "resnet50-224-b16-augmented": Job("resnet50", 224, 16, packed=True),
 }
 STARTS = ("first-step", "help")
 
