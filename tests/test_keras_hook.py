@@ -28,6 +28,25 @@ def test_load_model_knows_the_layers_in_both_orders_of_import(backend: str, tmp_
     assert run(f"import keras, resnetlab; {load}", backend) == "(None, 3)"
 
 
+def test_neither_find_spec_nor_a_failed_import_loses_the_registration(tmp_path: Path) -> None:
+    path = str(tmp_path / "m.keras")
+    program = f"""
+import importlib.util, os, resnetlab, sys
+print(importlib.util.find_spec("keras").loader.is_package("keras"))
+os.environ["KERAS_BACKEND"] = "nonsense"
+try:
+    import keras
+except ValueError:
+    print("failed")
+for name in [name for name in sys.modules if name.partition(".")[0] == "keras"]:
+    del sys.modules[name]
+os.environ["KERAS_BACKEND"] = "tensorflow"
+import keras
+print(keras.saving.load_model({path!r}).output_shape)"""
+    run(f"import resnetlab; resnetlab.build('resnet-tiny').save({path!r})", "tensorflow")
+    assert run(program, "tensorflow").split("\n") == ["True", "failed", "(None, 10)"]
+
+
 def test_importing_the_package_imports_no_keras_and_leaves_it_as_it_is() -> None:
     program = (
         "import sys, resnetlab; assert not {'keras', 'numpy', 'tensorflow'} & set(sys.modules), 'imported'; "

@@ -27,7 +27,9 @@ class Recipe(BaseModel):
 
     # Network
     model: str = "resnet50"
-    preprocessing: Literal["imagenet", "cifar10", "caffe", "unit"] | None = None  # None: the architecture's own
+    preprocessing: Literal["imagenet", "cifar10", "kuangliu", "caffe", "unit"] | None = (
+        None  # None: the architecture's own
+    )
     stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # float16: with loss scaling
 

@@ -16,6 +16,8 @@ from resnetlab.models import architecture
 from resnetlab.models.checkpoints import Checkpoint, read
 from resnetlab.models.naming import recognise
 from resnetlab.models.porting import CIFAR10, port_to_run
+from resnetlab.models.state_dicts import bare
+from resnetlab.models.variants import PREPROCESSING
 from resnetlab.run import Run
 from tests.models.randomised import randomised
 from tests.models.reference import as_torch, empty_weights
@@ -128,6 +130,171 @@ def test_a_grey_scale_stem_is_named(tmp_path: Path) -> None:
     arrays["conv1.weight"] = arrays["conv1.weight"][:, :1]
     with pytest.raises(ResnetlabError, match=r"conv1\.weight .*1 channel \(grey-scale\), expected 3"):
         port_to_run(Checkpoint("x.pth", arrays), tmp_path / "run")
+
+
+def several_in_one(kind: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Two networks in one state dict, the first with `arrays`, the second with others."""
+    other = {name: array + 1 for name, array in arrays.items()}
+    first, second, more = {
+        "moco": ("module.encoder_q.", "module.encoder_k.", {"module.queue": np.ones((8, 4), np.float32)}),
+        "moco v3": ("module.base_encoder.", "module.momentum_encoder.", {}),
+        "byol": ("online_encoder.net.", "target_encoder.net.", {"online_predictor.weight": np.ones(3, np.float32)}),
+        "distillation": ("student.", "teacher.", {}),
+        "averaged": ("model.", "ema_model.module.", {"ema_model.n_averaged": np.array(3)}),
+    }[kind]
+    return {first + n: a for n, a in arrays.items()} | {second + n: a for n, a in other.items()} | more
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "second"),
+    [
+        ("moco", "state_dict.module.encoder_q", "encoder_k"),
+        ("moco v3", "state_dict.module.base_encoder", "momentum_encoder"),
+        ("byol", "state_dict.online_encoder", "target_encoder"),
+        ("distillation", "state_dict.student", "teacher"),
+        ("averaged", "state_dict.model", "ema_model"),
+    ],
+)
+def test_of_two_networks_in_one_state_dict_the_live_one_is_taken_and_the_other_by_its_key(
+    on: Workers, tmp_path: Path, kind: str, first: str, second: str
+) -> None:
+    arguments = {"path": str(tmp_path / "x.pth"), "wrapper": "state_dict", "prefix": ""}
+    source = several_in_one(kind, weights())
+    live = on("torch")(written_and_read, key=None, arrays=source, **arguments)
+    assert f"{first} was taken" in str(live.note)
+    assert str(live.note).endswith(second)
+    other = on("torch")(written_and_read, key=second, arrays=source, **arguments)
+    for name, array in weights().items():
+        np.testing.assert_array_equal(live.arrays[name], array, err_msg=name)
+        np.testing.assert_array_equal(other.arrays[name], array + 1, err_msg=name)
+    assert recognise(live.arrays)[0].name == recognise(other.arrays)[0].name == "resnet-tiny"
+
+
+def bare_checkpoint(arrays: dict[str, np.ndarray]) -> Checkpoint:
+    found = bare(arrays)
+    return Checkpoint("x.pth", found.arrays, foreign_head=found.foreign_head)
+
+
+def test_what_stands_beside_one_network_does_not_hide_it(tmp_path: Path) -> None:
+    inside = {f"model.{name}": array for name, array in weights().items()}
+    criterion = {"class_weights": np.ones(10, np.float32), "val_metric.sum": np.ones(1, np.float32)}
+    assert bare(inside | criterion).arrays.keys() == weights().keys()
+    with pytest.raises(ResnetlabError, match=r"Nearest is 'resnet-tiny'.*: received extra\.bias, expected no such"):
+        recognise(bare(inside | {"extra.bias": np.ones(3, np.float32)}).arrays)
+
+
+def test_a_second_head_after_the_network_is_not_taken_for_its_own(tmp_path: Path) -> None:
+    after = {"fc.weight": np.ones((10, 10), np.float32), "fc.bias": np.ones(10, np.float32)}
+    with pytest.raises(ResnetlabError, match=r"head\.fc\.weight \(10, 10\)"):
+        port_to_run(bare_checkpoint({f"backbone.{n}": a for n, a in weights().items()} | after), tmp_path / "run")
+
+
+def test_fastai_is_told_that_its_head_is_not_one_linear_layer(tmp_path: Path) -> None:
+    body = {f"0.{name}": array for name, array in with_head(weights(), "none").items()}
+    head = {"1.2.weight": np.ones(128, np.float32), "1.8.weight": np.ones((10, 128), np.float32)}
+    with pytest.raises(ResnetlabError, match=r"not one linear layer \(head\.1\.2\.weight \(128,\)"):
+        port_to_run(bare_checkpoint(body | head), tmp_path / "run")
+
+
+@pytest.mark.parametrize("unit", [1, 255])
+@pytest.mark.parametrize(
+    ("prefix", "names"),
+    [
+        ("", ("mean", "std")),
+        ("1.", ("0.mean", "0.std")),
+        ("module.model.", ("module.normalizer.new_mean", "module.normalizer.new_std")),
+        ("backbone.", ("data_preprocessor.mean", "data_preprocessor.std")),
+    ],
+)
+def test_a_normalisation_inside_the_network_is_taken_over_or_refused(
+    on: Workers, tmp_path: Path, prefix: str, names: tuple[str, str], unit: int
+) -> None:
+    network = {prefix + name: array for name, array in weights().items()}
+    arguments = {"path": str(tmp_path / "x.pth"), "wrapper": "model", "prefix": "", "key": None}
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    values = [np.array(value, np.float32).reshape(3, 1, 1) * unit for value in (mean, std)]
+    found = on("torch")(written_and_read, arrays=network | dict(zip(names, values, strict=True)), **arguments)
+    assert found.settings == {"preprocessing": "kuangliu"}
+    assert recognise(found.arrays)[0].name == "resnet-tiny"
+    strange = on("torch")(
+        refusal, arrays=network | dict(zip(names, [values[0], values[1] * 2], strict=True)), **arguments
+    )
+    assert "std=[0.4046, 0.3988, 0.402]" in strange
+
+
+def refusal(**arguments: Any) -> str:
+    with pytest.raises(ResnetlabError) as error:
+        written_and_read(**arguments)
+    return str(error.value)
+
+
+def save_and_read(path: str, kind: str, arrays: dict[str, np.ndarray]) -> Checkpoint | str:
+    import collections
+    import fractions
+
+    import torch
+
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    optimizer = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1)
+    broken = tensors | {"bn1.bias": torch.full((16,), float("nan"))}
+    content: Any = {
+        "list": [tensors],
+        "pair": (tensors, 3),
+        "list inside": {"models": [tensors]},
+        "values": {
+            "state_dict": tensors,
+            "range": range(3),
+            "queue": collections.deque([1, 2]),
+            "version": torch.__version__,
+            "ratio": fractions.Fraction(1, 2),
+        },
+        "optimizer": optimizer.state_dict(),
+        "numpy": arrays,
+        "not finite": broken,
+    }[kind]
+    torch.save(content, path)
+    try:
+        return read(path)
+    except ResnetlabError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("kind", ["list", "pair", "list inside", "values"])
+def test_lists_and_the_values_that_scripts_leave_beside_weights(on: Workers, tmp_path: Path, kind: str) -> None:
+    found = on("torch")(save_and_read, path=str(tmp_path / "x.pth"), kind=kind, arrays=weights())
+    assert isinstance(found, Checkpoint), found
+    np.testing.assert_array_equal(found.arrays["conv1.weight"], weights()["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("optimizer", "the state of an optimizer"),
+        ("numpy", "conv1.weight: not a tensor"),
+        ("not finite", "bn1.bias has 16 values that are not finite, of 16"),
+    ],
+)
+def test_what_is_no_state_dict_is_named(on: Workers, tmp_path: Path, kind: str, message: str) -> None:
+    assert message in on("torch")(save_and_read, path=str(tmp_path / "x.pth"), kind=kind, arrays=weights())
+
+
+def test_folders_of_other_layouts_are_named(tmp_path: Path) -> None:
+    (tmp_path / ".metadata").write_bytes(b"")
+    with pytest.raises(ResnetlabError, match=r"torch\.distributed.*dcp_to_torch"):
+        read(str(tmp_path))
+    (tmp_path / ".metadata").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ResnetlabError, match=r"several files \(model\.safetensors\.index\.json\)"):
+        read(str(tmp_path))
+
+
+def test_cifar_networks_with_projections_are_recognised_with_their_usual_normalisation() -> None:
+    for name in ("resnet20-b", "resnet56-b", "cifar-resnet18"):
+        arch = architecture(name)
+        assert recognise(bare(as_torch(empty_weights(arch, 10), arch)).arrays)[0].name == name
+        mean, std = PREPROCESSING[arch.preprocessing]
+        np.testing.assert_allclose(mean, np.multiply((0.4914, 0.4822, 0.4465), 255), atol=1e-2)
+        np.testing.assert_allclose(std, np.multiply((0.2023, 0.1994, 0.2010), 255), atol=1e-2)
 
 
 class Harmful:

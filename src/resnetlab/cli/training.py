@@ -161,6 +161,8 @@ def _inheritance(origin: Run, inherited: dict[str, str], recipe: Recipe, pack: P
     from resnetlab.run import DIGITS
 
     notes = []
+    if (origin.path / "port.json").is_file() and (note := origin.read_json("port.json").get("note")):
+        notes.append(note)
     if origin.has_unknown_origin():
         notes.append(
             "what the imported weights were trained on is not known: images held out here may have been among it"

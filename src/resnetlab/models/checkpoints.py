@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -112,7 +113,7 @@ def _from_file(path: Path, origin: str, key: str | None = None) -> Checkpoint:
             checkpoint = replace(checkpoint, model=model, settings=settings)
         else:
             arrays = _safetensors(path) if kind == "safetensors" else read_hdf5(path)
-        arrays = {name: _as_numbers(name, array) for name, array in arrays.items()}
+        arrays = {name: _as_numbers(path, name, array) for name, array in arrays.items()}
     except ResnetlabError:
         raise
     except Exception as error:  # on damaged files the readers raise nearly anything
@@ -122,7 +123,14 @@ def _from_file(path: Path, origin: str, key: str | None = None) -> Checkpoint:
     if kind in ("Keras", "HDF5"):
         return replace(checkpoint, arrays=arrays)
     found = bare(arrays)
-    return replace(checkpoint, arrays=found.arrays, foreign_head=found.foreign_head, linear=found.linear)
+    settings = {}
+    if found.normalization:
+        mean, std = found.normalization
+        unit = 255 if mean.max() > 1 else 1
+        settings["preprocessing"] = _preprocessing(*((x.astype(float) / unit).round(4).tolist() for x in (mean, std)))
+    return replace(
+        checkpoint, arrays=found.arrays, foreign_head=found.foreign_head, linear=found.linear, settings=settings
+    )
 
 
 def kind_of(path: Path) -> str:
@@ -178,14 +186,17 @@ def _kind_of_archive(path: Path) -> str:
     raise ResnetlabError(f"{path} is an archive of {', '.join(names[:3])}: unpack it, and give the file of weights.")
 
 
-def _as_numbers(name: str, array: np.ndarray) -> np.ndarray:
+def _as_numbers(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind in "iub":
         return array
     if array.dtype.kind not in "fV":  # V: bfloat16
         raise ValueError(f"{name} is of {array.dtype}")
     numbers = array.astype(np.float32)
     if not np.isfinite(numbers).all():
-        raise ValueError(f"{name} has values that are not finite")
+        raise ResnetlabError(
+            f"{path}: {name} has {np.sum(~np.isfinite(numbers)):,} values that are not finite, of {numbers.size:,}: "
+            "training diverged, or the file is damaged. Expected finite weights, as an earlier checkpoint may have."
+        )
     return numbers
 
 
@@ -214,8 +225,21 @@ def _needs(package: str, path: Path) -> ResnetlabError:
 def _from_folder(folder: Path, origin: str) -> Checkpoint:
     """A folder as `transformers` or timm writes it: config.json, weights, and README.md with the licence."""
     weights = next((folder / name for name in _WEIGHTS_IN_FOLDER if (folder / name).is_file()), None)
+    if (folder / ".metadata").is_file():
+        raise ResnetlabError(
+            f"{folder} is a checkpoint of torch.distributed, expected one file of weights. Convert it first: "
+            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {shlex.quote(str(folder))} weights.pth"
+        )
+    if index := next(iter(sorted(folder.glob("*.index.json"))), None):
+        raise ResnetlabError(
+            f"{folder} holds weights in several files ({index.name}), expected one of {', '.join(_WEIGHTS_IN_FOLDER)}: "
+            "model.save_pretrained(FOLDER, max_shard_size='10GB') writes a single one."
+        )
     if weights is None or not (folder / "config.json").is_file():
-        raise UsageError(f"{folder}: expected config.json and one of {', '.join(_WEIGHTS_IN_FOLDER)} in the folder.")
+        raise UsageError(
+            f"{folder}: expected config.json and one of {', '.join(_WEIGHTS_IN_FOLDER)} in the folder. A file of "
+            "weights without config.json is imported by its own name."
+        )
     config = _json(folder / "config.json")
     processor = _json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
     checkpoint = replace(_from_file(weights, origin), licence=_licence(folder / "README.md"))
@@ -282,7 +306,7 @@ def _preprocessing(mean: Any, std: Any) -> str | None:
     """Our name of a mean and a standard deviation."""
     if mean is None or std is None:
         return None
-    for name in ("imagenet", "cifar10", "unit"):
+    for name in ("imagenet", "cifar10", "kuangliu", "unit"):
         if np.allclose(np.multiply((mean, std), 255), PREPROCESSING[name], atol=0.3):
             return name
     raise ResnetlabError(f"Received mean={mean}, std={std} in units of 1; expected one of {PREPROCESSING} (of 255).")

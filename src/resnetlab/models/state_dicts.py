@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,12 @@ _HEADS = re.compile(
     r"(fc|fc\d|linear|classifier|head|heads|last_linear|logits|output|out|projection|projector|proj|mlp|final)"
     r"(?=[._]|$)"
 )
-_NOT_NETWORK = re.compile(r"(criterion|loss|loss_fn|\w*metrics?|\w*acc|\w*accuracy)(?=[._]|$)")
+_NOT_NETWORK = re.compile(r"(criterion|loss|loss_fn|\w*metrics?|\w*acc|\w*accuracy|class_weights?|queue\w*)(?=[._]|$)")
+# The first block of torchvision's names, of transformers', and of torch.nn.Sequential(*network.children()).
+_FIRST_BLOCK = re.compile(
+    r"((?:.+\.)?)(?:layer1\.0\.conv1|encoder\.stages\.0\.layers\.0\.layer\.0\.convolution|4\.0\.conv1)\."
+)
+_NORMALIZATION = re.compile(r"(?:.*[._])?(mean|std)")
 # torch.nn.Sequential(*network.children()) of torchvision's network; 2, 3 and 8 have no weights.
 _CHILDREN = {
     "0": "conv1",
@@ -29,18 +34,33 @@ class StateDict:
     arrays: by the names of the bare network, the head as `fc`, or `classifier.1` as transformers has it.
     foreign_head: names and shapes of a head that is not one linear layer; they are not in `arrays`.
     linear: the head was called `linear`, as the widespread CIFAR repositories call it.
+    normalization: mean and standard deviation, where the network has its normalisation inside; not in `arrays`.
     """
 
     arrays: dict[str, np.ndarray]
     foreign_head: tuple[str, ...] = ()
     linear: bool = False
+    normalization: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def prefixes_of_networks(names: Iterable[str]) -> list[str]:
+    """The prefix of each network among the names, as short as tells them apart: ["student.", "teacher."]."""
+    names = list(names)
+    roots = list(dict.fromkeys(found[1] for name in names if (found := _FIRST_BLOCK.match(name))))
+    prefixes = []
+    for root in roots:
+        parts = root.split(".")[:-1]
+        candidates = [".".join([*parts[:count], ""]) for count in range(len(parts))] if len(roots) > 1 else []
+        others = [other for other in roots if other != root]
+        alone = (short for short in candidates if short and not any(other.startswith(short) for other in others))
+        prefixes.append(next(alone, root))
+    return prefixes
 
 
 def bare(source: Mapping[str, np.ndarray]) -> StateDict:
     """Strip what wraps a network's names, once or repeatedly, and bring the head to one name."""
     arrays = {name: array for name, array in source.items() if name.rpartition(".")[2] not in _COUNTERS}
-    while prefix := _common_prefix(arrays):
-        arrays = {name.removeprefix(prefix): array for name, array in arrays.items() if _belongs(name, prefix)}
+    arrays, normalization = _without_normalization(_without_prefix(arrays))
     first = {name.partition(".")[0] for name in arrays}
     if {"0", "1", "4", "5", "6", "7"} <= first:
         parts = {name: name.partition(".") for name in arrays}
@@ -52,25 +72,51 @@ def bare(source: Mapping[str, np.ndarray]) -> StateDict:
         body = {f"resnet.{name}": array for name, array in body.items()}
     head = _linear(heads)
     if head is None:
-        return StateDict(body, tuple(f"{name} {array.shape}" for name, array in heads.items()))
+        foreign = tuple(f"{name} {array.shape}" for name, array in heads.items())
+        return StateDict(body, foreign, normalization=normalization)
     called = "classifier.1" if transformers else "fc"
     named = {f"{called}.{weight}": array for weight, array in head.items()}
-    return StateDict(body | named, linear=any(name.startswith("linear.") for name in heads))
+    linear = any(name.startswith("linear.") for name in heads)
+    return StateDict(body | named, linear=linear, normalization=normalization)
 
 
-def _belongs(name: str, prefix: str) -> bool:
-    return name.startswith(prefix) or _NOT_NETWORK.match(name) is None
+def _without_prefix(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without the prefix of the one network; what stands outside it keeps a name that the network's do not have."""
+    prefixes = prefixes_of_networks(arrays)
+    if len(prefixes) != 1:
+        return arrays
+    prefix = prefixes[0]
+    inside = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    inside = {name: array for name, array in inside.items() if not _NOT_NETWORK.match(name)}
+    for name in [name for name in arrays if not name.startswith(prefix)]:
+        outside, position = name, ""
+        for position in prefix.split("."):
+            if not position or not outside.startswith(f"{position}."):
+                break
+            outside = outside.removeprefix(f"{position}.")
+        number = outside.partition(".")[0]
+        follows = position.isdigit() and number.isdigit() and int(number) > int(position)  # fastai's head
+        if follows or outside in inside:
+            outside = f"head.{outside}"
+        if not _NOT_NETWORK.match(outside):
+            inside[outside] = arrays[name]
+    return inside
 
 
-def _common_prefix(arrays: Mapping[str, np.ndarray]) -> str | None:
-    """ "module.", where every name begins with it, but for a head's and a loss's."""
-    network = [name for name in arrays if not _HEADS.match(name) and not _NOT_NETWORK.match(name)]
-    first = {name.partition(".")[0] for name in network}
-    if len(first) != 1 or len(network) < 2 or not all("." in name for name in network):
-        return None
-    prefix = first.pop() + "."
-    inside = any("." in name.removeprefix(prefix) for name in network)  # not a layer, with its weights alone
-    return prefix if inside else None
+def is_normalization(name: str, size: int) -> bool:
+    """Whether this is a mean or a standard deviation of RGB channels."""
+    return size == 3 and "running" not in name and _NORMALIZATION.fullmatch(name) is not None
+
+
+def _without_normalization(
+    arrays: dict[str, np.ndarray],
+) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, np.ndarray] | None]:
+    """Take out a mean and a standard deviation of RGB channels, which a network with its normalisation inside has."""
+    found = {re.split(r"[._]", name)[-1]: name for name, array in arrays.items() if is_normalization(name, array.size)}
+    if found.keys() != {"mean", "std"}:
+        return arrays, None
+    rest = {name: array for name, array in arrays.items() if name not in found.values()}
+    return rest, (arrays[found["mean"]].reshape(3), arrays[found["std"]].reshape(3))
 
 
 def _linear(heads: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.models.state_dicts import is_normalization, prefixes_of_networks
 
 # Where training scripts put the weights, in the order in which one is taken: averaged weights come last.
 _PLACES = (
@@ -33,8 +34,10 @@ _PLACES = (
     "weights",
     "params",
 )
-_AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow|teacher)([._]|$)", re.IGNORECASE)
-_NOT_WEIGHTS = re.compile(r"optim|sched|scaler|criterion|^loss|callbacks|^loops$|^amp$|rng", re.IGNORECASE)
+_AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow|teacher|momentum|target|encoder_k)([._]|$)", re.IGNORECASE)
+_NOT_WEIGHTS = re.compile(
+    r"optim|^opt$|param_groups|sched|scaler|criterion|^loss|callbacks|^loops$|^amp$|rng", re.IGNORECASE
+)
 _MOST_LEVELS = 6
 
 _HARMLESS = (
@@ -55,12 +58,29 @@ _HARMLESS = (
         for flavour in ("", "Posix", "Windows")
     ),
     *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
-    *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool", "frozenset", "slice")),
+    *(
+        f"builtins.{name}"
+        for name in ("dict", "list", "tuple", "int", "float", "str", "bool", "frozenset", "slice", "range")
+    ),
     "decimal.Decimal",
+    "fractions.Fraction",
     "uuid.UUID",
+    "torch.torch_version.TorchVersion",
+    "typing.Any",
+    *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig")),
+    *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata")),
+    *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean", "Bytes", "Path")),
+    "mmengine.logging.history_buffer.HistoryBuffer",
+)
+_DICTS = (  # the unpickler fills these item by item
+    "collections.defaultdict",
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
     "lightning.fabric.utilities.data.AttributeDict",
+    "easydict.EasyDict",
+    "yacs.config.CfgNode",
+    "addict.addict.Dict",
+    "mmengine.config.config.ConfigDict",
 )
 
 
@@ -77,9 +97,18 @@ class _Nothing(dict[Any, Any]):
         pass
 
 
-def _empty_dict(*_: Any) -> OrderedDict[Any, Any]:
-    """What `collections.defaultdict` becomes, without its factory: it may hold weights."""
-    return OrderedDict()
+class _PlainDict:
+    """What a subclass of dict becomes, without a default factory: it may hold weights."""
+
+    def __new__(cls, *_: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
+class _PlainList:
+    """What `collections.deque` becomes."""
+
+    def __new__(cls, *_: Any) -> list[Any]:  # type: ignore[misc]
+        return []
 
 
 def read_torch(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray], str | None]:
@@ -98,7 +127,7 @@ def read_torch(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray
     except ImportError:
         raise ResnetlabError(f"To read {path}, torch must be installed. Do: pip install 'resnetlab[torch]'.") from None
     content = _load(torch, path)
-    found = dict(_state_dicts(content, "", torch.Tensor))
+    found = dict(_networks(content, torch.Tensor))
     if not found:
         raise ResnetlabError(f"{path}: expected a state dict of tensors, received {_described(content)}.")
     place, note = _choose(found, key, path)
@@ -112,7 +141,8 @@ def read_torch(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray
 
 
 def _load(torch: Any, path: Path) -> Any:
-    harmless = [(_Nothing, name) for name in _HARMLESS] + [(_empty_dict, "collections.defaultdict")]
+    harmless: list[Any] = [(_Nothing, name) for name in _HARMLESS] + [(_PlainDict, name) for name in _DICTS]
+    harmless += [(_PlainList, "collections.deque")]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
             warnings.simplefilter("ignore")  # of pickle protocols
@@ -144,21 +174,40 @@ def _globals(path: Path) -> Iterator[str]:
                 name = ".".join(texts[-2:])
             elif isinstance(argument, str):
                 texts.append(argument)
-            if name and name not in _HARMLESS and not name.startswith(("collections.", "torch.")):
+            if name and name not in _HARMLESS + _DICTS and not name.startswith(("collections.", "torch.")):
                 yield name
     except (ValueError, StopIteration, zipfile.BadZipFile, KeyError):
         return
 
 
+def _networks(content: Any, tensor: type) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The tensors of each network, with its place: a state dict may hold several, as "student." and "teacher."."""
+    for place, tensors in _state_dicts(content, "", tensor):
+        prefixes = prefixes_of_networks(tensors)
+        if len(prefixes) < 2:
+            yield place, tensors
+            continue
+        outside = [name for name in tensors if not name.startswith(tuple(prefixes))]
+        shared = {name: tensors[name] for name in outside if is_normalization(name, tensors[name].numel())}
+        for prefix in prefixes:
+            inside = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+            yield f"{place}.{prefix}".strip("."), inside | shared
+
+
 def _state_dicts(value: Any, place: str, tensor: type) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each dict that holds tensors by name, at any depth, with its place: "", "model", "state_dict.ema"."""
-    if not isinstance(value, dict) or place.count(".") >= _MOST_LEVELS:
+    """Each dict that holds tensors by name, at any depth, with its place: "", "model", "state_dict.ema", "0.net"."""
+    if place.count(".") >= _MOST_LEVELS:
         return
-    own = {name: item for name, item in value.items() if isinstance(name, str) and isinstance(item, tensor)}
-    if own:
+    if isinstance(value, list | tuple):  # such as (state dict, epoch)
+        items = {str(index): item for index, item in enumerate(value) if isinstance(item, dict | list | tuple)}
+    elif isinstance(value, dict):
+        items = {name: item for name, item in value.items() if isinstance(name, str)}
+    else:
+        return
+    if own := {name: item for name, item in items.items() if isinstance(item, tensor)}:
         yield place, own
-    for name, item in value.items():
-        if isinstance(name, str) and not _NOT_WEIGHTS.search(name):
+    for name, item in items.items():
+        if not _NOT_WEIGHTS.search(name):
             yield from _state_dicts(item, f"{place}.{name}" if place else name, tensor)
 
 
@@ -190,5 +239,10 @@ def _choose(found: dict[str, dict[str, Any]], key: str | None, path: Path) -> tu
 def _described(content: Any) -> str:
     if not isinstance(content, dict):
         return f"a {type(content).__name__}"
-    kinds = ", ".join(f"{name}: {type(item).__name__}" for name, item in list(content.items())[:6])
+    if "param_groups" in content:
+        return "the state of an optimizer (state, param_groups), which has no weights of a network"
+    kinds = ", ".join(
+        f"{name}: {'not a tensor' if isinstance(item, _Nothing) else type(item).__name__}"
+        for name, item in list(content.items())[:6]
+    )
     return f"a dict of {kinds}" if content else "an empty dict"

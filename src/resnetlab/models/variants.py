@@ -23,12 +23,13 @@ from resnetlab.errors import UsageError, unknown
 BlockKind = Literal["basic", "bottleneck"]
 StemKind = Literal["imagenet", "cifar", "deep"]
 ShortcutKind = Literal["A", "B", "C", "D", "none"]
-Preprocessing = Literal["imagenet", "cifar10", "caffe", "unit"]
+Preprocessing = Literal["imagenet", "cifar10", "kuangliu", "caffe", "unit"]
 
 # Mean and standard deviation of each RGB channel, on the scale 0-255, that published weights expect.
 PREPROCESSING: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "cifar10": ((125.307, 122.950, 113.865), (62.993, 62.089, 66.705)),
+    "kuangliu": ((125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255)),  # CIFAR-10 in most PyTorch repositories
     "caffe": ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),  # in BGR order
     "unit": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
 }
@@ -173,7 +174,16 @@ CIFAR = replace(  # He 2015, section 4.2: 6n+2 layers
 CIFAR_PRE = replace(CIFAR, paper="He 2016", preactivation=True, shortcut="B")
 CIFAR_PRE_BOTTLENECK = replace(CIFAR_PRE, block="bottleneck", stride_on="1x1")  # 9n+2 layers
 CIFAR_WIDE = replace(  # ImageNet's networks on 32x32, as in kuangliu/pytorch-cifar
-    CIFAR, paper="kuangliu", depths=D18, widths=(64, 128, 256, 512), stem_width=64, shortcut="B"
+    CIFAR,
+    paper="kuangliu",
+    depths=D18,
+    widths=(64, 128, 256, 512),
+    stem_width=64,
+    shortcut="B",
+    preprocessing="kuangliu",
+)
+CIFAR_B = replace(  # He 2015's with projections, as in chenyaofo/pytorch-cifar-models
+    CIFAR, paper="chenyaofo", shortcut="B", preprocessing="kuangliu"
 )
 WIDE = replace(CIFAR_PRE, paper="Zagoruyko 2016")  # 6n+4 layers
 PLAIN = replace(BASIC, shortcut="none")
@@ -225,6 +235,10 @@ _ALL = (
     replace(CIFAR, name="resnet56", depths=(9, 9, 9)),
     replace(CIFAR, name="resnet110", depths=(18, 18, 18)),
     replace(CIFAR, name="resnet1202", depths=(200, 200, 200)),
+    replace(CIFAR_B, name="resnet20-b", depths=(3, 3, 3)),
+    replace(CIFAR_B, name="resnet32-b", depths=(5, 5, 5)),
+    replace(CIFAR_B, name="resnet44-b", depths=(7, 7, 7)),
+    replace(CIFAR_B, name="resnet56-b", depths=(9, 9, 9)),
     replace(CIFAR_WIDE, name="cifar-resnet18", depths=D18),
     replace(CIFAR_WIDE, name="cifar-resnet34", depths=D34),
     replace(CIFAR_WIDE, name="cifar-resnet50", block="bottleneck", depths=D50),
