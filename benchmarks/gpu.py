@@ -202,7 +202,7 @@ def compute(backend: str, device: str, smoke: bool) -> None:
     environment.start(backend=backend, device=device)
     import keras
 
-    from resnetlab import kernels
+    from resnetlab import backend as kernels
 
     if device == "gpu" and not kernels.gpus():
         sys.exit(f"{backend} sees no GPU")
@@ -229,11 +229,11 @@ def _logits(family: str, precision: str, size: int) -> Any:
     """Of eight random images; batch norms and biases are drawn too, so that no branch is multiplied by zero."""
     import numpy as np
 
+    from resnetlab.models.from_recipe import build_network
     from resnetlab.recipes import BASE
-    from resnetlab.training.fit import network_for
 
     rng = np.random.default_rng(1)
-    network = network_for(BASE.changed(model=family, image_size=size, precision=precision), 10)
+    network = build_network(BASE.changed(model=family, image_size=size, precision=precision), 10)
     for variable in network.variables:
         if len(variable.shape) == 1:
             centre = 1.0 if variable.name in ("gamma", "moving_variance") else 0.0
@@ -246,8 +246,9 @@ def _losses(family: str, size: int) -> Any:
     import numpy as np
 
     from resnetlab.data.stream import Stream
+    from resnetlab.models.from_recipe import build_network
     from resnetlab.recipes import RECIPES
-    from resnetlab.training import fit
+    from resnetlab.training.trainer import make_augmentation, make_trainer
 
     recipe = RECIPES["animals"].changed(
         model=family,
@@ -268,9 +269,9 @@ def _losses(family: str, size: int) -> Any:
         indices=np.arange(256),
         batch_size=32,
         num_classes=10,
-        augmentation=fit.augmentation_for(recipe),
+        augmentation=make_augmentation(recipe),
     )
-    trainer = fit.trainer_for(fit.network_for(recipe, 10), recipe, stream)
+    trainer = make_trainer(build_network(recipe, 10), recipe, stream)
     losses = []
     for step in range(20):
         inputs, targets, _ = stream.batch(step)

@@ -46,8 +46,9 @@ def _trainer(backend: str, *, model: str = "resnet50", size: int = 64, batch: in
     import numpy as np
 
     from resnetlab.data.stream import Stream
+    from resnetlab.models.from_recipe import build_network
     from resnetlab.recipes import BASE
-    from resnetlab.training import fit
+    from resnetlab.training.trainer import make_augmentation, make_trainer
 
     recipe = BASE.changed(model=model, image_size=size, batch_size=batch, validation=0.0, test=0.0)
     stream = Stream(
@@ -56,9 +57,9 @@ def _trainer(backend: str, *, model: str = "resnet50", size: int = 64, batch: in
         indices=np.arange(batch),
         batch_size=batch,
         num_classes=10,
-        augmentation=fit.augmentation_for(recipe),
+        augmentation=make_augmentation(recipe),
     )
-    return fit.trainer_for(fit.network_for(recipe, 10), recipe, stream, **settings), stream
+    return make_trainer(build_network(recipe, 10), recipe, stream, **settings), stream
 
 
 def doctor() -> Answer:
@@ -96,7 +97,7 @@ def verification() -> Answer:
         make = f"import keras; keras.applications.ResNet50(weights=None).save({f'{folder}/net.keras'!r})"
         subprocess.run([sys.executable, "-c", make], check=True, capture_output=True, timeout=LIMIT)
         _resnetlab("port", f"{folder}/net.keras", "--run", f"{folder}/imported")
-        check = json.loads(Path(folder, "imported", "port.json").read_text("utf-8"))["check"]
+        check = json.loads(Path(folder, "imported", "import.json").read_text("utf-8"))["check"]
     figure = f"export within {found['largest_difference']:.1e}, import within {check.get('difference', 1.0):.1e}"
     return check["against"] is not None, figure
 
@@ -124,7 +125,7 @@ def layouts() -> Answer:
 
 def timing() -> Answer:
     """The rate of `compare`'s method is within 5 % of 200 steps timed by hand."""
-    from resnetlab.compare.measure import seconds_per_step, steps_to_time
+    from resnetlab.comparison.measure import seconds_per_step, steps_to_time
 
     trainer, stream = _trainer(BACKENDS[0], **({"model": "resnet-tiny", "size": 16} if SMOKE else {}))
     batch = stream.batch(0)[:2]

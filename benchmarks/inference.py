@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from peers import CHILD, SOURCE, Child, Contender, Failed, Job, Mark, serve  # puts src/ on the path
-from peers import Run as Steps
+from peers import RunFolder as Steps
 from throughput import machine_name, say
 
 from resnetlab import environment, results
 from resnetlab.errors import ResnetlabError
-from resnetlab.run import Run
+from resnetlab.run_folder import RunFolder, RunInfo
 
 BATCHES = (32, 1)
 UNTRAINED = (Job("resnet50", 224, 32, 1000), Job("resnet20", 32, 32, 10))
@@ -65,7 +65,7 @@ def keras_ours(job: Job, mark: Mark, *, run: str) -> Steps:
     environment.configure(backend="tensorflow", device="cpu")
     from resnetlab.inference.predictor import Predictor
 
-    return _repeat(Predictor(Run.open(Path(run))).engine, _images(job))
+    return _repeat(Predictor(RunFolder.open(Path(run))).engine, _images(job))
 
 
 def exported(job: Job, mark: Mark, *, folder: str) -> Steps:
@@ -98,7 +98,7 @@ def from_files(job: Job, mark: Mark, *, run: str, files: list[str]) -> Steps:
     """`resnetlab predict --engine onnx` of n batches of files; returns the most memory ever held, in MB."""
     from resnetlab.inference.predictor import Predictor
 
-    predictor = Predictor(Run.open(Path(run)), engine="onnx")
+    predictor = Predictor(RunFolder.open(Path(run)), engine="onnx")
 
     def predict(steps: int) -> float:
         count = steps * job.batch
@@ -123,33 +123,33 @@ MAKERS = {maker.__name__: maker for maker in (keras_ours, exported, bare_onnx_ru
 # --------------------------------------------------------------------------------------------------- exporting
 
 
-def untrained(job: Job, folder: Path) -> Run:
+def untrained(job: Job, folder: Path) -> RunFolder:
     """A run with the weights that a network begins with."""
+    from resnetlab.models.from_recipe import build_network
     from resnetlab.recipes import BASE
-    from resnetlab.training.fit import network_for
 
     recipe = BASE.changed(model=job.model, image_size=job.size)
-    facts = {"class_names": [f"class {k}" for k in range(job.classes)], "model": job.model, "data": None}
-    run = Run.create(folder, recipe=recipe, environment={}, facts=facts)
-    network_for(recipe, job.classes).save_weights(run.best_weights)
+    names = tuple(f"class {k}" for k in range(job.classes))
+    run = RunFolder.create(folder, recipe=recipe, info=RunInfo(model=job.model, class_names=names, source="random"))
+    build_network(recipe, job.classes).save_weights(run.best_weights)
     return run
 
 
-def data_of(run: Run, spec: str | None, images: int) -> Any:
+def data_of(run: RunFolder, spec: str | None, images: int) -> Any:
     """At most 256 training images and `images` held-out ones; Keras's classes where the true ones are not the run's."""
     import numpy as np
 
-    from resnetlab.data.pack import Pack, pack_for
+    from resnetlab.data.pack import Pack, prepare_pack
     from resnetlab.data.sources import resolve
     from resnetlab.inference.export import spread
     from resnetlab.inference.predictor import Predictor
     from resnetlab.inference.verification import sample_images
 
-    recipe, class_names = run.recipe(), tuple(run.facts()["class_names"])
-    own = run.facts().get("data")
+    recipe, class_names = run.recipe(), tuple(run.info().class_names)
+    own = run.info().data
     if spec or own:
         shares = {"validation": 0.0, "test": 0.5, "early_stopping": 0} if spec else {}
-        whole = pack_for(resolve(spec or own), recipe.changed(**shares))
+        whole = prepare_pack(resolve(spec or own), recipe.changed(**shares))
         held_out = whole.indices("test") if len(whole.indices("test")) else whole.indices("validation")
         rows = np.concatenate([spread(whole.indices("train"), 256), spread(held_out, images)])
         names, hashes = (tuple(np.array(column)[rows].tolist()) for column in (whole.names, whole.hashes))
@@ -165,7 +165,9 @@ def data_of(run: Run, spec: str | None, images: int) -> Any:
     return found
 
 
-def export_all(job: str, run: Run, pack: Any, formats: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Path]]:
+def export_all(
+    job: str, run: RunFolder, pack: Any, formats: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, Path]]:
     """Rows of sizes and of what was verified, and the folders of the exports that were kept."""
     from resnetlab.inference.export import PRECISIONS, export
 
@@ -233,7 +235,7 @@ def take_turns(
     return rows
 
 
-def contenders_of(job: Job, run: Run, folders: dict[str, Path], files: Sequence[str]) -> list[Contender]:
+def contenders_of(job: Job, run: RunFolder, folders: dict[str, Path], files: Sequence[str]) -> list[Contender]:
     made = [Contender(KERAS, "keras_ours", {"run": str(run.path)})]
     if job.model.endswith("resnet50"):
         made.append(Contender("keras.applications", "keras_applications"))
@@ -245,7 +247,7 @@ def contenders_of(job: Job, run: Run, folders: dict[str, Path], files: Sequence[
     return made
 
 
-def memory(name: str, job: Job, run: Run, files: Sequence[str], count: int) -> list[dict[str, Any]]:
+def memory(name: str, job: Job, run: RunFolder, files: Sequence[str], count: int) -> list[dict[str, Any]]:
     """The most memory that `predict --engine onnx` holds after a tenth of so many files, and after all."""
     say(f"{name}: memory over {count} files")
     row = {"job": name, "contender": FILES}
@@ -319,9 +321,9 @@ def main() -> None:
     try:
         files = jpeg_files(scratch / "files", 8 if options.smoke else 200)
         jobs = [SMOKE] if options.smoke else UNTRAINED
-        runs = [Run.open(path) for path in options.runs] or [untrained(job, scratch / job.model) for job in jobs]
+        runs = [RunFolder.open(path) for path in options.runs] or [untrained(job, scratch / job.model) for job in jobs]
         for run in runs:
-            recipe, classes = run.recipe(), len(run.facts()["class_names"])
+            recipe, classes = run.recipe(), len(run.info().class_names)
             name = f"{recipe.model}-{recipe.image_size}"
             exports, folders = export_all(name, run, data_of(run, options.data, images), formats)
             rows += exports

@@ -58,7 +58,7 @@ def _stream(batch: int, count: int = 8192, recipe: str = "animals", **settings: 
     environment.configure(device="cpu")
     import numpy as np
 
-    from resnetlab.data.draws import Augmentation
+    from resnetlab.data.augmentation import Augmentation
     from resnetlab.data.stream import Stream
     from resnetlab.recipes import RECIPES
 
@@ -101,7 +101,7 @@ def cached_ours(job: Job, mark: Mark, *, folder: str) -> Run:
     """Shuffled batches of the packed images, without draws, as the peers have none."""
     import numpy as np
 
-    from resnetlab.data.draws import Augmentation
+    from resnetlab.data.augmentation import Augmentation
     from resnetlab.data.pack import pack
     from resnetlab.data.sources import resolve
     from resnetlab.data.stream import Stream
@@ -195,12 +195,13 @@ def torch_loader(job: Job, mark: Mark, *, folder: str, workers: int, cached: boo
 def end_to_end(job: Job, mark: Mark, *, backend: str, recipe: str) -> Run:
     """run(n) trains n steps on one batch and n fed by the stream; the loader's share of the latter's time."""
     environment.configure(backend=backend, device="cpu")
+    from resnetlab.models.from_recipe import build_network
     from resnetlab.recipes import RECIPES
-    from resnetlab.training import fit
+    from resnetlab.training.trainer import make_trainer
 
     chosen = RECIPES[recipe]
     stream = _stream(chosen.batch_size, recipe=recipe)
-    trainer = fit.trainer_for(fit.network_for(chosen, 10), chosen, stream)
+    trainer = make_trainer(build_network(chosen, 10), chosen, stream)
     inputs, targets, weights = stream.batch(0)
     batch = (inputs, targets) if weights is None else (inputs, targets, weights)
 

@@ -85,10 +85,11 @@ def ours(
     import keras
     import numpy as np
 
-    from resnetlab import kernels
+    from resnetlab import backend as kernels
     from resnetlab.data.stream import Stream
+    from resnetlab.models.from_recipe import build_network
     from resnetlab.recipes import RECIPES
-    from resnetlab.training import fit
+    from resnetlab.training.trainer import make_augmentation, make_trainer
 
     mark("import")
     if job.device == "gpu" and not kernels.gpus():
@@ -114,9 +115,9 @@ def ours(
         indices=np.arange(count),
         batch_size=job.batch,
         num_classes=job.classes,
-        augmentation=fit.augmentation_for(recipe),
+        augmentation=make_augmentation(recipe),
     )
-    trainer = fit.trainer_for(fit.network_for(recipe, job.classes), recipe, stream)
+    trainer = make_trainer(build_network(recipe, job.classes), recipe, stream)
     if compiled is not None:
         trainer.jit_compile = compiled
     mark("build")

@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from resnetlab import results
-from resnetlab.run import Run
+from resnetlab.run_folder import RunFolder
 
 SUMMARY = ("subset", "n", "loss", "top1", "top1_interval", "top5", "calibration_error", "confusion")
 
 
-def record(run: Run) -> dict[str, Any]:
+def record(run: RunFolder) -> dict[str, Any]:
     """The run as a result; the conditions are those it was trained under, from its own folder."""
-    facts, recipe, epochs = run.facts(), run.recipe(), run.metrics()
+    info, recipe, epochs = run.info(), run.recipe(), run.metrics()
     evaluation, environment = run.read_json("evaluation.json"), run.read_json("environment.json")
     seconds = sum(epoch["seconds"] for epoch in epochs)
     found = results.result(
-        f"Training {facts['model']} on {facts['source']} from scratch: top-1 on the {evaluation['subset']} images",
+        f"Training {info.model} on {info.source} from scratch: top-1 on the {evaluation['subset']} images",
         configuration=recipe.model_dump(mode="json"),
         rows=epochs,
     )
     return found | {
-        "commit": facts.get("commit", found["commit"]),
+        "commit": info.commit or found["commit"],
         "environment": environment,
         "device": {"cpu": environment["cpu"], "cores": environment["cores"], "gpu": environment.get("gpu")},
         "training_seconds": round(seconds, 1),
@@ -37,4 +37,4 @@ def record(run: Run) -> dict[str, Any]:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    results.write(Path(sys.argv[2]), record(Run.open(Path(sys.argv[1]))))
+    results.write(Path(sys.argv[2]), record(RunFolder.open(Path(sys.argv[1]))))

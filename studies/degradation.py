@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiment import Claim, Row, arguments, data_for, keep, recipe_for, trained
+from experiment import Claim, Row, arguments, choose_recipe, data_for, keep, trained
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -78,7 +78,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 def main() -> None:
     options = arguments(__doc__ or "")
     depths = (20, 56) if options.quick else (20, 32, 44, 56)
-    recipe = recipe_for(options)
+    recipe = choose_recipe(options)
     data = data_for(recipe)
 
     rows: list[Row] = []

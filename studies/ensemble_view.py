@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from experiment import Claim, Row, arguments, data_for, keep, keras, recipe_for, say, some_of_test, trained
+from experiment import Claim, Row, arguments, choose_recipe, data_for, keep, keras, say, some_of_test, trained
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -159,7 +159,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 def main() -> None:
     options = arguments(__doc__ or "")
-    recipe = recipe_for(options)
+    recipe = choose_recipe(options)
     data = data_for(recipe)
     images = 2000 if options.quick else 10_000
     rows: list[Row] = []

@@ -26,16 +26,17 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from resnetlab import kernels, results  # noqa: E402
-from resnetlab.data.pack import Pack, default_cache_dir, pack, pack_for  # noqa: E402
+from resnetlab import backend, results  # noqa: E402
+from resnetlab.atomic import atomic_file  # noqa: E402
+from resnetlab.data.pack import Pack, pack, prepare_pack  # noqa: E402
 from resnetlab.data.sources import resolve  # noqa: E402
+from resnetlab.environment import cache_folder  # noqa: E402
 from resnetlab.evaluation.logits import predict_logits  # noqa: E402
 from resnetlab.models.resnet import build  # noqa: E402
 from resnetlab.models.variants import Architecture  # noqa: E402
 from resnetlab.recipes import RECIPES, Recipe  # noqa: E402
 from resnetlab.report import plots  # noqa: E402
-from resnetlab.run import atomic  # noqa: E402
-from resnetlab.training import fit  # noqa: E402
+from resnetlab.training.trainer import make_stream, make_trainer  # noqa: E402
 
 Row = dict[str, Any]
 
@@ -64,19 +65,19 @@ QUICK: Row = {
 }
 
 
-def recipe_for(options: argparse.Namespace) -> Recipe:
+def choose_recipe(options: argparse.Namespace) -> Recipe:
     """He et al. 2015, section 4.2, or its quick form. (The paper warms ResNet-110 up at a tenth of the rate first.)"""
     return RECIPES["cifar"].changed(seed=options.seed, **(QUICK if options.quick else {}))
 
 
 def cifar10(size: int) -> Pack:
     """CIFAR-10 with its own test part, at `size` pixels a side; from $RESNETLAB_DATA, ./data or a download."""
-    return pack(resolve("cifar10"), size=size, cache_dir=default_cache_dir(), validation=0.0, test=0.0)
+    return pack(resolve("cifar10"), size=size, cache_dir=cache_folder(), validation=0.0, test=0.0)
 
 
 def data_for(recipe: Recipe) -> Pack:
     """CIFAR-10 as the recipe has it. What it sets apart for validation, of each class and by its seed, nobody sees."""
-    return pack_for(resolve("cifar10"), recipe)
+    return prepare_pack(resolve("cifar10"), recipe)
 
 
 def some_of_test(data: Pack, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +102,7 @@ def trained(arch: Architecture, recipe: Recipe, data: Pack) -> tuple[keras.Model
             keras.backend.backend(),
         ]
     )
-    kept = default_cache_dir() / "studies" / f"{arch.name}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
+    kept = cache_folder() / "studies" / f"{arch.name}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
     weights, rows = kept.with_suffix(".weights.h5"), kept.with_suffix(".json")
     if rows.exists():
         network.load_weights(weights)
@@ -110,14 +111,14 @@ def trained(arch: Architecture, recipe: Recipe, data: Pack) -> tuple[keras.Model
     found = list(_epochs(network, recipe, data, arch.name))
     kept.parent.mkdir(parents=True, exist_ok=True)
     network.save_weights(weights)
-    with atomic(rows) as temporary:  # last: whoever finds it finds the weights
+    with atomic_file(rows) as temporary:  # last: whoever finds it finds the weights
         temporary.write_text(json.dumps(found), "utf-8")
     return network, found
 
 
 def _epochs(network: keras.Model, recipe: Recipe, data: Pack, label: str) -> Iterator[Row]:
-    stream = fit.stream_for(recipe, data)
-    trainer = fit.trainer_for(network, recipe, stream)
+    stream = make_stream(recipe, data)
+    trainer = make_trainer(network, recipe, stream)
     steps, test_every = stream.steps_per_epoch, max(1, recipe.epochs // 15)
     for epoch in range(1, recipe.epochs + 1):
         began = time.perf_counter()
@@ -163,7 +164,7 @@ def keep(
     """Write `NAME[-quick].json` and its figure, and print the claims."""
     stem = options.out / (f"study-{name}-quick" if options.quick else f"study-{name}")
     shared = {"backend": keras.backend.backend(), "seed": options.seed, "quick": options.quick}
-    gpu = next(iter(kernels.gpus()), None)
+    gpu = next(iter(backend.gpus()), None)
     found = results.result(what, configuration=shared | configuration, rows=rows, gpu=gpu)
     figure_path = stem.with_suffix(".png")
     results.write(

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from experiment import Claim, Row, arguments, data_for, keep, keras, recipe_for, some_of_test, trained
+from experiment import Claim, Row, arguments, choose_recipe, data_for, keep, keras, some_of_test, trained
 from matplotlib.figure import Figure
 
 from resnetlab.data.pack import Pack
@@ -87,7 +87,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 def main() -> None:
     options = arguments(__doc__ or "")
     names = ["plain20", "plain56", "resnet20", "resnet56"] + ([] if options.quick else ["resnet110"])
-    recipe = recipe_for(options)
+    recipe = choose_recipe(options)
     data = data_for(recipe)
     rows: list[Row] = []
     for name in names:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from experiment import Claim, Row, arguments, data_for, keep, recipe_for, trained
+from experiment import Claim, Row, arguments, choose_recipe, data_for, keep, trained
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -99,7 +99,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 def main() -> None:
     options = arguments(__doc__ or "")
-    recipe = recipe_for(options)
+    recipe = choose_recipe(options)
     data = data_for(recipe)
     rows: list[Row] = []
     for name, arch in variants(quick=options.quick).items():

@@ -23,7 +23,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from experiment import Claim, Row, arguments, cifar10, keep, keras, say, trained
@@ -33,10 +32,12 @@ from matplotlib.ticker import PercentFormatter
 from resnetlab.data.pack import Pack
 from resnetlab.inference.predictor import Predictor
 from resnetlab.models import architecture
+from resnetlab.models.from_recipe import build_network
+from resnetlab.progress import LogProgress
 from resnetlab.recipes import RECIPES, Recipe
 from resnetlab.report import plots
-from resnetlab.run import Run
-from resnetlab.training import fit
+from resnetlab.run_folder import RunFolder, RunInfo
+from resnetlab.training.trainer import train
 from resnetlab.training.transfer import load_backbone
 
 VEHICLES = ("airplane", "automobile", "ship", "truck")
@@ -116,25 +117,16 @@ def pretraining(options: argparse.Namespace) -> Recipe:
     )
 
 
-class _Silent:
-    """Progress that shows nothing."""
-
-    def start(self, *_: Any) -> None: ...
-    def step(self, *_: Any) -> None: ...
-    def epoch(self, record: Row, *, best: bool) -> None: ...
-    def say(self, text: str) -> None: ...
-
-
 def tested(data: Pack, recipe: Recipe, source: keras.Model | None) -> Row:
     """Train as `resnetlab train` does, with the weights of `source` to begin with, and judge the result."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        facts = {"class_names": list(data.class_names)}
-        run = Run.create(Path(folder, "run"), recipe=recipe, environment={}, facts=facts)
-        network = fit.network_for(recipe, len(data.class_names))
+        info = RunInfo(model=recipe.model, class_names=data.class_names, source=data.source_name)
+        run = RunFolder.create(Path(folder, "run"), recipe=recipe, info=info)
+        network = build_network(recipe, len(data.class_names))
         if source:
             load_backbone(network, source)
-        if fit.train(data, recipe, run, progress=_Silent(), network=network) == "interrupted":
+        if train(data, recipe, run, progress=LogProgress(), network=network) == "interrupted":
             sys.exit(130)
         last, test = run.metrics()[-1], data.indices("test")
         top1 = float((Predictor(run).logits(data.images, test).argmax(axis=1) == data.labels[test]).mean())

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from resnetlab.cli import main
 from resnetlab.models import VARIANTS
 from resnetlab.recipes import recipe as find_recipe
-from resnetlab.run import Run
+from resnetlab.run_folder import RunFolder
 from tests.data import make_images
 from tests.models.randomised import randomised
 from tests.models.reference import as_torch, empty_weights
@@ -113,17 +113,16 @@ def test_every_command_has_help_json_and_verbose(cli: Cli, command: str) -> None
         (["train", "digits", "--seed", "x"], "Invalid value for '--seed'"),
         (["train", "digits", "--device", "gpuu", "--run", "run"], "Unknown device 'gpuu'. Did you mean 'gpu'"),
         (["train", "digits", "--backend", "tensorflw", "--run", "run"], "Did you mean 'tensorflow'"),
-        (["train", "digits", "--resume", "run", "--set", "seed=3"], "received --set seed, and only epochs may change"),
         (["train", "--resume", "run"], "run: no such folder"),
         (["train", "digits", "--epochs", "3", "--set", "epochs=4"], "both --epochs and --set epochs=: give one"),
         (["train", "digits", "--epochs", "0"], "Invalid value for '--epochs'"),
-        (["train", "--resume", "run", "--seed", "3"], "leave --recipe, --model, --weights, --run and --seed out"),
-        (["train", "digits", "--resume", "run", "--weights", "a"], "leave --recipe, --model, --weights"),
+        (["train", "--resume", "run", "--recipe", "quick"], "leave recipe, weights and run out"),
+        (["train", "digits", "--resume", "run", "--weights", "a"], "leave recipe, weights and run out"),
         (["train", "digits", "--weights", "nothing"], "Received 'nothing', expected a file of weights"),
         (["train", "digits", "--recipe", "finetune"], "there are no weights to begin with. Give them with --weights"),
         (["import"], "Missing argument 'SOURCE'"),
         (["import", "nothing"], "Received 'nothing', expected a file of weights (PyTorch"),
-        (["import", "nothing", "--set", "epochs=3"], "Received --set epochs; expected image_size, crop_pct"),
+        (["import", "nothing", "--set", "epochs=3"], "Received epochs; expected image_size, crop_pct"),
         (["import", "nothing", "--class-names", "gone.txt"], "--class-names gone.txt cannot be read"),
         (["export", "none", "--format", "onnx"], "none: no such folder"),
         (["export", "none", "--batch-size", "0"], "Invalid value for '--batch-size'"),
@@ -214,15 +213,15 @@ def test_defective_images_among_good_ones_are_set_aside_and_training_goes_throug
     assert "4 of 34 images are set aside: see `resnetlab audit" in out
     assert "3 images show next to nothing, and are used: see `resnetlab audit" in out  # of one or two colours
     assert "run folder a [run]\n" in out
-    run = Run.open(tmp_path / "a [run]")
-    assert run.facts()["status"] == "finished"
+    run = RunFolder.open(tmp_path / "a [run]")
+    assert run.info().status == "finished"
     assert {row["name"] for row in run.read_json("audit.json")["set_aside"]} == bad.keys()
     for name in ("best.weights.h5", "evaluation.json", "curves.png", "confusion.png", "reliability.png", "split.csv"):
         assert (run.path / name).stat().st_size > 0
 
     code, out, err = cli("train", data, *TINY, "--run", "a [run]")
     assert code == 2
-    assert "is not empty. Choose another with --run, or go on with --resume" in err
+    assert "is not empty. Choose another with --run, or resume it with --resume" in err
 
     code, out, err = cli("predict", run.path, data / "cat", "--json", "--top", "1")
     answers = [json.loads(line) for line in out.splitlines()]
@@ -308,7 +307,7 @@ def test_json_is_all_that_train_prints(cli: Cli, tmp_path: Path) -> None:
     assert found["run"] == "run"
     assert found["n"] == sum(score["support"] for score in found["classes"])
     assert "epoch 1/1" in err
-    assert find_recipe("run/recipe.json") == Run.open(Path("run")).recipe()
+    assert find_recipe("run/recipe.json") == RunFolder.open(Path("run")).recipe()
 
 
 def test_without_images_to_evaluate_on_training_still_ends_well(cli: Cli, tmp_path: Path) -> None:
@@ -378,15 +377,15 @@ def test_ported_weights_predict_are_evaluated_and_trained_on_from(cli: Cli, publ
     for arguments in (("evaluate", "runs/net"), ("predict", "runs/net", "--held-out", "3")):
         code, out, err = cli(*arguments)
         assert code == 2
-        assert "was ported, and has no data of its own" in err
+        assert "were imported, so it has no data of its own" in err
 
     settings = ("--set", "epochs=2", "--set", "frozen_epochs=1", "--set", "batch_size=8")
     code, out, err = cli("train", data, "--weights", "runs/net", *settings, "--run", "tuned")
     assert (code, err) == (0, "")
-    assert "begins with the weights of runs/net, under a new head" in out
-    recipe, facts = Run.open(Path("tuned")).recipe(), Run.open(Path("tuned")).facts()
+    assert "initial weights of runs/net, under a new head" in out
+    recipe, info = RunFolder.open(Path("tuned")).recipe(), RunFolder.open(Path("tuned")).info()
     assert (recipe.name, recipe.model, recipe.image_size) == ("finetune", "resnet18", 32)
-    assert (facts["class_names"], facts["weights"]) == (["cat", "dog"], str(tmp_path / "runs" / "net"))
+    assert (info.class_names, info.weights) == (("cat", "dog"), str(tmp_path / "runs" / "net"))
     recipe_file = tmp_path / "mine.toml"
     recipe_file.write_text(
         'base = "finetune"\nimage_size = 40\nepochs = 1\nfrozen_epochs = 0\nbatch_size = 8\n', "utf-8"
@@ -395,14 +394,14 @@ def test_ported_weights_predict_are_evaluated_and_trained_on_from(cli: Cli, publ
     code, out, err = cli(*mine, "--run", "of 32")
     assert (code, err) == (
         0,
-        "Recipe mine has images of 40; taken is 32, as the weights had. Keep it with --set image_size=40.\n",
+        "warning: Recipe mine has images of 40; taken is 32, as the weights had. Keep it with --set image_size=40.\n",
     )
     code, out, err = cli(*mine, "--run", "of 40", "--set", "image_size=40")
     assert (code, err) == (0, "")
-    assert [Run.open(Path(name)).recipe().image_size for name in ("of 32", "of 40")] == [32, 40]
+    assert [RunFolder.open(Path(name)).recipe().image_size for name in ("of 32", "of 40")] == [32, 40]
     code, out, err = cli("train", data, "--weights", "runs/net", "--recipe", recipe_file, "--run", "of 40")
     assert code == 2
-    assert "Choose another with --run, or go on with --resume 'of 40'." in err
+    assert "Choose another with --run, or resume it with --resume 'of 40'." in err
     code, out, err = cli("train", data, "--weights", "runs/net", "--model", "resnet34", "--run", "other")
     assert code == 2
     assert "Received the model 'resnet34', expected 'resnet18': the weights are of it." in err
@@ -460,7 +459,7 @@ def test_what_a_chain_of_runs_was_trained_on_is_never_tested_on(cli: Cli, first:
     shutil.move("first", "elsewhere")
     code, out, err = cli(*tune, "second", "--seed", "9", "--run", "third")
     assert (code, err) == (0, "")
-    one, two, three = (Run.open(Path(name)).split() for name in ("elsewhere", "second", "third"))
+    one, two, three = (RunFolder.open(Path(name)).split() for name in ("elsewhere", "second", "third"))
     for earlier, later in ((one, two), (one, three), (two, three)):
         assert {h: later[h] for h in earlier} == earlier
     assert {*one.values()} == {"train", "validation", "test"}
@@ -488,18 +487,18 @@ def test_a_finished_run_is_resumed_with_more_epochs_only(cli: Cli, first: Path) 
     assert "--resume first --epochs 2, or resnetlab train DATA --weights first" in out
     code, out, err = cli("train", "--resume", "first", "--set", "epochs=2", "--set", "learning_rate=0.1")
     assert code == 2
-    assert "received --set learning_rate, and only epochs may change" in err
+    assert "received learning_rate, and only epochs may change" in err
     code, out, err = cli("train", "--resume", "first", "--epochs", "2")
     assert (code, err) == (0, "")
     assert "epochs 1 -> 2: the learning rate at the next step is as it was, 0.05" in out or "jumps" in out
-    assert len(Run.open(first).metrics()) == Run.open(first).recipe().epochs == 2
+    assert len(RunFolder.open(first).metrics()) == RunFolder.open(first).recipe().epochs == 2
     code, out, err = cli("train", "--resume", "first", "--epochs", "1")
     assert code == 2
     assert "Received epochs=1, expected more than the 2 that first has finished" in err
 
 
 def test_a_schedule_that_depends_on_the_epochs_is_said_to_jump(cli: Cli, first: Path) -> None:
-    run = Run.open(first)
+    run = RunFolder.open(first)
     run.write_json("recipe.json", run.recipe().changed(schedule="linear", warmup=0).model_dump(mode="json"))
     code, out, err = cli("train", "--resume", "first", "--epochs", "2")
     assert (code, err) == (0, "")
@@ -512,16 +511,16 @@ def test_a_schedule_that_depends_on_the_epochs_is_said_to_jump(cli: Cli, first: 
 
 
 def test_what_cannot_be_resumed_is_told(cli: Cli, first: Path) -> None:
-    Run.open(first).update(status="diverged")
+    RunFolder.open(first).update(status="diverged")
     code, _, err = cli("train", "--resume", "first")
     assert code == 2
     assert "--set learning_rate=0.005, from scratch or, if an epoch was good, with --weights first" in err
-    Run.open(first).update(status="interrupted")
+    RunFolder.open(first).update(status="interrupted")
     shutil.move("data", "moved")
     code, _, err = cli("train", "--resume", "first")
     assert code == 1
     assert "is no longer at" in err
-    assert "`resnetlab train DATA --resume RUN`" in err
+    assert "`resnetlab train DATA --resume first`" in err
     code, _, err = cli("train", "moved", "--resume", "first")
     assert (code, err) == (0, "")
 
@@ -591,9 +590,9 @@ def test_a_class_that_loses_most_of_its_images_is_confirmed_and_recorded(cli: Cl
     assert f"left out: {data / 'pred'} (1 images, unlabelled by its name)" in out
     code, out, err = cli("train", data, *TINY, "--run", "run", "--allow-losses")
     assert code == 0, err
-    assert "ignored: 6 files that are no images by ending or place: 5 .cr2, 1 .xml" in err
-    run = Run.open(tmp_path / "run")
-    assert run.facts()["allow_losses"] is True
+    assert "ignored: 6 files that are no images by ending or place: 5 .cr2, 1 .xml" in out
+    run = RunFolder.open(tmp_path / "run")
+    assert run.info().allow_losses is True
     assert run.read_json("audit.json")["losses"].keys() == {"cat"}
     assert cli("evaluate", "run")[0] == 0  # what was confirmed stays so
     code, _, err = cli("evaluate", "run", data)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from resnetlab import doctor, environment
-from resnetlab.cli.shared import start
+from resnetlab.devices import Started, start
 from resnetlab.doctor import Facts
 from resnetlab.errors import ResnetlabError
+from resnetlab.progress import TerminalProgress
 
 RECORDED = Path(__file__).with_name("doctor_findings")
 MACHINES = sorted(path.stem for path in RECORDED.glob("*.json"))
@@ -29,21 +30,21 @@ def on_machine(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
 
 @pytest.mark.parametrize("on_machine", MACHINES, indirect=True)
 def test_a_gpu_that_is_not_used_is_warned_of(on_machine: doctor.Report, capsys: pytest.CaptureFixture[str]) -> None:
-    used = start("tensorflow", "auto")
-    assert used == {"backend": "tensorflow", "device": "cpu", "device_name": environment.cpu_name()}
+    used = start("tensorflow", "auto", progress=TerminalProgress())
+    assert used == Started("tensorflow", "cpu", environment.cpu_name())
     warned = capsys.readouterr().err
     gpus = on_machine.facts.nvidia.gpus
     assert (gpus[0].name in warned and "is not used" in warned) if gpus else not warned
     if gpus and (reason := doctor.why_no_gpu(on_machine, backend="tensorflow")):
         assert reason in warned
-    start("tensorflow", "cpu")
+    start("tensorflow", "cpu", progress=TerminalProgress())
     assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("on_machine", MACHINES, indirect=True)
 def test_a_gpu_that_was_asked_for_is_missed_with_the_reason(on_machine: doctor.Report) -> None:
     with pytest.raises(ResnetlabError, match="--device gpu: tensorflow sees no GPU") as error:
-        start("tensorflow", "gpu")
+        start("tensorflow", "gpu", progress=TerminalProgress())
     reason = doctor.why_no_gpu(on_machine, backend="tensorflow")
     assert reason in str(error.value) if reason else "nothing was found in" in str(error.value)
 

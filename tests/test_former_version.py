@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import pytest
 
-from resnetlab.data.pack import Pack, pack_for
+from resnetlab.data.pack import Pack, prepare_pack
 from resnetlab.data.sources import resolve
 from resnetlab.evaluation.metrics import evaluate_logits
 from resnetlab.inference.predictor import Predictor
-from resnetlab.run import Run
+from resnetlab.run_folder import RunFolder
 from resnetlab.training import checkpoint
 
 FIXTURE = Path(__file__).parent / "fixtures" / "run-0.1"
@@ -19,13 +19,13 @@ FIXTURE = Path(__file__).parent / "fixtures" / "run-0.1"
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(Run.open(FIXTURE))
+    return Predictor(RunFolder.open(FIXTURE))
 
 
 @pytest.fixture
 def pack(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pack:
     monkeypatch.setenv("RESNETLAB_CACHE", str(tmp_path))
-    return pack_for(resolve("digits"), predictor.recipe)
+    return prepare_pack(resolve("digits"), predictor.recipe)
 
 
 def test_its_logits_and_its_evaluation_are_the_same(predictor: Predictor, pack: Pack) -> None:
@@ -41,7 +41,7 @@ def test_its_logits_and_its_evaluation_are_the_same(predictor: Predictor, pack: 
 
 def test_its_split_is_the_same(pack: Pack) -> None:
     assert {digest[:16]: str(subset) for digest, subset in zip(pack.hashes, pack.subset, strict=True)} == (
-        Run.open(FIXTURE).split()
+        RunFolder.open(FIXTURE).split()
     )
 
 

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnetlab import kernels
+from resnetlab import backend
 from resnetlab.data.pack import Pack
 from resnetlab.inference.export import export
-from resnetlab.models import build, references
-from resnetlab.models.checkpoints import Checkpoint
-from resnetlab.models.naming import torchvision
-from resnetlab.models.porting import port, port_to_run
+from resnetlab.models import build
 from resnetlab.models.variants import architecture
-from resnetlab.run import Run
+from resnetlab.run_folder import RunFolder
+from resnetlab.weights import parity
+from resnetlab.weights.convert import assign_weights, import_checkpoint
+from resnetlab.weights.mapping import torchvision
+from resnetlab.weights.readers import Checkpoint
 from tests.inference.conftest import trained  # noqa: F401  (a fixture)
 from tests.models.reference import as_torch, empty_weights
 from tests.workers import Workers
@@ -25,22 +26,22 @@ from tests.workers import Workers
 @pytest.fixture
 def ampere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions round their inputs to TF32's ten bits of mantissa unless that is off, as on an Ampere GPU."""
-    exact = kernels.convolution
+    exact = backend.convolution
 
     def rounded(x: tf.Tensor) -> tf.Tensor:
         bits = tf.bitcast(x, tf.uint32) + tf.constant(1 << 12, tf.uint32)
         return tf.bitcast(tf.bitwise.bitwise_and(bits, tf.constant(0xFFFFE000, tf.uint32)), tf.float32)
 
     def convolution(x: Any, kernel: Any, **settings: Any) -> Any:
-        if kernels.tf32_setting():
+        if backend.tf32_setting():
             x, kernel = rounded(tf.convert_to_tensor(x)), rounded(tf.convert_to_tensor(kernel))
         return exact(x, kernel, **settings)
 
-    monkeypatch.setattr(kernels, "convolution", convolution)
-    before = kernels.tf32_setting()
-    kernels.allow_tf32(True)
+    monkeypatch.setattr(backend, "convolution", convolution)
+    before = backend.tf32_setting()
+    backend.allow_tf32(True)
     yield
-    kernels.set_tf32(before)
+    backend.set_tf32(before)
 
 
 def random_weights(name: str) -> dict[str, np.ndarray]:
@@ -57,11 +58,11 @@ def random_weights(name: str) -> dict[str, np.ndarray]:
 
 def test_the_simulation_rounds_more_than_the_tolerance(ampere: None) -> None:
     network = build("resnet18", num_classes=10)
-    port(network, random_weights("resnet18"), torchvision(architecture("resnet18")))
-    rounded = np.asarray(network(references.images(64)))
-    with kernels.full_float32():
-        exact = np.asarray(network(references.images(64)))
-    assert kernels.tf32_setting()
+    assign_weights(network, random_weights("resnet18"), torchvision(architecture("resnet18")))
+    rounded = np.asarray(network(parity.images(64)))
+    with backend.full_float32():
+        exact = np.asarray(network(parity.images(64)))
+    assert backend.tf32_setting()
     assert np.abs(rounded - exact).max() > 2e-4 * np.abs(exact).max()
 
 
@@ -70,40 +71,40 @@ def test_imported_weights_are_checked_in_full_float32(
 ) -> None:
     weights = random_weights("resnet18")
     network = build("resnet18", num_classes=10)
-    port(network, weights, torchvision(architecture("resnet18")))
-    with kernels.full_float32():
-        exact = np.asarray(network(references.images(64)))
-    monkeypatch.setattr(references, "logits", lambda *_, **__: (exact, "torchvision"))
-    run = port_to_run(Checkpoint("x.pth", weights), tmp_path / "run", settings={"image_size": 64})
-    assert run.read_json("port.json")["check"]["difference"] < 1e-5
+    assign_weights(network, weights, torchvision(architecture("resnet18")))
+    with backend.full_float32():
+        exact = np.asarray(network(parity.images(64)))
+    monkeypatch.setattr(parity, "logits", lambda *_, **__: (exact, "torchvision"))
+    run = import_checkpoint(Checkpoint("x.pth", weights), tmp_path / "run", settings={"image_size": 64})
+    assert run.read_json("import.json")["check"]["difference"] < 1e-5
 
 
 def test_an_export_is_verified_in_full_float32(
     ampere: None,
-    trained: tuple[Run, Path, Pack],  # noqa: F811
+    trained: tuple[RunFolder, Path, Pack],  # noqa: F811
     tmp_path: Path,
 ) -> None:
     run, _, packed = trained
     folder = export(run, "onnx", output=tmp_path / "export", pack=packed)
     assert '"largest_difference"' in (folder / "export.json").read_text()
-    assert kernels.tf32_setting()  # as it was
+    assert backend.tf32_setting()  # as it was
 
 
 def precision_of_a_trace() -> tuple[Any, Any, str]:
     """The setting inside and after, and on JAX the precision that a convolution is compiled with."""
-    from resnetlab import kernels
+    from resnetlab import backend
 
-    kernels.allow_tf32(True)
-    with kernels.full_float32():
-        inside = kernels.tf32_setting()
+    backend.allow_tf32(True)
+    with backend.full_float32():
+        inside = backend.tf32_setting()
         text = ""
-        if kernels.BACKEND == "jax":
+        if backend.NAME == "jax":
             import jax
 
             x, kernel = np.ones((1, 4, 4, 3), np.float32), np.ones((3, 3, 3, 2), np.float32)
-            lowered = jax.jit(lambda a, b: kernels.convolution(a, b, stride=1, groups=1)).lower(x, kernel)
+            lowered = jax.jit(lambda a, b: backend.convolution(a, b, stride=1, groups=1)).lower(x, kernel)
             text = lowered.as_text()
-    return inside, kernels.tf32_setting(), text
+    return inside, backend.tf32_setting(), text
 
 
 def test_the_setting_of_each_backend_is_restored(on: Workers, backend: str) -> None:

@@ -10,7 +10,7 @@ HEAVY = ("jax", "keras", "tensorflow", "torch")
 LIGHT = (
     "resnetlab",
     "resnetlab.cli",
-    "resnetlab.compare.compare",
+    "resnetlab.comparison.compare",
     "resnetlab.data.sources",
     "resnetlab.doctor",
     "resnetlab.environment",
@@ -21,7 +21,7 @@ LIGHT = (
     "resnetlab.models.shapes",
     "resnetlab.models.variants",
     "resnetlab.recipes",
-    "resnetlab.run",
+    "resnetlab.run_folder",
 )
 
 

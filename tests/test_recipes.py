@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resnetlab.data.draws import Augmentation
+from resnetlab.data.augmentation import Augmentation
 from resnetlab.data.stream import Stream
 from resnetlab.errors import UsageError
 from resnetlab.models.variants import architecture

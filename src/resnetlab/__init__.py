@@ -1,7 +1,12 @@
 """ResNets from scratch in Keras 3: readable in an hour, exact to the papers.
 
-    import resnetlab
-    model = resnetlab.build("resnet50", num_classes=10)     # an ordinary keras.Model
+    import resnetlab as rl
+
+    run = rl.train("photos/", model="resnet18", epochs=20)      # a folder of class folders
+    run.evaluate().top1
+    run.predict("new.jpg")[0].label
+    run.export("onnx")
+    model = rl.build("resnet50", num_classes=10)                # an ordinary keras.Model
 
 Importing the package imports neither Keras nor a backend. When Keras is imported, before or after, its
 `keras.saving.load_model` knows the layers of this package.
@@ -9,24 +14,71 @@ Importing the package imports neither Keras nor a backend. When Keras is importe
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from resnetlab import keras_hook
 
 if TYPE_CHECKING:
-    from resnetlab.models import build
+    from resnetlab.comparison.compare import Comparison
+    from resnetlab.errors import ResnetlabError, UsageError
+    from resnetlab.evaluation.metrics import Evaluation
+    from resnetlab.inference.predictor import Prediction
+    from resnetlab.models.resnet import build
+    from resnetlab.progress import Progress
+    from resnetlab.recipes import Recipe
+    from resnetlab.run import Export, Run
+    from resnetlab.tasks import Variant, compare, from_pretrained, load, train, variants
 
+_HOME = {
+    "Comparison": "comparison.compare",
+    "Evaluation": "evaluation.metrics",
+    "Export": "run",
+    "Prediction": "inference.predictor",
+    "Progress": "progress",
+    "Recipe": "recipes",
+    "ResnetlabError": "errors",
+    "Run": "run",
+    "UsageError": "errors",
+    "Variant": "tasks",
+    "build": "models",
+    "compare": "tasks",
+    "from_pretrained": "tasks",
+    "load": "tasks",
+    "train": "tasks",
+    "variants": "tasks",
+}
 __version__ = version("resnetlab")
-__all__ = ["__version__", "build"]
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "Export",
+    "Prediction",
+    "Progress",
+    "Recipe",
+    "ResnetlabError",
+    "Run",
+    "UsageError",
+    "Variant",
+    "__version__",
+    "build",
+    "compare",
+    "from_pretrained",
+    "load",
+    "train",
+    "variants",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "build":
-        from resnetlab.models import build
-
-        return build
+    if name in _HOME:
+        return getattr(import_module(f"resnetlab.{_HOME[name]}"), name)
     raise AttributeError(f"module 'resnetlab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 keras_hook.install()

@@ -32,7 +32,7 @@ def configure(
     """Set up the process for one backend on one device, and return the backend's name. Imports none of them.
 
     Args:
-        backend: "tensorflow", "jax" or "torch"; by default $KERAS_BACKEND, else the first one installed.
+        backend: "tensorflow", "jax" or "torch"; by default the one that runs, $KERAS_BACKEND, or the first installed.
         device: "cpu" hides every GPU from all three frameworks, of NVIDIA, Apple and Intel; "gpu" and "auto" leave the
             first visible one of NVIDIA's (one is used, and JAX would take memory on all): see `idle_gpus`.
         onednn: use oneDNN's kernels also where TensorFlow leaves them off (CPUs without AVX512-VNNI): three times
@@ -45,6 +45,8 @@ def configure(
     """
     if device not in DEVICES:
         raise unknown("device", device, DEVICES)
+    if backend is None and "keras" in sys.modules:
+        backend = sys.modules["keras"].backend.backend()
     backend = backend or os.environ.get("KERAS_BACKEND") or next(filter(installed, BACKENDS), "tensorflow")
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
@@ -106,6 +108,11 @@ def start(*, backend: str | None = None, device: str = "auto") -> str:
             os.dup2(terminal, 2)
             os.close(terminal)
     return backend
+
+
+def cache_folder() -> Path:
+    """$RESNETLAB_CACHE, or ~/.cache/resnetlab: packed images, imported weights, results of studies."""
+    return Path(os.environ.get("RESNETLAB_CACHE") or Path.home() / ".cache" / "resnetlab")
 
 
 def installed(backend: str) -> bool:

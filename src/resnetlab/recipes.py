@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -135,6 +135,55 @@ class Recipe(BaseModel):
     def with_settings(self, settings: Iterable[str]) -> Recipe:
         """This recipe with "key=value" texts applied, as `parse_settings` reads them."""
         return self.changed(**parse_settings(settings))
+
+
+class RecipeFields(TypedDict, total=False):
+    """The fields of `Recipe` as keyword arguments; what they mean is beside each field there."""
+
+    name: str
+    description: str
+    seed: int
+    model: str
+    preprocessing: Literal["imagenet", "cifar10", "kuangliu", "caffe", "unit"] | None
+    stochastic_depth: float
+    precision: Literal["float32", "bfloat16", "float16"]
+    image_size: int
+    eval_size: int | None
+    crop_pct: float
+    interpolation: Literal["bilinear", "bicubic"]
+    batch_size: int
+    validation: float
+    test: float
+    class_weights: bool
+    crop: Literal["none", "pad", "resized"]
+    whole_images: bool
+    crop_padding: int
+    crop_scale: float
+    flip: bool
+    rand_augment: float
+    color_jitter: float
+    erase: float
+    mixup: float
+    cutmix: float
+    loss: Literal["cross-entropy", "binary-cross-entropy"]
+    label_smoothing: float
+    target_threshold: float | None
+    epochs: int
+    optimizer: Literal["sgd", "adamw", "lamb"]
+    learning_rate: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    gradient_clip: float
+    schedule: Literal["constant", "cosine", "linear", "steps"]
+    warmup: float
+    milestones: tuple[float, ...]
+    ema: float
+    early_stopping: int
+    frozen_epochs: int
+    frozen_stages: int | None
+    frozen_batch_norm: bool
+    layer_decay: float
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:

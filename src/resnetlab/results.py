@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from resnetlab import environment
-from resnetlab.run import atomic
+from resnetlab.atomic import atomic_file
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def result(
 def write(path: Path, value: dict[str, Any]) -> None:
     """Write a result as JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -1,274 +1,317 @@
-"""The run folder: all that any command needs of a training run, every file of it written atomically. No Keras here.
-
-run.json            what was trained on what, and how far it came
-recipe.json         every hyperparameter
-environment.json    versions, machine, settings
-split.csv           every image: name, class, subset, content hash
-ancestors.csv       every image of the runs that the weights come from, the whole chain: content hash, strongest subset
-metrics.jsonl       one line per epoch
-best.weights.h5     the weights with the lowest validation loss (the last ones without validation)
-last.weights.h5     the weights after the last finished epoch
-checkpoint.npz      the whole state of training, for --resume
-evaluation.json, predictions.npz, curves.png, confusion.png, reliability.png
-"""
+"""A training run as an object: its network, its history, and what can be done with it."""
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-import os
-import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import datetime
-from itertools import count
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from resnetlab import environment
+from resnetlab.devices import start
 from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.progress import Progress, make_progress
 from resnetlab.recipes import Recipe
+from resnetlab.run_folder import RunFolder, RunInfo
 
-FORMAT = 1
-DIGITS = 16  # of a content hash, as kept in a run folder
-STRONGEST = {"train": 0, "validation": 1, "test": 2}  # the subset that counts where an image had several
-UNDECODABLE = "backslashreplace"  # bytes of a file's name that are no UTF-8 become what JSON has for them: \\udc..
+if TYPE_CHECKING:
+    import keras
+
+    from resnetlab.data.pack import Pack
+    from resnetlab.evaluation.metrics import Evaluation
+    from resnetlab.inference.images import Images
+    from resnetlab.inference.predictor import Prediction, Predictor
+
+
+@dataclass(frozen=True)
+class Export:
+    """A network written for another runtime, and verified against Keras.
+
+    Attributes:
+        path: folder of the files, with a README.md on how to serve them.
+        model: name of the architecture.
+        format: "onnx", "saved_model", "litert" or "openvino".
+        precision: of weights and arithmetic.
+        bytes: size of the model's own files.
+        verification: on how many images, the fraction with the same class, the largest difference of a probability.
+    """
+
+    path: Path
+    model: str
+    format: str
+    precision: str
+    bytes: int
+    verification: dict[str, Any]
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """All that is recorded with the export: input, preprocessing, classes, versions."""
+        content: dict[str, Any] = json.loads((self.path / "export.json").read_text("utf-8"))
+        return content
 
 
 class Run:
-    """A run folder at `path`. Use `Run.create` for a new one and `Run.open` for one that exists."""
+    """A finished or interrupted training run, or imported weights; made by `train`, `load` and `from_pretrained`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.recipe_file = path / "recipe.json"
-        self.best_weights = path / "best.weights.h5"
-        self.last_weights = path / "last.weights.h5"
-        self.checkpoint = path / "checkpoint.npz"
-        self.metrics_file = path / "metrics.jsonl"
+    Keras is imported when a method first needs the network.
 
-    @classmethod
-    def create(cls, path: Path, *, recipe: Recipe, environment: dict[str, Any], facts: dict[str, Any]) -> Run:
-        """Make the folder and begin a run in it. Raises UsageError as `require_vacant` does."""
-        cls.require_vacant(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "recipe.json").open("x").close()  # of two processes that found it empty, the second fails here
-        except FileExistsError as error:
-            raise (_occupied(path) if path.is_dir() else _cannot_make(path, error)) from None
-        except OSError as error:
-            raise _cannot_make(path, error) from None
-        run = cls(path)
-        run.write_json("recipe.json", recipe.model_dump(mode="json"))
-        run.write_json("environment.json", environment)
-        run.update(format=FORMAT, status="started", **facts)
-        return run
+    Args:
+        folder: of the run.
+        backend: "tensorflow", "jax" or "torch"; by default the one that runs, $KERAS_BACKEND, or the first installed.
+        device: "auto", "cpu" or "gpu".
+    """
 
-    @staticmethod
-    def require_vacant(path: Path) -> None:
-        """Raise UsageError where something is in the way: a run is never overwritten."""
-        try:
-            occupied = path.exists() and any(path.iterdir())
-        except OSError as error:
-            raise _cannot_make(path, error) from None
-        if occupied:
-            raise _occupied(path)
+    def __init__(self, folder: RunFolder, *, backend: str | None = None, device: str = "auto") -> None:
+        self.folder = folder
+        self._backend, self._device = backend, device
+        self._predictors: dict[tuple[str, str], Predictor] = {}
 
-    @classmethod
-    def open(cls, path: Path) -> Run:
-        """Open an existing run folder. Raises UsageError, saying what is missing, where it is not one."""
-        run = cls(path)
-        if not path.is_dir():
-            raise UsageError(f"Run folder {path}: no such folder. Expected one made by `resnetlab train`.")
-        for name in ("run.json", "recipe.json"):
-            if not (path / name).is_file():
-                raise UsageError(
-                    f"{path} is not a run folder: it has no {name}. Expected a folder made by `resnetlab train`."
-                )
-        if run.facts().get("format") != FORMAT:
-            received = run.facts().get("format")
-            raise ResnetlabError(f"{path}: received run format {received!r}, this version reads {FORMAT}.")
-        return run
+    def __repr__(self) -> str:
+        info = self.info
+        return f"Run({str(self.path)!r}, {info.model} on {info.source}, {len(info.class_names)} classes, {info.status})"
 
-    @staticmethod
-    def new_folder(data: str, model: str) -> Path:
-        """Make an empty folder below runs/, named by data, model and time, with a number where that is taken."""
-        first = Path("runs") / f"{data}-{model}-{datetime.now():%Y%m%d-%H%M%S}"
-        for number in count(1):
-            path = first if number == 1 else first.with_name(f"{first.name}-{number}")
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError as error:
-                if not first.parent.is_dir():
-                    raise _cannot_make(path, error) from None
-            except OSError as error:
-                raise _cannot_make(path, error) from None
-            else:
-                return path
-        raise AssertionError("count() does not end")
+    @property
+    def path(self) -> Path:
+        return self.folder.path
 
-    def facts(self) -> dict[str, Any]:
-        return self.read_json("run.json")
+    @property
+    def info(self) -> RunInfo:
+        """What was trained on what, and how far it came."""
+        return self.folder.info()
 
-    def update(self, **facts: Any) -> None:
-        known = self.facts() if (self.path / "run.json").exists() else {}
-        self.write_json("run.json", known | facts)
+    @property
+    def status(self) -> str:
+        """ "started", "interrupted", "finished", "diverged" or "imported"."""
+        return self.info.status
 
+    @property
     def recipe(self) -> Recipe:
-        try:
-            return Recipe().changed(**self.read_json("recipe.json"))
-        except UsageError as error:
-            raise ResnetlabError(f"{self.recipe_file} is damaged, or of another version. {error}") from None
+        """Every hyperparameter."""
+        return self.folder.recipe()
 
-    def weights(self) -> Path:
-        """The best weights there are. Raises ResnetlabError if the run has not finished its first epoch."""
-        for path in (self.best_weights, self.last_weights):
-            if path.exists():
-                return path
-        raise ResnetlabError(
-            f"{self.path} has no weights yet: no epoch was finished. Go on with "
-            f"`resnetlab train --resume {shlex.quote(str(self.path))}`."
-        )
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One for each logit, in their order."""
+        return self.info.class_names
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
-            if not isinstance(value, dict):
-                raise ValueError(f"received a {type(value).__name__}, expected an object")
-        except (OSError, ValueError) as error:
-            raise ResnetlabError(f"{self.path / name} cannot be read: {error}.") from None
-        return value
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A record of each finished epoch: loss, accuracy, validation loss and top-1, learning rate, images/s."""
+        return self.folder.metrics()
 
-    def write_json(self, name: str, value: Any) -> None:
-        text = json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n"
-        with atomic(self.path / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors=UNDECODABLE)
+    @cached_property
+    def model(self) -> keras.Model:
+        """The network with its best weights: uint8 images (batch, size, size, 3) in, logits (batch, classes) out."""
+        return self.predictor().network
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The records of the finished epochs."""
-        if not self.metrics_file.exists():
-            return []
-        try:
-            return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError) as error:
-            raise ResnetlabError(f"{self.metrics_file} cannot be read: {error}.") from None
+    def evaluate(
+        self,
+        data: str | PathLike[str] | None = None,
+        *,
+        allow_losses: bool = False,
+        progress: Progress | str | None = "auto",
+    ) -> Evaluation:
+        """Accuracy, confusion, calibration.
 
-    def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
-        with atomic(self.metrics_file) as temporary:
-            lines = (json.dumps(_finite(record)) + "\n" for record in records)
-            temporary.write_text("".join(lines), encoding="utf-8")
+        Args:
+            data: other data of the same classes, in a folder or a known data set; images that the run or its origins
+                were trained on are left out. By default the run's own test images, or, where it has none, its
+                validation images: then the evaluation and its pictures are kept in the run folder.
+            allow_losses: a class of other data may lose most of its images to the audit.
 
-    def write_split(self, rows: Iterable[tuple[str, str, str, str]]) -> None:
-        """Rows of (name, class name, subset, content hash)."""
-        with (
-            atomic(self.path / "split.csv") as temporary,
-            temporary.open("w", newline="", encoding="utf-8", errors=UNDECODABLE) as file,
-        ):
-            writer = csv.writer(file)
-            writer.writerow(("name", "class", "subset", "hash"))
-            writer.writerows(rows)
+        Raises:
+            UsageError: imported weights without `data`; data with classes that the run does not know.
+            ResnetlabError: no weights yet; nothing is left to evaluate on; the run's data changed or moved.
 
-    def split(self) -> dict[str, str]:
-        """Subset by content hash, as it was when the run began."""
-        return self._read_subsets("split.csv")
+        >>> run.evaluate().top1 > 0.8
+        True
+        """
+        report = make_progress(progress)
+        if data is not None:
+            return self._evaluate_on(str(data), report, allow_losses=allow_losses)
+        from resnetlab.data.loading import open_run_data
 
-    def write_ancestors(self, origin: Run) -> None:
-        """Keep what `origin`, and the runs before it, used each image for: they may be moved or deleted."""
-        with atomic(self.path / "ancestors.csv") as temporary, temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("hash", "subset"))
-            writer.writerows(origin.history().items())
-        self.update(origin_unknown=origin.has_unknown_origin())
+        self.folder.weights()
+        _, pack = open_run_data(self.folder, progress=report)
+        return self._evaluate_own(pack)
 
-    def ancestors(self) -> dict[str, str]:
-        """The strongest subset by content hash in the runs that this one's weights come from; its split inherits it."""
-        return self._read_subsets("ancestors.csv") if (self.path / "ancestors.csv").exists() else {}
+    def _evaluate_own(self, pack: Pack) -> Evaluation:
+        import numpy as np
 
-    def history(self) -> dict[str, str]:
-        """The strongest subset by content hash in this run and all before it."""
-        return strongest((self._before(), self.split()))
+        from resnetlab.evaluation.metrics import evaluate_logits
+        from resnetlab.report import plots
 
-    def has_unknown_origin(self) -> bool:
-        """Whether weights were imported, here or in a run before: what they were trained on is not recorded."""
-        facts = self.facts()
-        if facts.get("data") is None:
-            return True
-        if "origin_unknown" in facts or facts.get("weights") is None:
-            return bool(facts.get("origin_unknown"))
-        origin = self._origin()
-        return origin is None or origin.has_unknown_origin()
-
-    def _before(self) -> dict[str, str]:
-        """`ancestors`; where a run of an earlier version has no such file, from its origin, if that is still there."""
-        origin = None if (self.path / "ancestors.csv").exists() else self._origin()
-        return self.ancestors() if origin is None else origin.history()
-
-    def _origin(self) -> Run | None:
-        path = self.facts().get("weights")
-        return Run.open(Path(path)) if path is not None and (Path(path) / "run.json").is_file() else None
-
-    def _read_subsets(self, name: str) -> dict[str, str]:
-        try:
-            with (self.path / name).open(newline="", encoding="utf-8") as file:
-                return {row["hash"]: row["subset"] for row in csv.DictReader(file)}
-        except (OSError, KeyError, ValueError) as error:
-            raise ResnetlabError(f"{self.path / name} cannot be read: {error}.") from None
-
-    def save(self, name: str, write: Callable[[Path], None]) -> None:
-        """Have `write` make a file of this name, atomically."""
-        with atomic(self.path / name) as temporary:
-            write(temporary)
-
-    def save_weights(self, name: str, network: Any) -> None:
-        """Save the weights of a Keras model, atomically."""
+        subset = next((s for s in ("test", "validation") if len(pack.indices(s))), None)
+        if subset is None:
+            raise ResnetlabError("The run has neither test nor validation images to evaluate on. Give other data.")
+        indices = pack.indices(subset)
+        logits, labels = self.predictor().logits(pack.images, indices), pack.labels[indices]
+        found = evaluate_logits(logits, labels, pack.class_names, subset=subset)
 
         def write(path: Path) -> None:
-            named = path.with_name(path.name + ".weights.h5")  # the ending that Keras asks for
-            network.save_weights(named)
-            named.replace(path)
+            with path.open("wb") as file:
+                np.savez_compressed(file, logits=logits, labels=labels, indices=indices)
 
-        self.save(name, write)
+        self.folder.write_json("evaluation.json", found.to_json())
+        self.folder.save("predictions.npz", write)
+        if self.history:
+            plots.curves(self.history, self.path / "curves.png")
+        plots.confusion(found.confusion, pack.class_names, self.path / "confusion.png")
+        plots.reliability(found.bins, self.path / "reliability.png")
+        return found
 
+    def _evaluate_on(self, data: str, report: Progress, *, allow_losses: bool) -> Evaluation:
+        import numpy as np
 
-def strongest(splits: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """The strongest subset of each image in several splits by hash: one trained on once is a training image."""
-    found: dict[str, str] = {}
-    for subsets in splits:
-        for content, subset in subsets.items():
-            if subset in STRONGEST and STRONGEST[subset] < STRONGEST.get(found.get(content, ""), len(STRONGEST)):
-                found[content] = subset
-    return found
+        from resnetlab.data.loading import open_data, select_unseen
+        from resnetlab.evaluation.metrics import evaluate_logits
 
+        predictor = self.predictor()
+        source, pack = open_data(data, predictor.recipe, progress=report, allow_losses=allow_losses)
+        if strange := sorted(set(pack.class_names) - set(self.class_names)):
+            raise UsageError(
+                f"{source.location} has classes that the run does not know: {', '.join(strange[:5])}. "
+                f"Expected some of: {', '.join(self.class_names[:20])}."
+            )
+        kept, notes = select_unseen(self.folder, source, pack)
+        for note in notes:
+            report.info(note)
+        place = np.array([self.class_names.index(name) for name in pack.class_names])
+        labels = place[pack.labels[kept]]
+        return evaluate_logits(predictor.logits(pack.images, kept), labels, self.class_names)
 
-def _occupied(path: Path) -> UsageError:
-    return UsageError(
-        f"The run folder {path} is not empty. Choose another with --run, or go on with "
-        f"--resume {shlex.quote(str(path))}."
-    )
+    def predict(
+        self,
+        images: Images,
+        *,
+        top: int = 3,
+        engine: str = "keras",
+        precision: str = "float32",
+        progress: Progress | str | None = "auto",
+    ) -> list[Prediction]:
+        """The classes of images.
 
+        Args:
+            images: a file, a folder, a glob, a PIL image, a uint8 array (height, width, 3), or several of these.
+            top: number of classes to give for each image.
+            engine: "keras", or "onnx" and "openvino", which run an export that is made at the first use.
+            precision: of the engine's export: "float32", "float16" or "int8".
 
-def _cannot_make(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"Cannot make the run folder {path}: {error.strerror}. Choose another with --run.")
+        Returns:
+            One prediction for each image, in order. One that cannot be used has no label, and says why in `problem`.
 
+        Raises:
+            UsageError: an argument that is no image, or matches nothing; an unknown engine or precision.
+            ResnetlabError: no weights yet, or damaged ones; a package is missing.
 
-@contextmanager
-def atomic(target: Path) -> Iterator[Path]:
-    """A path to write to: what was written replaces `target` if the block ends well, and vanishes if it does not."""
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise ResnetlabError(f"Cannot write {target}: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        >>> prediction = run.predict("cat.jpg")[0]
+        >>> prediction.label, len(prediction.top)
+        ('cat', 2)
+        """
+        from resnetlab.inference.images import collect_images
 
+        found, notes = collect_images(images)
+        report = make_progress(progress)
+        for note in notes:
+            report.info(note)
+        predictions = []
+        for prediction in self.predictor(engine, precision).predict(found, top=top):
+            predictions.append(prediction)
+            report.count("predicting", len(predictions), len(found))
+        return predictions
 
-def _finite(value: Any) -> Any:
-    """`value` with NaN and infinity as null: JSON has neither."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    def predict_test_images(self, count: int, *, top: int = 3, **options: Any) -> Iterator[Prediction]:
+        """Predictions of `count` of the run's own test images, chosen at random, with their `true_label`.
+
+        Args:
+            count: of images, at most.
+            options: engine, precision and progress, as of `predict`.
+        """
+        import numpy as np
+
+        from resnetlab.data.loading import open_run_data
+        from resnetlab.inference.predictor import Prediction
+
+        report = make_progress(options.pop("progress", "auto"))
+        self.folder.weights()
+        _, pack = open_run_data(self.folder, progress=report)
+        indices = pack.indices("test")
+        if not len(indices):
+            raise ResnetlabError("The run has no test images to predict.")
+        chosen = np.random.default_rng(0).permutation(indices)[:count]
+        ranked = self.predictor(**options).rank(pack.images[chosen], top=top)
+        for i, classes in zip(chosen, ranked, strict=True):
+            yield Prediction.of(pack.names[i], classes, true_label=pack.class_names[pack.labels[i]])
+
+    def export(
+        self,
+        format: str = "onnx",
+        *,
+        precision: str = "float32",
+        batch_size: int | None = None,
+        output: str | PathLike[str] | None = None,
+        data: str | PathLike[str] | None = None,
+        progress: Progress | str | None = "auto",
+    ) -> Export:
+        """Write the network for another runtime, and verify it against Keras on real images.
+
+        Args:
+            format: "onnx", "saved_model", "litert" or "openvino".
+            precision: "float32", "float16", "bfloat16" (of saved_model) or "int8" (of the others).
+            batch_size: fixed in the export; None for any.
+            output: folder; by default RUN/export/FORMAT-PRECISION. An export that is there is replaced.
+            data: images to verify on, and to calibrate int8 on; by default the run's own.
+
+        Raises:
+            UsageError: an unknown format, a precision that it does not have, an output folder that is in the way.
+            ResnetlabError: a package is missing, or the export failed its verification.
+
+        >>> run.export("onnx").verification["same_class"]
+        1.0
+        """
+        from resnetlab.data.loading import open_data, open_run_data
+        from resnetlab.inference import export as exports
+        from resnetlab.inference.engines import EXPORT_FILE
+
+        exports.require_supported(format, precision)  # before anything is decoded
+        self.folder.weights()
+        report, pack = make_progress(progress), None
+        if data is not None:
+            _, pack = open_data(str(data), self.recipe, progress=report, allow_losses=True)
+        elif self.info.data is not None:
+            try:
+                _, pack = open_run_data(self.folder, progress=report)
+            except ResnetlabError as error:
+                if precision == "int8":
+                    raise
+                report.info(f"The run's data is not at hand, so other photographs verify the export. {error}")
+        self._start(report)
+        target = exports.export(
+            self.folder,
+            format,
+            precision=precision,
+            batch_size=batch_size,
+            output=None if output is None else Path(output),
+            pack=pack,
+        )
+        details = json.loads((target / EXPORT_FILE).read_text("utf-8"))
+        return Export(target, details["model"], format, precision, details["bytes"], details["verified"])
+
+    def predictor(self, engine: str = "keras", precision: str = "float32") -> Predictor:
+        """The network, ready to predict; kept for the next call."""
+        from resnetlab.inference.predictor import Predictor
+
+        if (engine, precision) not in self._predictors:
+            self.folder.weights()
+            if engine == "keras":
+                self._start(make_progress(None))
+            else:  # Keras is imported only if there is something to export
+                environment.configure(backend=self._backend, device=self._device)
+            self._predictors[engine, precision] = Predictor(self.folder, engine=engine, precision=precision)
+        return self._predictors[engine, precision]
+
+    def _start(self, report: Progress) -> None:
+        start(self._backend, self._device, progress=report)

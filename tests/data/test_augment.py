@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from resnetlab.data.augment import FILL, Augment, in_box, jitter, resample
-from resnetlab.data.draws import Augmentation, draw
+from resnetlab.data.augmentation import Augmentation, draw
 from tests.workers import Workers
 
 SOURCE, SIZE = 37, 32

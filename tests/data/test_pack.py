@@ -10,9 +10,10 @@ from PIL import Image
 
 from resnetlab.data import audit as audit_module
 from resnetlab.data import pack as pack_module
-from resnetlab.data.pack import default_cache_dir, pack
+from resnetlab.data.pack import pack
 from resnetlab.data.preprocess import decode, fit_square
 from resnetlab.data.sources import resolve
+from resnetlab.environment import cache_folder
 from resnetlab.errors import ResnetlabError, UsageError
 
 
@@ -263,12 +264,12 @@ def test_a_class_with_no_training_image(make, tmp_path, build):
         build(tmp_path / "set")
 
 
-def test_default_cache_dir(monkeypatch, tmp_path):
+def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("RESNETLAB_CACHE", str(tmp_path))
-    assert default_cache_dir() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.delenv("RESNETLAB_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert default_cache_dir() == tmp_path / "home" / ".cache" / "resnetlab"
+    assert cache_folder() == tmp_path / "home" / ".cache" / "resnetlab"
 
 
 def test_the_real_animals(real_data, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_images
 
-from resnetlab.data.draws import OPERATIONS, Augmentation, draw
+from resnetlab.data.augmentation import OPERATIONS, Augmentation, draw
 from resnetlab.data.rand_augment import FILL, rand_augment
 from tests.workers import Workers
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from resnetlab.data.split import split
 from resnetlab.errors import UsageError
-from resnetlab.run import strongest
+from resnetlab.run_folder import strongest
 
 
 def _hashes(count: int, salt: object = "") -> list[str]:

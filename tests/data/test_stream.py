@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resnetlab.data.draws import Augmentation
+from resnetlab.data.augmentation import Augmentation
 from resnetlab.data.stream import Stream, balanced_weights
 
 PLAIN = Augmentation(source_size=8, size=8)

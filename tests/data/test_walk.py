@@ -8,7 +8,7 @@ import pytest
 from resnetlab.data.sources import resolve
 from resnetlab.data.walk import ending, is_image, listed_endings, scan
 from resnetlab.errors import UsageError
-from resnetlab.inference.predictor import expand
+from resnetlab.inference.images import collect_images
 
 CLUTTER = (
     "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg",
@@ -35,6 +35,11 @@ def grow(root: Path, *files: str) -> Path:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).write_bytes(b"")
     return root
+
+
+def expand(arguments: list[str]) -> tuple[list[Path], list[str]]:
+    images, notes = collect_images(arguments)
+    return [Path(str(image.path)) for image in images], notes
 
 
 def relative(paths: list[Path], root: Path) -> list[str]:

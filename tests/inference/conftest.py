@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from resnetlab.data.pack import Pack, pack
 from resnetlab.data.sources import resolve
+from resnetlab.progress import LogProgress
 from resnetlab.recipes import BASE
-from resnetlab.run import Run
-from resnetlab.training.progress import TerminalProgress
+from resnetlab.run_folder import RunFolder, RunInfo
 from tests.data import make_images
 
 RECIPE = BASE.changed(
@@ -25,15 +24,14 @@ RECIPE = BASE.changed(
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path, Pack]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Path, Pack]:
     """A run of 30 images of three classes, their folder, and their pack."""
-    from resnetlab.training.fit import train
+    from resnetlab.training.trainer import train
 
     root = tmp_path_factory.mktemp("trained")
     folder = make_images.write_classes(root / "images", {"crane": 10, "heron": 10, "stork": 10})
     packed = pack(resolve(str(folder)), size=RECIPE.pack_size, cache_dir=root / "cache", validation=0.1, test=0.1)
-    facts = {"class_names": list(packed.class_names), "model": RECIPE.model}
-    run = Run.create(root / "run", recipe=RECIPE, environment={}, facts=facts)
-    with TerminalProgress(Console(quiet=True)) as progress:
-        train(packed, RECIPE, run, progress=progress)
+    info = RunInfo(model=RECIPE.model, class_names=packed.class_names, source="photos")
+    run = RunFolder.create(root / "run", recipe=RECIPE, info=info)
+    train(packed, RECIPE, run, progress=LogProgress())
     return run, folder, packed

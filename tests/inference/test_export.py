@@ -29,11 +29,12 @@ from resnetlab.inference import export as module
 from resnetlab.inference import folding, formats, verification
 from resnetlab.inference.engines import exported_engine, keras_engine, load_network
 from resnetlab.inference.export import PRECISIONS, export
+from resnetlab.inference.images import collect_images
 from resnetlab.inference.predictor import Predictor
-from resnetlab.run import Run
+from resnetlab.run_folder import RunFolder
 from tests.data.odd_images import corpus
 
-Trained = tuple[Run, Path, Pack]
+Trained = tuple[RunFolder, Path, Pack]
 FORMATS = [(format, precision) for format, precisions in PRECISIONS.items() for precision in precisions]
 TOLERANCES = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.02, "int8": 0.1}  # of a probability
 
@@ -174,8 +175,8 @@ np.save(sys.argv[2], [load_image(file, **settings) for file in files])
     predicted = np.stack([predictor._read(file)[1] for file in files])
     assert np.abs(predicted.astype(int) - stored).max() <= 1
     received = exported_engine(exported)(read)
-    for row, prediction in zip(received, predictor.predict(files, top=3), strict=True):
-        expected = dict(prediction.classes)
+    for row, prediction in zip(received, predictor.predict(collect_images(files)[0], top=3), strict=True):
+        expected = dict(prediction.top)
         np.testing.assert_allclose(row, [expected[name] for name in predictor.class_names], atol=1e-4)
 
 
@@ -183,7 +184,7 @@ def test_the_readme_s_programs_predict_what_prediction_does(
     trained: Trained, exported: Path, odd: Path, tmp_path: Path
 ) -> None:
     predictor, photo = Predictor(trained[0]), odd / "a" / "jpeg, orientation 6.jpg"
-    (prediction,) = predictor.predict([photo], top=3)
+    (prediction,) = predictor.predict(collect_images(photo)[0], top=3)
     folder = shutil.copytree(exported, tmp_path / "out")
     shutil.copy(photo, folder / "photo.jpg")
     start, *programs = blocks(folder)
@@ -191,13 +192,13 @@ def test_the_readme_s_programs_predict_what_prediction_does(
     for block in [block for block in programs if block not in remote]:
         printed = "\nprint(probabilities.tolist())" if "probabilities" in block else ""
         told = run_alone(folder, start + block + printed).splitlines()
-        assert prediction.classes[0][0] in told[0]
+        assert prediction.label in told[0]
         if printed:
             found = dict(zip(predictor.class_names, json.loads(told[1])[0], strict=True))
-            assert found == pytest.approx(dict(prediction.classes), abs=1e-4)
+            assert found == pytest.approx(dict(prediction.top), abs=1e-4)
     for block in remote:
         with serving_a_saved_model(folder / "saved_model" / "1") as port:
-            assert prediction.classes[0][0] in run_alone(folder, start + block.replace("8501", str(port)))
+            assert prediction.label in run_alone(folder, start + block.replace("8501", str(port)))
 
 
 @contextmanager

@@ -16,19 +16,24 @@ import pytest
 from resnetlab.data.pack import Pack
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.inference.export import default_folder, is_current
-from resnetlab.inference.predictor import Predictor, ahead, expand
-from resnetlab.run import Run
+from resnetlab.inference.images import ImageInput, collect_images
+from resnetlab.inference.predictor import Predictor, ahead
+from resnetlab.run_folder import RunFolder, RunInfo
 from tests.data import make_images
 from tests.workers import Workers
 
 
 @pytest.fixture(scope="module")
-def predictor(trained: tuple[Run, Path, Pack]) -> Predictor:
+def predictor(trained: tuple[RunFolder, Path, Pack]) -> Predictor:
     return Predictor(trained[0])
 
 
+def files(*paths: Path | str) -> list[ImageInput]:
+    return [ImageInput(str(path), Path(path)) for path in paths]
+
+
 def predict(run: str, paths: list[str]) -> list[dict[str, Any]]:
-    return [p.to_json() for p in Predictor(Run.open(Path(run))).predict(map(Path, paths), top=3)]
+    return [p.to_json() for p in Predictor(RunFolder.open(Path(run))).predict(files(*paths), top=3)]
 
 
 def by_class(found: dict[str, Any]) -> dict[str, float]:
@@ -36,7 +41,7 @@ def by_class(found: dict[str, Any]) -> dict[str, float]:
 
 
 def test_the_same_predictions_on_every_backend_and_in_a_new_process(
-    on: Workers, trained: tuple[Run, Path, Pack]
+    on: Workers, trained: tuple[RunFolder, Path, Pack]
 ) -> None:
     run, folder, _ = trained
     paths = [str(path) for path in sorted(folder.rglob("*.jpg"))[::4]]
@@ -53,17 +58,17 @@ def test_the_same_predictions_on_every_backend_and_in_a_new_process(
 
 
 def test_predictions_of_a_packed_image_equal_those_of_its_file(
-    predictor: Predictor, trained: tuple[Run, Path, Pack]
+    predictor: Predictor, trained: tuple[RunFolder, Path, Pack]
 ) -> None:
     _, folder, packed = trained
-    from_files = list(predictor.predict(folder / name for name in packed.names))
+    from_files = list(predictor.predict(files(*(folder / name for name in packed.names))))
     from_pack = predictor.rank(packed.images)
     assert len({classes[0][1] for classes in from_pack}) > 20  # the network does tell them apart
     for file, classes in zip(from_files, from_pack, strict=True):
-        assert dict(file.classes) == pytest.approx(dict(classes), abs=1e-6)
+        assert dict(file.top) == pytest.approx(dict(classes), abs=1e-6)
 
 
-def test_probabilities_are_ranked_and_sum_to_one(predictor: Predictor, trained: tuple[Run, Path, Pack]) -> None:
+def test_probabilities_are_ranked_and_sum_to_one(predictor: Predictor, trained: tuple[RunFolder, Path, Pack]) -> None:
     images = trained[2].images[:3]
     whole = predictor.rank(images, top=99)
     for classes in whole:
@@ -74,10 +79,10 @@ def test_probabilities_are_ranked_and_sum_to_one(predictor: Predictor, trained: 
 
 
 def test_a_bad_file_is_reported_and_the_rest_go_on(
-    predictor: Predictor, trained: tuple[Run, Path, Pack], tmp_path: Path
+    predictor: Predictor, trained: tuple[RunFolder, Path, Pack], tmp_path: Path
 ) -> None:
     good = make_images.jpeg(7)
-    files: dict[str, bytes] = {
+    contents: dict[str, bytes] = {
         "a.jpg": good,
         "b.jpg": good[: len(good) // 2],
         "c.jpg": b"",
@@ -88,57 +93,57 @@ def test_a_bad_file_is_reported_and_the_rest_go_on(
         "h.jpg": make_images.cmyk_jpeg(7),
         "i.jpg": good,
     }
-    for name, content in files.items():
+    for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "j.jpg").mkdir()
-    paths = [*(tmp_path / name for name in files), tmp_path / "j.jpg", tmp_path / "gone.jpg"]
-    found = list(predictor.predict(paths, top=1))
+    paths = [*(tmp_path / name for name in contents), tmp_path / "j.jpg", tmp_path / "gone.jpg"]
+    found = list(predictor.predict(files(*paths), top=1))
     assert [p.path for p in found] == [str(path) for path in paths]
     bad = [Path(p.path).name for p in found if p.problem]
     assert bad == ["b.jpg", "c.jpg", "d.jpg", "e.png", "j.jpg", "gone.jpg"]
-    assert all(len(p.classes) == 1 for p in found if not p.problem)
-    assert found[0].classes == found[8].classes
+    assert all(len(p.top) == 1 for p in found if not p.problem)
+    assert found[0].top == found[8].top
     assert found[1].to_json().keys() == {"path", "problem"}
     assert found[0].to_json()["classes"][0].keys() == {"class", "probability"}
 
 
 def test_only_bad_files_and_no_files_at_all(predictor: Predictor, tmp_path: Path) -> None:
-    assert [p.problem is None for p in predictor.predict([tmp_path / "gone.jpg"])] == [False]
+    assert [p.problem is None for p in predictor.predict(files(tmp_path / "gone.jpg"))] == [False]
     assert list(predictor.predict([])) == []
 
 
 def test_more_files_than_a_batch_keep_their_order(
-    predictor: Predictor, trained: tuple[Run, Path, Pack], tmp_path: Path
+    predictor: Predictor, trained: tuple[RunFolder, Path, Pack], tmp_path: Path
 ) -> None:
     good = sorted(trained[1].rglob("*.jpg"))
     paths = (good * 3)[:70]
     paths[65] = tmp_path / "gone.jpg"
-    found = list(predictor.predict(paths, top=1))
+    found = list(predictor.predict(files(*paths), top=1))
     assert [p.path for p in found] == list(map(str, paths))
     assert [i for i, p in enumerate(found) if p.problem] == [65]
-    assert found[0].classes[0][0] == found[30].classes[0][0] == found[60].classes[0][0]
+    assert found[0].label == found[30].label == found[60].label
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
 def test_another_engine_predicts_the_same(
-    predictor: Predictor, trained: tuple[Run, Path, Pack], engine: str, tmp_path: Path
+    predictor: Predictor, trained: tuple[RunFolder, Path, Pack], engine: str, tmp_path: Path
 ) -> None:
     pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine))
     run, folder, packed = trained
     paths = [*sorted(folder.rglob("*.jpg")), tmp_path / "gone.jpg"]
     other = Predictor(run, engine=engine)  # which exports
-    for one, expected in zip(other.predict(paths, top=3), predictor.predict(paths, top=3), strict=True):
+    for one, expected in zip(other.predict(files(*paths), top=3), predictor.predict(files(*paths), top=3), strict=True):
         assert (one.path, one.problem) == (expected.path, expected.problem)
-        assert dict(one.classes) == pytest.approx(dict(expected.classes), abs=1e-4)
+        assert dict(one.top) == pytest.approx(dict(expected.top), abs=1e-4)
     np.testing.assert_allclose(other.logits(packed.images), predictor.logits(packed.images), atol=1e-5)
 
 
 def test_an_export_is_made_once_and_again_when_the_weights_have_changed(
-    trained: tuple[Run, Path, Pack], tmp_path: Path
+    trained: tuple[RunFolder, Path, Pack], tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
     shutil.copytree(trained[0].path, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
-    run, images = Run.open(tmp_path / "run"), trained[2].images[:4]
+    run, images = RunFolder.open(tmp_path / "run"), trained[2].images[:4]
     folder = default_folder(run, "onnx", "float32")
     before = Predictor(run, engine="onnx").rank(images)
     made = (folder / "model.onnx").stat().st_mtime_ns
@@ -154,15 +159,17 @@ def test_an_export_is_made_once_and_again_when_the_weights_have_changed(
     assert all(dict(new)["crane"] > dict(old)["crane"] for new, old in zip(after, before, strict=True))
 
 
-def test_predicting_by_another_engine_loads_no_keras(trained: tuple[Run, Path, Pack]) -> None:
+def test_predicting_by_another_engine_loads_no_keras(trained: tuple[RunFolder, Path, Pack]) -> None:
     pytest.importorskip("onnxruntime")
     run, folder, _ = trained
     Predictor(run, engine="onnx")  # the first time makes the export, with Keras
     program = (
-        "import sys; from pathlib import Path; from resnetlab.run import Run; "
+        "import sys; from pathlib import Path; from resnetlab.run_folder import RunFolder; "
         "from resnetlab.inference.predictor import Predictor; "
-        f"found = list(Predictor(Run.open(Path({str(run.path)!r})), engine='onnx').predict([Path(sys.argv[1])])); "
-        "assert found[0].classes, found; "
+        "from resnetlab.inference.images import collect_images; "
+        f"predictor = Predictor(RunFolder.open(Path({str(run.path)!r})), engine='onnx'); "
+        "found = list(predictor.predict(collect_images(sys.argv[1])[0])); "
+        "assert found[0].label, found; "
         "print([name for name in ('jax', 'keras', 'tensorflow', 'torch') if name in sys.modules])"
     )
     image = next(folder.rglob("*.jpg"))
@@ -170,7 +177,7 @@ def test_predicting_by_another_engine_loads_no_keras(trained: tuple[Run, Path, P
     assert (child.returncode, child.stdout) == (0, "[]\n"), child.stderr
 
 
-def test_engines_and_precisions_that_are_not_there_are_told(trained: tuple[Run, Path, Pack]) -> None:
+def test_engines_and_precisions_that_are_not_there_are_told(trained: tuple[RunFolder, Path, Pack]) -> None:
     run = trained[0]
     with pytest.raises(UsageError, match=r"Unknown engine 'onx'. Did you mean 'onnx'"):
         Predictor(run, engine="onx")
@@ -213,7 +220,7 @@ def test_files_folders_and_globs_are_expanded(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
 
     def names(*arguments: str) -> list[str]:
-        return [path.as_posix() for path in expand(arguments)[0]]
+        return [Path(str(image.path)).as_posix() for image in collect_images(arguments)[0]]
 
     assert names("a") == ["a/1.jpg", "a/2.PNG", "a/b/3.webp"]
     assert names("c", "a/1.jpg") == ["c/[4] x.jpg", "c/ü 5.jpeg", "a/1.jpg"]
@@ -225,12 +232,13 @@ def test_files_folders_and_globs_are_expanded(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "empty").mkdir()
     for argument, told in (("*.bmp", "No file matches"), ("gone.jpg", "No file matches"), ("empty", "no image")):
         with pytest.raises(UsageError, match=told):
-            expand([argument])
+            collect_images([argument])
 
 
-def test_damaged_weights_are_told(trained: tuple[Run, Path, Pack], tmp_path: Path) -> None:
+def test_damaged_weights_are_told(trained: tuple[RunFolder, Path, Pack], tmp_path: Path) -> None:
     original = trained[0]
-    run = Run.create(tmp_path / "run", recipe=original.recipe(), environment={}, facts={"class_names": ["a", "b", "c"]})
+    info = RunInfo(model=original.recipe().model, class_names=("a", "b", "c"), source="photos")
+    run = RunFolder.create(tmp_path / "run", recipe=original.recipe(), info=info)
     whole = original.best_weights.read_bytes()
     for content in (b"", b"noise", whole[: len(whole) // 2]):
         run.best_weights.write_bytes(content)

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 
 from resnetlab.models import Architecture, summarize
-from resnetlab.models.naming import torchvision
-from resnetlab.models.porting import arrays_of
+from resnetlab.weights.convert import collect_arrays
+from resnetlab.weights.mapping import torchvision
 from tests.models.randomised import randomised
 
 
@@ -29,7 +29,7 @@ def as_torch(arrays: Mapping[str, np.ndarray], arch: Architecture) -> dict[str, 
 
 
 def assign(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
-    """Give a Keras model the arrays that `arrays_of` names."""
+    """Give a Keras model the arrays that `collect_arrays` names."""
     for layer in model.layers:
         for variable in layer.weights:
             variable.assign(arrays[f"{layer.name}/{variable.name}"])
@@ -37,7 +37,7 @@ def assign(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
 
 def randomise(model: keras.Model, seed: int = 0, *, gain: float = 1.0) -> None:
     """Set all weights and statistics of a model at random: to the same on every backend."""
-    assign(model, randomised(arrays_of(model), seed, gain=gain))
+    assign(model, randomised(collect_arrays(model), seed, gain=gain))
 
 
 def logits_of(model: keras.Model, images: np.ndarray, *, training: bool = False) -> np.ndarray:

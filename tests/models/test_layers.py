@@ -215,11 +215,12 @@ def test_normalize_is_the_published_preprocessing(on: Workers, backend: str, pre
     expected = {
         "imagenet": (x / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225),  # torchvision's figures
         "cifar10": (x / 255 - (0.4914, 0.4822, 0.4465)) / (0.2470, 0.2435, 0.2616),
+        "kuangliu": (x / 255 - (0.4914, 0.4822, 0.4465)) / (0.2023, 0.1994, 0.2010),
         "caffe": x[..., ::-1] - (103.939, 116.779, 123.68),
         "unit": x / 127.5 - 1,
     }
     (y,) = on(backend)(apply_layer, kind="normalize", x=x, preprocessing=preprocessing)
-    assert_close(y, expected[preprocessing], 2e-4 if preprocessing == "cifar10" else 1e-6)
+    assert_close(y, expected[preprocessing], 2e-4 if preprocessing in ("cifar10", "kuangliu") else 1e-6)
 
 
 @pytest.mark.parametrize("size", [7, 8])

@@ -136,7 +136,7 @@ def test_the_quick_form_trains_on_a_share_of_each_class_that_the_seed_draws(
     monkeypatch.setattr(experiment, "resolve", lambda name: source)
 
     def data(*, quick: bool, seed: int = 0) -> Any:
-        return experiment.data_for(experiment.recipe_for(Namespace(quick=quick, seed=seed)))
+        return experiment.data_for(experiment.choose_recipe(Namespace(quick=quick, seed=seed)))
 
     full, quick = data(quick=False), data(quick=True)
     assert len(full.indices("train")) == len(source.samples)

@@ -9,9 +9,10 @@ import pytest
 from resnetlab.data.pack import Pack, pack
 from resnetlab.data.sources import resolve
 from resnetlab.evaluation.logits import predict_logits
+from resnetlab.models.from_recipe import build_network
 from resnetlab.models.layers import BatchNorm
 from resnetlab.recipes import RECIPES, Recipe
-from resnetlab.training.fit import network_for, stream_for, trainer_for
+from resnetlab.training.trainer import make_stream, make_trainer
 from tests.workers import Workers
 
 STEPS = 6
@@ -19,8 +20,8 @@ STEPS = 6
 
 def weights_by_step(data: Pack, recipe: Recipe) -> tuple[list[list[np.ndarray]], list[np.ndarray], list[np.ndarray]]:
     """The live weights before and after each step, the averages that would be evaluated, and the live weights then."""
-    network, stream = network_for(recipe, 10), stream_for(recipe, data)
-    trainer = trainer_for(network, recipe, stream)
+    network, stream = build_network(recipe, 10), make_stream(recipe, data)
+    trainer = make_trainer(network, recipe, stream)
     live = [network.get_weights()]
     for step in range(STEPS):
         inputs, targets, _ = stream.batch(step)
@@ -51,8 +52,8 @@ def test_averages_are_those_of_the_formula(on: Workers, backend: str, digits: Pa
 
 def test_statistics_that_are_not_learned_are_averaged_too(digits: Pack) -> None:
     recipe = RECIPES["quick"].changed(ema=0.9)
-    network = network_for(recipe, 10)
-    layer = trainer_for(network, recipe, stream_for(recipe, digits)).get_layer("averages")
+    network = build_network(recipe, 10)
+    layer = make_trainer(network, recipe, make_stream(recipe, digits)).get_layer("averages")
     norms = [layer for layer in network.layers if isinstance(layer, BatchNorm)]
     assert len(layer.values) == len(network.weights)
     assert len(network.weights) == len(network.trainable_weights) + 2 * len(norms)
@@ -64,8 +65,8 @@ def accuracies(data: Pack, ema: float, steps: int, seed: int) -> tuple[list[floa
     recipe = RECIPES["quick"].changed(
         ema=ema, epochs=600, schedule="constant", learning_rate=0.05, validation=0.0, seed=seed
     )
-    network, stream = network_for(recipe, 10), stream_for(recipe, data)
-    trainer = trainer_for(network, recipe, stream)
+    network, stream = build_network(recipe, 10), make_stream(recipe, data)
+    trainer = make_trainer(network, recipe, stream)
     test = data.indices("test")
 
     def top1() -> float:
@@ -102,7 +103,7 @@ def interrupted(data: Pack, recipe: Recipe, folder: str) -> dict[str, Any]:
     from resnetlab.training import checkpoint
 
     def trainer() -> Any:
-        return trainer_for(network_for(recipe, 10), recipe, stream)
+        return make_trainer(build_network(recipe, 10), recipe, stream)
 
     def train(model: Any, first: int, last: int) -> Any:
         for step in range(first, last):
@@ -110,7 +111,7 @@ def interrupted(data: Pack, recipe: Recipe, folder: str) -> dict[str, Any]:
             model.train_on_batch(inputs, targets)
         return model
 
-    stream = stream_for(recipe, data)
+    stream = make_stream(recipe, data)
     whole = train(trainer(), 0, 6)
     half, path = train(trainer(), 0, 3), Path(folder) / "checkpoint.npz"
     checkpoint.save(path, half, {"step": 3})

@@ -9,7 +9,7 @@ from keras import ops
 
 from resnetlab.errors import UsageError
 from resnetlab.recipes import RECIPES, Recipe
-from resnetlab.training.optimizers import SGD, AdamW, Lamb, Schedule, decays, optimizer_for
+from resnetlab.training.optimizers import SGD, AdamW, Lamb, Schedule, decays, make_optimizer
 from tests.workers import Workers
 
 STEPS = 5
@@ -164,7 +164,7 @@ def test_a_variable_moves_by_its_share_of_the_rate_with_its_weight_decay(
 ) -> None:
     arguments = {"kind": kind, "settings": settings | {"learning_rate": 0.05}, "steps": 1}
     shares = (0.25, 0.5, 1.0)
-    whole, shared = on(backend)(optimise, **arguments), on(backend)(optimise, **arguments, shares=shares)
+    whole, shared = on(backend)(optimise, **arguments), on(backend)(optimise, **arguments, factors=shares)
     for first, all_of_it, part, share in zip(start(), whole, shared, shares, strict=True):
         np.testing.assert_allclose(part - first, share * (all_of_it - first), atol=1e-6)
         assert np.abs(all_of_it - first).max() > 1e-3
@@ -173,7 +173,7 @@ def test_a_variable_moves_by_its_share_of_the_rate_with_its_weight_decay(
 
 def test_the_whole_rate_adds_nothing_to_a_step() -> None:
     variables = [keras.Variable(w) for w in start()]
-    optimizer = SGD(learning_rate=0.1, shares={id(v): 1.0 for v in variables})
+    optimizer = SGD(learning_rate=0.1, factors={id(v): 1.0 for v in variables})
     optimizer.build(variables)
     rate = object()
     assert all(optimizer.rate_of(variable, rate) is rate for variable in variables)
@@ -222,13 +222,13 @@ def test_a_schedule_survives_its_configuration() -> None:
 
 def test_an_optimizer_that_begins_later_goes_on_with_the_schedule() -> None:
     recipe = Recipe(epochs=10, warmup=2)
-    whole, later = (optimizer_for(recipe, 5, start=start)._learning_rate for start in (0, 7))
+    whole, later = (make_optimizer(recipe, 5, start=start)._learning_rate for start in (0, 7))
     assert [float(later(step)) for step in range(43)] == [float(whole(7 + step)) for step in range(43)]
     assert float(Schedule.from_config(later.get_config())(3)) == float(whole(10))
 
 
 def test_a_recipes_epochs_become_steps() -> None:
-    schedule = optimizer_for(RECIPES["imagenet"], 100)._learning_rate
+    schedule = make_optimizer(RECIPES["imagenet"], 100)._learning_rate
     assert (schedule.warmup, schedule.total, schedule.milestones) == (500.0, 9000.0, (3000.0, 6000.0, 8000.0))
     np.testing.assert_allclose([float(schedule(s)) for s in (499, 2999, 3000, 8999)], [0.1, 0.1, 0.01, 1e-4], rtol=1e-5)
 
@@ -246,7 +246,7 @@ def test_a_recipes_epochs_become_steps() -> None:
 def test_an_optimizer_has_the_settings_of_its_recipe(
     changes: dict[str, Any], kind: type, expected: dict[str, Any]
 ) -> None:
-    optimizer = optimizer_for(Recipe(momentum=0.8, weight_decay=5e-4).changed(**changes), 10)
+    optimizer = make_optimizer(Recipe(momentum=0.8, weight_decay=5e-4).changed(**changes), 10)
     assert type(optimizer) is kind
     assert {key: getattr(optimizer, key) for key in expected} == expected
     with pytest.raises(UsageError, match=r"Unknown recipe key 'momentun'\. Did you mean 'momentum'"):

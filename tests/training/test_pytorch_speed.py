@@ -23,7 +23,8 @@ AUGMENTED = BASE.changed(
 
 def trainer_and_batch(recipe: Recipe) -> tuple[Any, Any]:
     from resnetlab.data.stream import Stream
-    from resnetlab.training.fit import augmentation_for, network_for, trainer_for
+    from resnetlab.models.from_recipe import build_network
+    from resnetlab.training.trainer import make_augmentation, make_trainer
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, recipe.pack_size, recipe.pack_size, 3), np.uint8)
@@ -33,9 +34,9 @@ def trainer_and_batch(recipe: Recipe) -> tuple[Any, Any]:
         indices=np.arange(8),
         batch_size=recipe.batch_size,
         num_classes=10,
-        augmentation=augmentation_for(recipe),
+        augmentation=make_augmentation(recipe),
     )
-    return trainer_for(network_for(recipe, 10), recipe, stream), stream.batch(0)
+    return make_trainer(build_network(recipe, 10), recipe, stream), stream.batch(0)
 
 
 def layouts(recipe: Recipe) -> list[tuple[bool, bool]]:

@@ -6,9 +6,10 @@ import pytest
 
 from resnetlab.data.pack import Pack, pack
 from resnetlab.data.sources import resolve
+from resnetlab.models.from_recipe import build_network
 from resnetlab.models.layers import StochasticDepth
 from resnetlab.recipes import RECIPES, Recipe
-from resnetlab.training.fit import augmentation_for, network_for, stream_for, trainer_for
+from resnetlab.training.trainer import make_augmentation, make_stream, make_trainer
 from tests.workers import Workers
 
 RECIPE = RECIPES["quick"].changed(model="resnet20", stochastic_depth=0.5, batch_size=16, learning_rate=0.005, warmup=0)
@@ -21,8 +22,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 
 def losses(data: Pack, recipe: Recipe, jit_compile: bool | str = "auto", start: int = 0) -> list[float]:
-    stream = stream_for(recipe, data)
-    trainer = trainer_for(network_for(recipe, 10), recipe, stream, jit_compile=jit_compile)
+    stream = make_stream(recipe, data)
+    trainer = make_trainer(build_network(recipe, 10), recipe, stream, jit_compile=jit_compile)
     found = []
     for step in range(start, start + STEPS):
         inputs, targets, _ = stream.batch(step)
@@ -44,11 +45,11 @@ def test_losses_are_the_same_with_xla(digits: Pack) -> None:
 
 
 def test_a_branch_is_dropped_for_the_samples_whose_mask_is_zero(digits: Pack) -> None:
-    stream, network = stream_for(RECIPE, digits), network_for(RECIPE, 10)
-    trainer = trainer_for(network, RECIPE, stream)
+    stream, network = make_stream(RECIPE, digits), build_network(RECIPE, 10)
+    trainer = make_trainer(network, RECIPE, stream)
     inputs, _, _ = stream.batch(3)
     layers = [layer for layer in network.layers if isinstance(layer, StochasticDepth)]
-    rates = augmentation_for(RECIPE).drop_rates
+    rates = make_augmentation(RECIPE).drop_rates
     assert [layer.rate for layer in layers] == pytest.approx(rates)
     assert inputs["keep"].shape == (16, len(layers))
     for column, rate in zip(inputs["keep"].T, rates, strict=True):
@@ -63,9 +64,9 @@ def test_a_branch_is_dropped_for_the_samples_whose_mask_is_zero(digits: Pack) ->
 
 
 def test_masks_have_the_rates_of_the_blocks() -> None:
-    from resnetlab.data.draws import draw
+    from resnetlab.data.augmentation import draw
 
-    augmentation = augmentation_for(RECIPE)
+    augmentation = make_augmentation(RECIPE)
     draws, _ = draw(augmentation, 20_000, np.random.default_rng(0))
     np.testing.assert_allclose((draws["keep"] == 0).mean(axis=0), augmentation.drop_rates, atol=0.015)
     np.testing.assert_allclose(draws["keep"].mean(axis=0), 1.0, atol=0.03)

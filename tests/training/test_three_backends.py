@@ -14,7 +14,7 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from resnetlab.data.augment import Augment
-from resnetlab.data.draws import Augmentation
+from resnetlab.data.augmentation import Augmentation
 from resnetlab.data.stream import Stream
 from resnetlab.models import VARIANTS, Architecture, build
 from resnetlab.training.optimizers import SGD, Schedule

@@ -10,12 +10,13 @@ import pytest
 
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.models import build
+from resnetlab.models.from_recipe import build_network
 from resnetlab.models.variants import architecture
 from resnetlab.recipes import Recipe
-from resnetlab.run import Run
-from resnetlab.training.fit import network_for, stream_for, train, trainer_for
-from resnetlab.training.transfer import load_backbone, parts, rate_shares
-from tests.training.test_fit import BASE, EVERYTHING, Quiet, Slow, digits, new_run, records, state
+from resnetlab.run_folder import RunFolder
+from resnetlab.training.trainer import make_stream, make_trainer, train
+from resnetlab.training.transfer import learning_rate_factors, load_backbone, parts
+from tests.training.test_trainer import BASE, EVERYTHING, Quiet, Slow, digits, new_run, records, state
 from tests.workers import Workers
 
 FINETUNE = BASE.changed(frozen_epochs=1, layer_decay=0.5)
@@ -37,7 +38,7 @@ def source(model: str = "resnet-tiny", num_classes: int = 4) -> keras.Model:
 
 def begun(recipe: Recipe) -> keras.Model:
     """A recipe's network for ten classes, with the weights of `source`."""
-    network = network_for(recipe, 10)
+    network = build_network(recipe, 10)
     load_backbone(network, source())
     return network
 
@@ -45,7 +46,7 @@ def begun(recipe: Recipe) -> keras.Model:
 class EachEpoch(Quiet):
     """Keeps the weights after each epoch; with `die_after`, the process ends there, after that epoch's checkpoint."""
 
-    def __init__(self, run: Run, network: keras.Model, *, die_after: int = 0, stop_at: int = 0) -> None:
+    def __init__(self, run: RunFolder, network: keras.Model, *, die_after: int = 0, stop_at: int = 0) -> None:
         super().__init__(stop_at)
         self.run, self.network, self.die_after = run, network, die_after
         self.weights: list[Arrays] = []
@@ -66,9 +67,9 @@ def each_epoch(folder: str, changes: dict[str, Any]) -> list[Arrays]:
     run = new_run(Path(folder, "run"), recipe)
     network = begun(recipe)
     before = arrays(network)
-    progress = EachEpoch(run, network_for(recipe, 10))
+    progress = EachEpoch(run, build_network(recipe, 10))
     train(digits(), recipe, run, progress=progress, network=network)
-    assert progress.said == ["All stages learn from epoch 2 on"]
+    assert progress.messages == ["All stages are trained from epoch 2 on"]
     return [before, *progress.weights]
 
 
@@ -108,9 +109,9 @@ def test_what_is_frozen_stays_to_the_bit_and_then_learns(
 
 def test_what_is_frozen_has_no_gradients_and_no_slots() -> None:
     recipe = FINETUNE
-    stream = stream_for(recipe, digits())
+    stream = make_stream(recipe, digits())
     for step, count in ((0, 2), (5, 2), (6, 29), (11, 29)):
-        trainer = trainer_for(network_for(recipe, 10), recipe, stream, step=step)
+        trainer = make_trainer(build_network(recipe, 10), recipe, stream, step=step)
         assert len(trainer.trainable_variables) == count
         slots = [v.path for v in trainer.optimizer.variables if v.path.endswith("momentum")]
         assert len(slots) == count
@@ -120,7 +121,7 @@ def test_what_is_frozen_has_no_gradients_and_no_slots() -> None:
 def test_more_stages_than_there_are_is_told() -> None:
     recipe = FINETUNE.changed(frozen_stages=4)
     with pytest.raises(UsageError, match=r"frozen_stages=4: resnet_tiny has 3 stages, expected at most as many"):
-        trainer_for(network_for(recipe, 10), recipe, stream_for(recipe, digits()))
+        make_trainer(build_network(recipe, 10), recipe, make_stream(recipe, digits()))
 
 
 # (b) Frozen batch norm
@@ -139,7 +140,7 @@ def test_frozen_batch_norm_computes_the_same_in_training_and_at_inference(on: Wo
 
 
 def test_a_saved_model_keeps_its_batch_norm_frozen(tmp_path: Path) -> None:
-    network = network_for(BASE.changed(frozen_batch_norm=True), 10)
+    network = build_network(BASE.changed(frozen_batch_norm=True), 10)
     network.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     norms = [layer for layer in again.layers if isinstance(layer, keras.layers.BatchNormalization)]
@@ -154,7 +155,7 @@ def test_a_saved_model_keeps_its_batch_norm_frozen(tmp_path: Path) -> None:
 def test_each_part_learns_at_a_share_of_the_rate_of_the_next(model: str) -> None:
     network, recipe = build(model, num_classes=3), Recipe(layer_decay=0.5)
     stages = len(architecture(model).depths)
-    shares = rate_shares(network, recipe)
+    shares = learning_rate_factors(network, recipe)
     assert len(shares) == len(network.trainable_variables)
     assert list(parts(network)) == ["stem", *(f"stage{i + 1}" for i in range(stages)), "head"]
     expected = {"head": 1.0, "stem": 0.5 ** (stages + 1)} | {
@@ -166,8 +167,8 @@ def test_each_part_learns_at_a_share_of_the_rate_of_the_next(model: str) -> None
 
 def first_velocities(layer_decay: float) -> Arrays:
     recipe = BASE.changed(layer_decay=layer_decay, weight_decay=0.1)
-    network, stream = network_for(recipe, 10), stream_for(recipe, digits())
-    trainer = trainer_for(network, recipe, stream)
+    network, stream = build_network(recipe, 10), make_stream(recipe, digits())
+    trainer = make_trainer(network, recipe, stream)
     trainer.train_on_batch(*stream.batch(0)[:2])
     velocities = zip(trainer.trainable_variables, trainer.optimizer.momentums, strict=True)
     return {variable.path: keras.ops.convert_to_numpy(velocity) for variable, velocity in velocities}
@@ -186,7 +187,7 @@ def test_a_steps_updates_are_to_the_bit_their_shares_of_it(on: Workers, backend:
 
 @pytest.mark.parametrize("with_head", [False, True])
 def test_the_backbone_is_the_sources_and_the_head_is_new(with_head: bool) -> None:
-    given, network = source(num_classes=10), network_for(BASE, 10)
+    given, network = source(num_classes=10), build_network(BASE, 10)
     new, theirs = arrays(network), arrays(given)
     load_backbone(network, given, with_head=with_head)
     for path, array in arrays(network).items():
@@ -219,7 +220,7 @@ def test_the_backbone_is_the_sources_and_the_head_is_new(with_head: bool) -> Non
     ids=["architecture", "preprocessing", "shape", "depth", "head"],
 )
 def test_weights_of_another_network_are_told_and_none_is_set(given: Any, with_head: bool, told: str) -> None:
-    network = network_for(BASE, 10)
+    network = build_network(BASE, 10)
     before = arrays(network)
     with pytest.raises(ResnetlabError, match=told):
         load_backbone(network, given(), with_head=with_head)
@@ -249,7 +250,7 @@ def in_one_and_in_four(folder: str) -> dict[str, Any]:
     recipe = EVERYTHING.changed(frozen_epochs=1, layer_decay=0.5, optimizer="adamw", learning_rate=0.01)
     recipe = recipe.changed(batch_size=8)  # 12 steps an epoch: JAX runs through those that wait while it compiles
     whole, pieces = (new_run(Path(folder, name), recipe) for name in ("whole", "parts"))
-    pack, network = digits(), network_for(recipe, 10)
+    pack, network = digits(), build_network(recipe, 10)
     pack = replace(pack, images=pack.images.view(Slow))
     statuses = [train(pack, recipe, whole, progress=Quiet(), network=begun(recipe))]
     steps = []
@@ -262,7 +263,7 @@ def in_one_and_in_four(folder: str) -> dict[str, Any]:
         except KeyboardInterrupt:
             status = "killed"
         statuses.append(status)
-        steps.append(pieces.facts()["step"])
+        steps.append(pieces.info().step)
     return {
         "statuses": statuses,
         "steps": steps,
@@ -302,5 +303,5 @@ def test_a_run_that_stays_frozen_to_its_end_can_be_gone_on_with(tmp_path: Path) 
     recipe = FINETUNE.changed(epochs=1)
     run, quiet = new_run(tmp_path / "run", recipe), Quiet()
     assert train(digits(), recipe, run, progress=quiet, network=begun(recipe)) == "finished"
-    assert quiet.said == []
+    assert quiet.messages == []
     assert train(digits(), recipe, run, progress=Quiet(), resume=True) == "finished"

@@ -1,4 +1,4 @@
-"""The command line: parse, delegate, print. Nothing heavy is imported until a command needs it."""
+"""The command line: parse, call the public API, print. Nothing heavy is imported until a command needs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from resnetlab.cli import inference, overview, training, weights
+from resnetlab.cli import inference, overview, training
 from resnetlab.errors import ResnetlabError
 
 app = typer.Typer(
@@ -31,8 +31,8 @@ for command in (
     overview.compare,
 ):
     app.command()(command)
-app.command("import")(weights.import_weights)
-app.command("port", hidden=True)(weights.port)  # its name up to version 0.1
+app.command("import")(training.import_weights)
+app.command("port", hidden=True)(training.port)  # its name up to version 0.1
 
 
 ASCII = str.maketrans("─━│┃┌┐└┘├┤┬┴┼╭╮╰╯╶╴╸╺═║•·…–—−×±≤≥→←≈²°’‘“”█", "--||+++++++++++++----=|*..---x+<>><~2o''\"\"#")

@@ -1,16 +1,20 @@
-"""Commands that tell what there is: `resnetlab models`, `audit`, `doctor` and `compare`."""
+"""`resnetlab models`, `audit`, `doctor` and `compare`."""
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resnetlab.cli.options import Data, Json, Verbose
-from resnetlab.cli.shared import counting, listed, open_data, recipe_for
+from resnetlab.cli.options import Data, Json, Model, Recipe, Settings, Verbose, print_json, terminal
+from resnetlab.cli.training import fields
+from resnetlab.errors import UsageError
+
+if TYPE_CHECKING:
+    from resnetlab.tasks import Variant
 
 
 def models(
@@ -19,45 +23,42 @@ def models(
     verbose: Verbose = False,
 ) -> None:
     """List the architectures; with NAME, its stages with their shapes."""
-    from resnetlab.models import VARIANTS, architecture, summarize
+    from resnetlab import tasks
 
-    rows = [architecture(name)] if name else list(VARIANTS.values())
-    facts: list[dict[str, Any]] = [
-        {
-            "name": arch.name,
-            "parameters": summarize(arch).parameters_and_statistics
-            if arch.counts_statistics
-            else summarize(arch).parameters,
-            "multiply_adds": summarize(arch).multiply_adds,
-            "size": arch.reference_size,
-            "depth": summarize(arch).depth,
-            "paper": arch.paper,
-        }
-        for arch in rows
-    ]
-    if name:
-        facts[0]["stages"] = [
-            {"name": stage, "blocks": blocks, "shape": [side, side, channels]}
-            for stage, blocks, side, channels in summarize(rows[0]).stages
-        ]
+    found = tasks.variants(name)
     if as_json:
-        print(json.dumps(facts[0] if name else facts, indent=2))
+        print_json(_to_json(found[0], stages=True) if name else [_to_json(each, stages=False) for each in found])
         return
-    if not name:
-        print(f"{'name':18} {'parameters':>12} {'multiply-adds':>14}  {'at':>4}  {'depth':>5}  paper")
-    for row in facts:
-        billions = f"{row['multiply_adds'] / 1e9:.3f} G"
-        text = f"{row['parameters']:12,} {billions:>14}  {row['size']:4}  {row['depth']:5}  {row['paper']}"
-        if not name:
-            print(f"{row['name']:18} {text}")
-            continue
-        print(f"{row['name']}  ({row['paper']})")
-        print(f"{row['parameters']:,} parameters for {rows[0].num_classes} classes, depth {row['depth']}")
-        print(f"{billions} multiply-adds at {row['size']}x{row['size']}\n")
-        print(f"{'end point':10} {'blocks':>6}  shape (height, width, channels)")
-        for stage, blocks, side, channels in summarize(rows[0]).stages:
-            print(f"{stage:10} {'' if stage == 'stem' else blocks:>6}  {side} x {side} x {channels}")
-        print(f"{'head':10} {'':6}  {rows[0].num_classes} logits")
+    if name:
+        _print_stages(found[0])
+        return
+    print(f"{'name':18} {'parameters':>12} {'multiply-adds':>14}  {'at':>4}  {'depth':>5}  paper")
+    for each in found:
+        billions = f"{each.multiply_adds / 1e9:.3f} G"
+        print(f"{each.name:18} {each.parameters:12,} {billions:>14}  {each.image_size:4}  {each.depth:5}  {each.paper}")
+
+
+def _to_json(variant: Variant, *, stages: bool) -> dict[str, Any]:
+    keys = ("name", "parameters", "multiply_adds", "depth", "paper")
+    value: dict[str, Any] = {key: getattr(variant, key) for key in keys} | {"size": variant.image_size}
+    if stages:
+        value["stages"] = [
+            {"name": stage, "blocks": blocks, "shape": [side, side, channels]}
+            for stage, blocks, side, channels in variant.stages
+        ]
+    return value
+
+
+def _print_stages(variant: Variant) -> None:
+    print(
+        f"{variant.name}  ({variant.paper})\n"
+        f"{variant.parameters:,} parameters for {variant.num_classes} classes, depth {variant.depth}\n"
+        f"{variant.multiply_adds / 1e9:.3f} G multiply-adds at {variant.image_size}x{variant.image_size}\n\n"
+        f"{'end point':10} {'blocks':>6}  shape (height, width, channels)"
+    )
+    for stage, blocks, side, channels in variant.stages:
+        print(f"{stage:10} {'' if stage == 'stem' else blocks:>6}  {side} x {side} x {channels}")
+    print(f"{'head':10} {'':6}  {variant.num_classes} logits")
 
 
 def audit(data: Data, as_json: Json = False, verbose: Verbose = False) -> None:
@@ -65,10 +66,12 @@ def audit(data: Data, as_json: Json = False, verbose: Verbose = False) -> None:
     from resnetlab.data.audit import audit as examine
     from resnetlab.data.sources import resolve
 
-    source = resolve(data)
-    with counting("decoding", quiet=as_json) as progress:
-        found = examine(source, progress=progress)
-    print(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if as_json else found.summary())
+    progress = terminal(as_json=as_json)
+    found = examine(resolve(data), progress=lambda done, total: progress.count("decoding", done, total))
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print(found.summary())
 
 
 def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
@@ -77,9 +80,9 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
 
     from resnetlab import doctor as physician
 
-    report = physician.examine()  # before anything is configured: the user's settings are judged, not ours
+    report = physician.examine()  # before anything is configured: it is about the user's settings, not ours
     if as_json:
-        print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+        print_json(report.to_json())
     else:
         Console().print(physician.render(report))
     sys.exit(report.exit_code)
@@ -87,11 +90,9 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
 
 def compare(
     data: Data = "digits",
-    model: Annotated[str | None, typer.Option(help="A name from `resnetlab models`.", show_default="recipe's")] = None,
-    recipe: Annotated[str | None, typer.Option(help="A recipe's name or file.", show_default="the data's")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe.")
-    ] = None,
+    model: Model = None,
+    recipe: Recipe = None,
+    settings: Settings = None,
     devices: Annotated[str | None, typer.Option(help="cpu, gpu, or cpu,gpu.", show_default="all there are")] = None,
     backends: Annotated[str | None, typer.Option(help="Of tensorflow,jax,torch.", show_default="all installed")] = None,
     batch_sizes: Annotated[
@@ -106,20 +107,30 @@ def compare(
     verbose: Verbose = False,
 ) -> None:
     """Measure CPU against GPU on your data, in one run: how long an epoch takes, from which batch size, and why."""
-    from resnetlab.compare import compare as comparison
+    from resnetlab import tasks
 
-    chosen = recipe_for(data, recipe, model, settings)
-    source, pack = open_data(data, chosen, quiet=as_json, allow_losses=True)
-    comparison.run(
+    progress = terminal(as_json=as_json)
+    found = tasks.compare(
         data,
-        chosen,
-        images=len(pack.indices("train")),
-        source_name=source.name,
-        devices=listed(devices),
-        backends=listed(backends),
-        batch_sizes=listed(batch_sizes, int),
+        recipe=recipe,
+        devices=_listed(devices),
+        backends=_listed(backends),
+        batch_sizes=_listed(batch_sizes, int),
         repeats=repeats,
         budget=budget,
         output=output,
-        as_json=as_json,
+        progress=progress,
+        **fields(settings, model=model),
     )
+    if as_json:
+        print_json(found.result)
+    else:
+        progress.info("\n".join([found.table, "", *found.summary, f"\nTable, chart and JSON: {found.path}"]))
+
+
+def _listed(text: str | None, kind: Callable[[str], Any] = str) -> list[Any] | None:
+    """The items of a comma-separated option."""
+    try:
+        return None if text is None else [kind(item.strip()) for item in text.split(",") if item.strip()]
+    except ValueError:
+        raise UsageError(f"Received {text!r}, expected whole numbers separated by commas, such as 8,32,128.") from None

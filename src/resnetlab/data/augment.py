@@ -12,8 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from resnetlab import kernels
-from resnetlab.data.draws import Augmentation
+from resnetlab import backend
+from resnetlab.data.augmentation import Augmentation
 from resnetlab.data.rand_augment import FILL, rand_augment
 
 Tensor = Any
@@ -42,7 +42,7 @@ class Augment(keras.layers.Layer):
             x = jitter(x, inputs["color"])
         if config.erase:
             inside = in_box(inputs["erase"], config.size)
-            x = ops.where(inside, kernels.constant(FILL, "float32"), x)
+            x = ops.where(inside, backend.constant(FILL, "float32"), x)
         if config.mixes:
             partner = ops.take(x, ops.cast(inputs["partner"], "int32"), axis=0)
             share = ops.reshape(inputs["share"], (-1, 1, 1, 1))
@@ -56,7 +56,7 @@ class Augment(keras.layers.Layer):
 def resample(images: Tensor, window: Tensor, size: int) -> Tensor:
     """Cut each image's window (batch, 4) out and resize it: (batch, h, w, 3) to (batch, size, size, 3)."""
     _, height, width, channels = images.shape
-    fill = kernels.constant(FILL, "float32")
+    fill = backend.constant(FILL, "float32")
     x = ops.transpose(images - fill, (0, 2, 1, 3))
     rows = _interpolation(window[:, 0], window[:, 2], height, size)  # (batch, size, h)
     columns = _interpolation(window[:, 1], window[:, 3], width, size)  # (batch, size, w)
@@ -71,7 +71,7 @@ def _interpolation(start: Tensor, extent: Tensor, source: int, size: int) -> Ten
     """Weights (batch, size, source) that read `size` points out of [start, start + extent) of `source` pixels."""
     step = extent / size
     points = start[:, None] + (ops.arange(size, dtype="float32") + 0.5) * step[:, None] - 0.5
-    zero, one = kernels.constant(0.0), kernels.constant(1.0)
+    zero, one = backend.constant(0.0), backend.constant(1.0)
     reach = ops.maximum(ops.abs(step), one)[:, None, None]  # a wider triangle where the window shrinks
     distance = ops.abs(points[:, :, None] - ops.arange(source, dtype="float32"))
     weights = ops.maximum(zero, 1.0 - distance / reach)
@@ -82,7 +82,7 @@ def _interpolation(start: Tensor, extent: Tensor, source: int, size: int) -> Ten
 def jitter(images: Tensor, factors: Tensor) -> Tensor:
     """Brightness, contrast and saturation: blend with black, with the mean grey, with each pixel's grey."""
     brightness, contrast, saturation = (ops.reshape(factors[:, i], (-1, 1, 1, 1)) for i in range(3))
-    low, high = kernels.constant(0.0), kernels.constant(255.0)
+    low, high = backend.constant(0.0), backend.constant(255.0)
     x = ops.clip(images * brightness, low, high)
     mean = ops.mean(_grey(x), axis=(1, 2), keepdims=True)
     x = ops.clip(mean + (x - mean) * contrast, low, high)
@@ -91,7 +91,7 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    return ops.sum(images * kernels.constant(GREY, "float32"), axis=-1, keepdims=True)
+    return ops.sum(images * backend.constant(GREY, "float32"), axis=-1, keepdims=True)
 
 
 def in_box(box: Tensor, size: int) -> Tensor:

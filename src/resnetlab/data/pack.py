@@ -23,12 +23,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from resnetlab.atomic import atomic_folder
 from resnetlab.data.audit import Audit, Progress, Record, inspect_all, require_few_losses, source_facts
 from resnetlab.data.preprocess import MAX_PIXELS, Interpolation, Pixels
 from resnetlab.data.sources import Source
 from resnetlab.data.split import check_shares, split
+from resnetlab.environment import cache_folder
 from resnetlab.errors import ResnetlabError, UsageError
-from resnetlab.folders import made_whole
 from resnetlab.recipes import Recipe
 
 FORMAT = 2  # raised whenever the same files would give other bytes
@@ -92,7 +93,47 @@ def pack(
 
     key = _key(source, size, interpolation, whole)
     shape = (2, size, size, 3) if whole else (size, size, 3)  # of one image
-    folder = cache_dir / f"{source.name}-{size}-{key[:16]}"
+    images, meta = _stored(source, shape, key, cache_dir, interpolation, workers, progress)
+    if not allow_losses:
+        require_few_losses(source, meta["audit"]["classes"])
+    subsets = split(
+        meta["hashes"],
+        meta["labels"],
+        meta["subsets"],
+        validation=validation,
+        test=test,
+        seed=seed,
+        inherited=inherited,
+    )
+    packed = Pack(
+        images=images[:, 0] if whole else images,
+        whole=images[:, 1] if whole else None,
+        aspect=np.array(meta["aspect"], np.float32) if whole else None,
+        labels=np.array(meta["labels"], np.int64),
+        subset=subsets,
+        hashes=tuple(meta["hashes"]),
+        names=tuple(meta["names"]),
+        class_names=source.class_names,
+        source_name=source.name,
+        key=key,
+        # What is ignored is not in the key, and the source may have moved since.
+        audit=meta["audit"] | {"location": source.location} | source_facts(source, meta["audit"]["classes"]),
+    )
+    _require_training_images(packed, source, inherited)
+    return packed
+
+
+def _stored(
+    source: Source,
+    shape: tuple[int, ...],
+    key: str,
+    cache_dir: Path,
+    interpolation: Interpolation,
+    workers: int | None,
+    progress: Progress | None,
+) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """The images and what is kept beside them, from the cache or made now."""
+    folder = cache_dir / f"{source.name}-{shape[-2]}-{key[:16]}"
     stored = _load(folder, key)
     if stored is None:
         try:
@@ -107,33 +148,10 @@ def pack(
         stored = _load(folder, key)
     if stored is None:
         raise ResnetlabError(f"The pack {folder} was removed while it was being made. Run the command again.")
+    return stored
 
-    images, meta = stored
-    if not allow_losses:
-        require_few_losses(source, meta["audit"]["classes"])
-    # What is ignored is not in the key, and the source may have moved since.
-    audit = meta["audit"] | {"location": source.location} | source_facts(source, meta["audit"]["classes"])
-    packed = Pack(
-        images=images[:, 0] if whole else images,
-        whole=images[:, 1] if whole else None,
-        aspect=np.array(meta["aspect"], np.float32) if whole else None,
-        labels=np.array(meta["labels"], np.int64),
-        subset=split(
-            meta["hashes"],
-            meta["labels"],
-            meta["subsets"],
-            validation=validation,
-            test=test,
-            seed=seed,
-            inherited=inherited,
-        ),
-        hashes=tuple(meta["hashes"]),
-        names=tuple(meta["names"]),
-        class_names=source.class_names,
-        source_name=source.name,
-        key=key,
-        audit=audit,
-    )
+
+def _require_training_images(packed: Pack, source: Source, inherited: Mapping[str, str] | None) -> None:
     untrained = [source.class_names[label] for label in np.flatnonzero(packed.class_counts("train") == 0)]
     if untrained:
         raise ResnetlabError(
@@ -141,10 +159,9 @@ def pack(
             "each class: see `resnetlab audit` for what was set aside."
             + (" The run that the weights come from holds the others out: add images." if inherited else "")
         )
-    return packed
 
 
-def pack_for(
+def prepare_pack(
     source: Source,
     recipe: Recipe,
     *,
@@ -158,7 +175,7 @@ def pack_for(
         size=recipe.pack_size,
         interpolation=recipe.interpolation,
         whole=recipe.whole_images,
-        cache_dir=default_cache_dir(),
+        cache_dir=cache_folder(),
         validation=recipe.validation,
         test=recipe.test,
         seed=recipe.seed,
@@ -166,11 +183,6 @@ def pack_for(
         allow_losses=allow_losses,
         progress=progress,
     )
-
-
-def default_cache_dir() -> Path:
-    """$RESNETLAB_CACHE, or ~/.cache/resnetlab."""
-    return Path(os.environ.get("RESNETLAB_CACHE") or Path.home() / ".cache" / "resnetlab")
 
 
 def _key(source: Source, size: int, interpolation: Interpolation, whole: bool) -> str:
@@ -224,7 +236,7 @@ def _build(
     workers: int | None,
     progress: Progress | None,
 ) -> None:
-    with made_whole(folder) as building:
+    with atomic_folder(folder) as building:
         # A large buffer: each write lets go of the interpreter, and then has to win it back from the decoders.
         with open(building / "images.npy", "w+b", buffering=1 << 22) as file:
             records = inspect_all(

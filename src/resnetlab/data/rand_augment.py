@@ -10,8 +10,8 @@ from typing import Any
 
 from keras import ops
 
-from resnetlab import kernels
-from resnetlab.data.draws import LAYERS, OPERATIONS
+from resnetlab import backend
+from resnetlab.data.augmentation import LAYERS, OPERATIONS
 
 Tensor = Any
 
@@ -34,13 +34,13 @@ def rand_augment(images: Tensor, operation: Tensor, amount: Tensor, affine: Tens
 
 def _is(operation: Tensor, *names: str) -> Tensor:
     """Which images have one of these operations: booleans (batch, 1, 1, 1)."""
-    numbers = kernels.constant(tuple(OPERATIONS.index(name) for name in names), "int32")
+    numbers = backend.constant(tuple(OPERATIONS.index(name) for name in names), "int32")
     return ops.reshape(ops.any(operation[:, None] == numbers, axis=1), (-1, 1, 1, 1))
 
 
 def blend(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
     """Color, contrast, brightness, sharpness: `PIL.ImageEnhance`, between a degenerate image and the image itself."""
-    weights = kernels.constant((19595.0, 38470.0, 7471.0), "float32")  # Pillow's luma, of 65536
+    weights = backend.constant((19595.0, 38470.0, 7471.0), "float32")  # Pillow's luma, of 65536
     grey = ops.floor((ops.sum(images * weights, axis=-1, keepdims=True) + 32768.0) / 65536.0)
     mean = ops.floor(ops.mean(grey, axis=(1, 2), keepdims=True) + 0.5 + ROUNDING)
     degenerate = ops.where(_is(operation, "color"), grey, 0.0)  # of brightness, black
@@ -77,7 +77,7 @@ def map_levels(images: Tensor, operation: Tensor, amount: Tensor) -> Tensor:
     last = ops.take_along_axis(histogram, high, axis=-1)
     step = (height * width - last) // 255
     kept_bits = ops.take(
-        kernels.constant(tuple(2**bits for bits in range(8, -1, -1)), "int32"), ops.clip(argument, 0, 8)
+        backend.constant(tuple(2**bits for bits in range(8, -1, -1)), "int32"), ops.clip(argument, 0, 8)
     )
     tables = {
         "autocontrast": ops.clip((level - low) * 255 // ops.maximum(high - low, 1), 0, 255),
@@ -113,4 +113,4 @@ def transform(images: Tensor, affine: Tensor) -> Tensor:
     upper = at(top, left) * (1.0 - right_weight) + at(top, left + 1.0) * right_weight
     lower = at(top + 1.0, left) * (1.0 - right_weight) + at(top + 1.0, left + 1.0) * right_weight
     read = ops.floor(upper * (1.0 - bottom_weight) + lower * bottom_weight + ROUNDING)
-    return ops.where(inside[..., None], read, kernels.constant(FILL, "float32"))
+    return ops.where(inside[..., None], read, backend.constant(FILL, "float32"))

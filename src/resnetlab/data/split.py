@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnetlab.errors import UsageError
-from resnetlab.run import DIGITS, STRONGEST
+from resnetlab.run_folder import DIGITS, STRONGEST
 
 TOLERANCE = 1 / 3
 UNUSED = "unused"  # the subset of an image that the data has held out and an ancestor was trained on

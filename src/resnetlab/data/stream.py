@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from resnetlab.data.draws import Augmentation, draw
+from resnetlab.data.augmentation import Augmentation, draw
 
 # Streams of random numbers that must not overlap, by the second half of the generator's key.
 _ORDER, _DRAWS = 0, 1

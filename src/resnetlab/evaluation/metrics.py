@@ -100,6 +100,7 @@ class Evaluation:
     confusion: NDArray[np.int64]  # (k, k), rows true, columns predicted; read-only
     bins: tuple[CalibrationBin, ...]
     worst: tuple[Mistake, ...]  # the most confident mistakes, at most WORST_KEPT
+    subset: str | None = None  # of a run's own images: "test" or "validation"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -153,6 +154,7 @@ class Evaluation:
                 confusion=confusion,
                 bins=tuple(CalibrationBin(**b) for b in data["bins"]),
                 worst=tuple(Mistake(**mistake) for mistake in data["worst"]),
+                subset=data.get("subset"),
             )
         except KeyError as error:
             raise ResnetlabError(f"This is not an evaluation: it has no {error}. Make it with `evaluate`.") from None
@@ -213,13 +215,16 @@ class Evaluation:
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]]) + note
 
 
-def evaluate_logits(logits: ArrayLike, labels: ArrayLike, class_names: Sequence[str]) -> Evaluation:
-    """Judge a classifier by its logits.
+def evaluate_logits(
+    logits: ArrayLike, labels: ArrayLike, class_names: Sequence[str], *, subset: str | None = None
+) -> Evaluation:
+    """Evaluate a classifier by its logits.
 
     Args:
         logits: (n, k) real numbers, k >= 2.
         labels: (n,) integers, each the index of a class.
         class_names: k names.
+        subset: of a run's own images, which ones these are.
 
     Raises ResnetlabError for no samples, for shapes that disagree, for logits that are not finite and for labels
     that are no class.
@@ -265,6 +270,7 @@ def evaluate_logits(logits: ArrayLike, labels: ArrayLike, class_names: Sequence[
         confusion=confusion,
         bins=bins,
         worst=tuple(Mistake(int(i), int(labels[i]), int(predicted[i]), float(confidences[i])) for i in worst),
+        subset=subset,
     )
 
 

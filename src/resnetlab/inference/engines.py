@@ -16,7 +16,7 @@ import numpy as np
 
 from resnetlab.environment import usable_cores
 from resnetlab.errors import ResnetlabError
-from resnetlab.run import Run
+from resnetlab.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import keras
@@ -39,12 +39,12 @@ def require_packages(kind: str) -> None:
         raise ResnetlabError(f"{kind} needs {', '.join(missing)}. Do: pip install 'resnetlab[{extra}]'.")
 
 
-def load_network(run: Run, *, precision: str = "float32") -> keras.Model:
+def load_network(run: RunFolder, *, precision: str = "float32") -> keras.Model:
     """The network of a run with its best weights. Raises ResnetlabError where they do not fit, or cannot be read."""
-    from resnetlab.training.fit import network_for
+    from resnetlab.models.from_recipe import build_network
 
     recipe = run.recipe().changed(precision=precision)
-    network = network_for(recipe, len(run.facts()["class_names"]))
+    network = build_network(recipe, len(run.info().class_names))
     weights = run.weights()
     try:
         with warnings.catch_warnings():  # beside its error, Keras warns of each part that does not fit

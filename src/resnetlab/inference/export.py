@@ -28,12 +28,12 @@ import numpy as np
 from PIL import Image
 
 from resnetlab import environment
+from resnetlab.atomic import atomic_folder, without_dots
 from resnetlab.data import preprocess
 from resnetlab.data.pack import Pack
 from resnetlab.errors import ResnetlabError, UsageError, unknown
 from resnetlab.evaluation.logits import centre_crop, predict_logits
 from resnetlab.evaluation.metrics import softmax
-from resnetlab.folders import made_whole, named
 from resnetlab.inference import serving, verification
 from resnetlab.inference.engines import (
     EXPORT_FILE,
@@ -44,7 +44,7 @@ from resnetlab.inference.engines import (
 )
 from resnetlab.inference.verification import LoadSettings
 from resnetlab.recipes import Recipe
-from resnetlab.run import UNDECODABLE, Run
+from resnetlab.run_folder import UNDECODABLE, RunFolder
 
 if TYPE_CHECKING:
     import keras
@@ -61,7 +61,7 @@ CALIBRATED = 256  # images at most: ranges change little after a hundred
 
 
 def export(
-    run: Run,
+    run: RunFolder,
     format: str,
     *,
     precision: str = "float32",
@@ -90,8 +90,8 @@ def export(
         raise UsageError(f"Received batch_size={batch_size}, expected at least 1.")
     recipe = run.recipe()
     calibration = _calibration_images(pack, recipe.test_size, batch_size) if precision == "int8" else np.empty(0)
-    target = named(output or default_folder(run, format, precision))
-    class_names: list[str] = run.facts()["class_names"]
+    target = without_dots(output or default_folder(run, format, precision))
+    class_names = list(run.info().class_names)
     with _replaced(target) as folder:
         environment.start()
         _require_tensorflow(format)
@@ -109,20 +109,14 @@ def export(
             calibration=calibration,
         )
         WRITERS[format](artefact, folder)
-        facts: dict[str, Any] = {
+        facts = {
             "format": format,
             "precision": precision,
             "batch_size": batch_size,
-            "model": recipe.model,
-            "image_size": recipe.test_size,
-            "input": f"image: uint8, RGB, (batch, {recipe.test_size}, {recipe.test_size}, 3); normalised inside",
-            "preprocessing": load_settings(recipe),  # arguments of load_image in preprocess.py
-            "class_names": class_names,
             "weights_sha256": weights_sha256,
             "calibration_images": len(calibration),
-            "versions": environment.snapshot()["versions"] | _versions(format),
             "bytes": _artefact_bytes(folder),
-        }
+        } | _facts_of_run(run, format)
         _write(folder, EXPORT_FILE, json.dumps(facts))  # the engine reads it
         shutil.copyfile(preprocess.__file__, folder / PREPROCESS_FILE)
         facts["verified"] = _verify(folder, network, facts, pack)
@@ -131,6 +125,18 @@ def export(
         for name, text in serving.files(facts).items():
             _write(folder, name, text)
     return target
+
+
+def _facts_of_run(run: RunFolder, format: str) -> dict[str, Any]:
+    recipe = run.recipe()
+    return {
+        "model": recipe.model,
+        "image_size": recipe.test_size,
+        "input": f"image: uint8, RGB, (batch, {recipe.test_size}, {recipe.test_size}, 3); normalised inside",
+        "preprocessing": load_settings(recipe),  # arguments of load_image in preprocess.py
+        "class_names": list(run.info().class_names),
+        "versions": environment.snapshot()["versions"] | _versions(format),
+    }
 
 
 def load_settings(recipe: Recipe) -> LoadSettings:
@@ -142,11 +148,11 @@ def load_settings(recipe: Recipe) -> LoadSettings:
     }
 
 
-def default_folder(run: Run, format: str, precision: str) -> Path:
+def default_folder(run: RunFolder, format: str, precision: str) -> Path:
     return run.path / "export" / f"{format}-{precision}"
 
 
-def is_current(folder: Path, run: Run) -> bool:
+def is_current(folder: Path, run: RunFolder) -> bool:
     """Whether there is an export in `folder` of the weights that the run has now."""
     try:
         facts = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
@@ -161,7 +167,7 @@ def _artefact_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def weights_hash(run: Run) -> str:
+def weights_hash(run: RunFolder) -> str:
     with run.weights().open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -200,7 +206,7 @@ def _calibration_images(pack: Pack | None, size: int, batch_size: int | None) ->
 
 def _verify(folder: Path, network: keras.Model, facts: dict[str, Any], pack: Pack | None) -> dict[str, Any]:
     """Compare the export, from image files on, with Keras on the pixels that `predict` and training make of them."""
-    from resnetlab import kernels
+    from resnetlab import backend
 
     settings: LoadSettings = facts["preprocessing"]
     size, class_names, labels = facts["image_size"], facts["class_names"], None
@@ -217,7 +223,7 @@ def _verify(folder: Path, network: keras.Model, facts: dict[str, Any], pack: Pac
                 labels = np.array([class_names.index(name) for name in pack.class_names])[pack.labels[indices]]
         read = verification.read_files(folder / PREPROCESS_FILE, files, settings, images)
     everything = np.arange(len(images))
-    with kernels.full_float32():
+    with backend.full_float32():
         received = verification.probabilities_of(exported_engine(folder), read, everything)
         expected = softmax(predict_logits(network, images, everything, size=size))
     return {"on": subset} | verification.compare(received, expected, precision=facts["precision"], labels=labels)
@@ -252,7 +258,7 @@ def _replaced(target: Path) -> Iterator[Path]:
     if target.exists() and not (target / EXPORT_FILE).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise UsageError(f"{target} is there and is no export. Choose another folder with --output, or remove it.")
     try:
-        with made_whole(target, replace=True) as folder:
+        with atomic_folder(target, replace=True) as folder:
             yield folder
     except OSError as error:
         raise ResnetlabError(

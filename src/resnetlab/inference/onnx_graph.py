@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import keras
@@ -17,7 +18,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from resnetlab import __version__
 from resnetlab.errors import ResnetlabError
 from resnetlab.inference.folding import consumers_of
 from resnetlab.models.layers import AveragePooling2D, BatchNorm, Conv2D, IdentityShortcut, MaxPooling2D, Normalize
@@ -65,7 +65,7 @@ def onnx_model(
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="resnetlab",
-        producer_version=__version__,
+        producer_version=version("resnetlab"),
     )
     helper.set_model_props(
         model,

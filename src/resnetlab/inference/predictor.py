@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import shlex
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from resnetlab.data.preprocess import ImageProblem, Pixels, load_image
-from resnetlab.data.walk import is_clutter, is_skipped, listed_endings, scan
 from resnetlab.environment import usable_cores
 from resnetlab.errors import UsageError, unknown
 from resnetlab.evaluation.logits import BATCH_SIZE, centre_crop, predict_logits
 from resnetlab.inference.engines import Engine, exported_engine, keras_engine, load_network
 from resnetlab.inference.export import default_folder, export, is_current, load_settings
-from resnetlab.run import Run
+from resnetlab.inference.images import ImageInput
+from resnetlab.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import keras
@@ -35,16 +34,35 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes of one image, most probable first; or the problem that kept it from being read."""
+    """What a network sees in one image.
 
-    path: str
-    classes: tuple[tuple[str, float], ...] = ()
+    Attributes:
+        path: of the file; None for an image in memory.
+        label: the most probable class; None where the image cannot be used.
+        probability: of `label`.
+        top: the most probable classes and their probabilities, best first.
+        problem: why the image cannot be used; None for all others.
+        true_label: the class that a run's own image is known to have, otherwise None.
+    """
+
+    path: str | None
+    label: str | None = None
+    probability: float | None = None
+    top: tuple[tuple[str, float], ...] = ()
     problem: str | None = None
+    true_label: str | None = None
+
+    @classmethod
+    def of(cls, path: str | None, top: tuple[tuple[str, float], ...], *, true_label: str | None = None) -> Prediction:
+        label, probability = top[0]
+        return cls(path, label, probability, top, true_label=true_label)
 
     def to_json(self) -> dict[str, Any]:
-        if self.problem:
+        if self.problem is not None:
             return {"path": self.path, "problem": self.problem}
-        return {"path": self.path, "classes": [{"class": name, "probability": p} for name, p in self.classes]}
+        known = {} if self.true_label is None else {"true": self.true_label}
+        classes = [{"class": name, "probability": p} for name, p in self.top]
+        return {"path": self.path, **known, "classes": classes}
 
 
 class Predictor:
@@ -58,7 +76,7 @@ class Predictor:
         ResnetlabError: no weights yet, or damaged ones; a package is missing; the export failed.
     """
 
-    def __init__(self, run: Run, *, engine: str = "keras", precision: str = "float32") -> None:
+    def __init__(self, run: RunFolder, *, engine: str = "keras", precision: str = "float32") -> None:
         if engine not in ENGINES:
             raise unknown("engine", engine, ENGINES)
         if engine == "keras" and precision != "float32":
@@ -66,7 +84,7 @@ class Predictor:
         self.run = run
         # Weights are float32 whatever the precision of training was, and so is prediction: it runs anywhere.
         self.recipe = run.recipe().changed(precision="float32")
-        self.class_names: tuple[str, ...] = tuple(run.facts()["class_names"])
+        self.class_names = run.info().class_names
         self.engine: Engine = (
             keras_engine(self.network, self.recipe.test_size)
             if engine == "keras"
@@ -83,20 +101,20 @@ class Predictor:
         indices = np.arange(len(images)) if indices is None else indices
         return predict_logits(self.network, images, indices, size=self.recipe.test_size)
 
-    def predict(self, paths: Iterable[Path], *, top: int = 5) -> Iterator[Prediction]:
-        """Predictions in the order of `paths`. A file that cannot be read is reported, and the rest go on.
+    def predict(self, images: Iterable[ImageInput], *, top: int = 5) -> Iterator[Prediction]:
+        """Predictions in the order of `images`; one that cannot be used has a `problem`, and the others are predicted.
 
-        The files of the next two batches are decoded while one is computed; memory does not grow with their number.
+        The images of the next two batches are decoded while one is computed; memory does not grow with their number.
         """
-        decoded = ahead(self._read, paths, count=2 * BATCH_SIZE)
+        decoded = ahead(self._read, images, count=2 * BATCH_SIZE)
         while batch := list(islice(decoded, BATCH_SIZE)):
-            images = [pixels for _, pixels in batch if isinstance(pixels, np.ndarray)]
-            ranked = iter(self.rank(np.stack(images), top=top) if images else ())
+            usable = [pixels for _, pixels in batch if isinstance(pixels, np.ndarray)]
+            ranked = iter(self.rank(np.stack(usable), top=top) if usable else ())
             for path, pixels in batch:
                 if isinstance(pixels, str):
-                    yield Prediction(str(path), problem=pixels)
+                    yield Prediction(path, problem=pixels)
                 else:
-                    yield Prediction(str(path), classes=next(ranked))
+                    yield Prediction.of(path, next(ranked))
 
     def rank(self, images: np.ndarray, *, top: int = 5) -> list[tuple[tuple[str, float], ...]]:
         """The `top` classes of each packed image with their probabilities, most probable first."""
@@ -111,12 +129,12 @@ class Predictor:
             ]
         return rows
 
-    def _read(self, path: Path) -> tuple[Path, Pixels | str]:
-        """The pixels of a file (image_size, image_size, 3), or the problem with it."""
+    def _read(self, image: ImageInput) -> tuple[str | None, Pixels | str]:
+        """The pixels of an image (image_size, image_size, 3), or the problem with it."""
         try:
-            return path, load_image(path, **load_settings(self.recipe))
+            return image.path, load_image(image.content, **load_settings(self.recipe))
         except ImageProblem as problem:
-            return path, str(problem)
+            return image.path, str(problem)
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, count: int) -> Iterator[Result]:
@@ -136,7 +154,7 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, count: i
         pool.shutdown(cancel_futures=True)
 
 
-def _exported(run: Run, format: str, precision: str) -> Path:
+def _exported(run: RunFolder, format: str, precision: str) -> Path:
     """The run's export of this kind, made now if there is none of the weights it has."""
     folder = default_folder(run, format, precision)
     if not is_current(folder, run):
@@ -147,48 +165,3 @@ def _exported(run: Run, format: str, precision: str) -> Path:
             )
         export(run, format, precision=precision)
     return folder
-
-
-def expand(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """Files, folders (walked through as for training, see `data.walk`) and globs to image files, with notes.
-
-    A file that is named is kept whatever its ending, so that a problem with it is reported; what systems leave
-    behind ("Thumbs.db", "@eaDir") is left out even so, for a shell's "*" names it too.
-
-    Raises:
-        UsageError: an argument that matches nothing.
-    """
-    paths: list[Path] = []
-    notes: list[str] = []
-    ignored: Counter[str] = Counter()
-    for argument in arguments:
-        path = Path(argument)
-        if path.exists() and is_clutter(path.name):
-            notes.append(f"left out: {argument}, a name that is never data")
-        elif path.is_dir():
-            tree = scan(path)
-            others = tree.other_endings()
-            if not tree.num_images:
-                only = f", only {listed_endings(others)}" if others else ""
-                raise UsageError(f"Folder {argument}: received no image{only}; expected files like *.jpg in it.")
-            ignored += others
-            paths += tree.image_paths()
-        elif path.exists():
-            paths.append(path)
-        else:
-            found = _matches(argument)
-            if not found:
-                raise UsageError(f"No file matches {argument!r}. Expected image files, folders, or a quoted glob.")
-            paths += found
-    if ignored:
-        notes.append(f"ignored: files that are no images by their ending: {listed_endings(ignored)}")
-    if not paths:
-        raise UsageError(f"Received no image: {'; '.join(notes)}. Expected image files, folders, or a quoted glob.")
-    return paths, notes
-
-
-def _matches(pattern: str) -> list[Path]:
-    """Files that match a glob, without those in places that the walk skips, unless the pattern names them."""
-    named = set(Path(pattern).parts)
-    matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True))
-    return [p for p in matches if p.is_file() and not any(is_skipped(part) for part in p.parts if part not in named)]

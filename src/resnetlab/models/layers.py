@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from resnetlab import kernels
+from resnetlab import backend
 from resnetlab.models.variants import PREPROCESSING, Architecture
 
 Shape = tuple[int | None, ...]
@@ -30,7 +30,7 @@ class Normalize(keras.layers.Layer):
     def call(self, x: Tensor) -> Tensor:
         mean, scale = PREPROCESSING[self.preprocessing]
         dtype = keras.backend.standardize_dtype(x.dtype)
-        x = (x - kernels.constant(mean, dtype)) / kernels.constant(scale, dtype)
+        x = (x - backend.constant(mean, dtype)) / backend.constant(scale, dtype)
         return ops.flip(x, axis=-1) if self.preprocessing == "caffe" else x
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -91,11 +91,11 @@ class Conv2D(keras.layers.Layer):
             shape=(self.kernel_size, self.kernel_size, channels // self.groups, self.filters),
             initializer=HostNormal(self.seed, self.name),
         )
-        kernels.lay_out(self.kernel)
+        backend.lay_out(self.kernel)
         self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros") if self.use_bias else None
 
     def call(self, x: Tensor) -> Tensor:
-        y = kernels.convolution(x, ops.convert_to_tensor(self.kernel), stride=self.strides, groups=self.groups)
+        y = backend.convolution(x, ops.convert_to_tensor(self.kernel), stride=self.strides, groups=self.groups)
         return y if self.bias is None else y + self.bias
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -130,10 +130,10 @@ class BatchNorm(keras.layers.BatchNormalization):
             ops.convert_to_tensor(v, "float32") for v in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
         )
         if not training or not self.trainable or self.frozen_statistics:
-            return kernels.batch_norm_inference(inputs, gamma, beta, moving_mean, moving_variance, epsilon=self.epsilon)
-        y, mean, variance = kernels.batch_norm(inputs, gamma, beta, epsilon=self.epsilon)
-        kernels.move_statistic(self.moving_mean, mean, self.momentum)
-        kernels.move_statistic(self.moving_variance, variance, self.momentum)
+            return backend.batch_norm_inference(inputs, gamma, beta, moving_mean, moving_variance, epsilon=self.epsilon)
+        y, mean, variance = backend.batch_norm(inputs, gamma, beta, epsilon=self.epsilon)
+        backend.move_statistic(self.moving_mean, mean, self.momentum)
+        backend.move_statistic(self.moving_variance, variance, self.momentum)
         return y
 
     def get_config(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
     """Keras's max-pooling with "valid" padding, by each backend's own kernel."""
 
     def call(self, inputs: Tensor) -> Tensor:
-        return kernels.max_pool(inputs, self.pool_size[0], self.strides[0])
+        return backend.max_pool(inputs, self.pool_size[0], self.strides[0])
 
 
 @keras.saving.register_keras_serializable("resnetlab")
@@ -153,7 +153,7 @@ class AveragePooling2D(keras.layers.AveragePooling2D):
     """Keras's average-pooling with "same" padding, by each backend's own kernel."""
 
     def call(self, inputs: Tensor) -> Tensor:
-        return kernels.average_pool(inputs, self.pool_size[0], self.strides[0])
+        return backend.average_pool(inputs, self.pool_size[0], self.strides[0])
 
 
 @keras.saving.register_keras_serializable("resnetlab")
@@ -166,7 +166,7 @@ class IdentityShortcut(keras.layers.Layer):
 
     def call(self, x: Tensor) -> Tensor:
         if self.strides > 1:  # a pool of one pixel: five times as fast as a strided slice on TensorFlow
-            x = kernels.average_pool(x, 1, self.strides)
+            x = backend.average_pool(x, 1, self.strides)
         new = self.filters - x.shape[-1]
         return ops.pad(x, [(0, 0), (0, 0), (0, 0), (0, new)]) if new else x
 

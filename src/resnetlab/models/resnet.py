@@ -69,6 +69,9 @@ def build(
 
     Raises:
         UsageError: an unknown model (with the nearest names), or a value out of range.
+
+    >>> rl.build("resnet20", num_classes=3).output_shape
+    (None, 3)
     """
     arch = architecture(model) if isinstance(model, str) else model
     num_classes = arch.num_classes if num_classes is None else num_classes

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from resnetlab.atomic import atomic_file
 from resnetlab.errors import ResnetlabError
 from resnetlab.evaluation.metrics import CalibrationBin, expected_calibration_error, most_confused
-from resnetlab.run import atomic
 
 DPI = 150
 # Okabe and Ito's palette, which people with any kind of colour blindness can tell apart.
@@ -100,65 +101,91 @@ def curves(metrics: Sequence[dict[str, Any]], path: str | PathLike[str]) -> None
     if not metrics:
         raise ResnetlabError("There are no epochs to draw. Expected at least one finished epoch.")
     by_epoch = {int(record["epoch"]): record for record in metrics}
-    records = [by_epoch[epoch] for epoch in sorted(by_epoch)]
-    epochs = np.array(sorted(by_epoch))
-    loss, val_loss = _series(records, "loss"), _series(records, "val_loss")
-    accuracy, val_top1 = _series(records, "accuracy"), _series(records, "val_top1")
-    rate = _series(records, "learning_rate")
-    best = int(np.nanargmin(val_loss)) if np.isfinite(val_loss).any() else None
-    lost = [
-        int(epoch)
-        for epoch, record in zip(epochs, records, strict=True)
-        if any(key in record and _number(record[key]) is None for key in ("loss", "val_loss"))
-    ]
+    found = _Curves.of([by_epoch[epoch] for epoch in sorted(by_epoch)])
+    write(lambda figure: _draw_curves(figure, found), path, size=(8, 8.5))
 
-    def draw(figure: Figure) -> None:
-        top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[5, 5, 1.6])
-        _lines(top, epochs, loss, val_loss, best)
-        _lines(middle, epochs, accuracy, val_top1, best)
-        _line(bottom, epochs, rate, color=MUTED)
 
-        values = np.concatenate([loss, val_loss])
-        values = values[np.isfinite(values)]
-        if not values.size:
-            top.set_yticks([])
-        elif values.min() > 0 and values.max() > 100 * values.min():
-            log_scale(top)
-        _frame(middle, np.concatenate([accuracy, val_top1]), least=0.1)
-        middle.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
-        _frame(bottom, np.append(rate, 0.0))
-        peak = np.nanmax(np.append(rate, 0.0))
-        bottom.set_yticks([0, peak] if peak else [0])
-        bottom.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-        bottom.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
-        margin = 0.5 if len(epochs) == 1 else 0.015 * (epochs[-1] - epochs[0])
-        bottom.set_xlim(epochs[0] - min(margin, 0.9), epochs[-1] + margin)  # there is no epoch 0
-        bottom.set_xlabel("epoch")
-        top.set_ylabel("cross-entropy")
-        middle.set_ylabel("top-1")
+@dataclass(frozen=True)
+class _Curves:
+    """Values by epoch, NaN where there is none."""
 
-        top.set_title("Loss" if values.size else "The loss was never finite")
-        middle.set_title("Top-1")
-        if best is not None:
-            top.set_title(f"Validation loss is lowest at epoch {epochs[best]}: {val_loss[best]:.4g}")
-            if np.isfinite(val_top1[best]):
-                middle.set_title(f"Validation top-1 at that epoch: {100 * val_top1[best]:.1f} %")
-        bottom.set_title("Learning rate")
-        handles = {str(line.get_label()): line for axes in (middle, top) for line in axes.lines}
-        handles = {label: line for label, line in handles.items() if not label.startswith("_")}
-        figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=3, columnspacing=1.4)
-        for axes in (top, middle, bottom):
-            for epoch in lost:
-                axes.axvspan(epoch - 0.5, epoch + 0.5, color="#f6e3d7", linewidth=0, zorder=0)
-        if lost:
-            note = f"shaded: loss not finite ({len(lost)} of {len(epochs)} epochs)"
-            top.set_title(note, loc="right", color=ORANGE, fontsize=8.5, fontweight="normal")
+    epochs: NDArray[np.int64]
+    loss: NDArray[np.float64]
+    val_loss: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    val_top1: NDArray[np.float64]
+    rate: NDArray[np.float64]
+    lost: list[int]  # epochs with a loss that is not finite
 
-    write(draw, path, size=(8, 8.5))
+    @classmethod
+    def of(cls, records: Sequence[dict[str, Any]]) -> _Curves:
+        """Of records in the order of their epochs."""
+        keys = ("loss", "val_loss", "accuracy", "val_top1", "learning_rate")
+        lost = [
+            int(record["epoch"])
+            for record in records
+            if any(key in record and _number(record[key]) is None for key in ("loss", "val_loss"))
+        ]
+        epochs = np.array([int(record["epoch"]) for record in records])
+        loss, val_loss, accuracy, val_top1, rate = (_series(records, key) for key in keys)
+        return cls(epochs, loss, val_loss, accuracy, val_top1, rate, lost)
+
+    @property
+    def best(self) -> int | None:
+        """Index of the epoch with the lowest validation loss."""
+        return int(np.nanargmin(self.val_loss)) if np.isfinite(self.val_loss).any() else None
+
+
+def _draw_curves(figure: Figure, found: _Curves) -> None:
+    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[5, 5, 1.6])
+    epochs, rate = found.epochs, found.rate
+    _lines(top, epochs, found.loss, found.val_loss, found.best)
+    _lines(middle, epochs, found.accuracy, found.val_top1, found.best)
+    _line(bottom, epochs, rate, color=MUTED)
+
+    values = np.concatenate([found.loss, found.val_loss])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        top.set_yticks([])
+    elif values.min() > 0 and values.max() > 100 * values.min():
+        log_scale(top)
+    _frame(middle, np.concatenate([found.accuracy, found.val_top1]), least=0.1)
+    middle.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+    _frame(bottom, np.append(rate, 0.0))
+    peak = np.nanmax(np.append(rate, 0.0))
+    bottom.set_yticks([0, peak] if peak else [0])
+    bottom.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    bottom.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
+    margin = 0.5 if len(epochs) == 1 else 0.015 * (epochs[-1] - epochs[0])
+    bottom.set_xlim(epochs[0] - min(margin, 0.9), epochs[-1] + margin)  # there is no epoch 0
+    bottom.set_xlabel("epoch")
+    top.set_ylabel("cross-entropy")
+    middle.set_ylabel("top-1")
+    top.set_title("Loss" if values.size else "The loss was never finite")
+    _title_curves(figure, found)
+
+
+def _title_curves(figure: Figure, found: _Curves) -> None:
+    top, middle, bottom = figure.axes
+    middle.set_title("Top-1")
+    if (best := found.best) is not None:
+        top.set_title(f"Validation loss is lowest at epoch {found.epochs[best]}: {found.val_loss[best]:.4g}")
+        if np.isfinite(found.val_top1[best]):
+            middle.set_title(f"Validation top-1 at that epoch: {100 * found.val_top1[best]:.1f} %")
+    bottom.set_title("Learning rate")
+    handles = {str(line.get_label()): line for axes in (middle, top) for line in axes.lines}
+    handles = {label: line for label, line in handles.items() if not label.startswith("_")}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=3, columnspacing=1.4)
+    for axes in (top, middle, bottom):
+        for epoch in found.lost:
+            axes.axvspan(epoch - 0.5, epoch + 0.5, color="#f6e3d7", linewidth=0, zorder=0)
+    if found.lost:
+        note = f"shaded: loss not finite ({len(found.lost)} of {len(found.epochs)} epochs)"
+        top.set_title(note, loc="right", color=ORANGE, fontsize=8.5, fontweight="normal")
 
 
 def confusion(matrix: ArrayLike, class_names: Sequence[str], path: str | PathLike[str]) -> None:
-    """Draw a confusion matrix: colour for the share of the true class, and up to 20 classes the counts in the cells.
+    """Draw a confusion matrix: colour for the fraction of the true class, and up to 20 classes the counts in the cells.
 
     Args:
         matrix: (k, k) counts, rows true, columns predicted. A class without samples has a grey row.
@@ -175,17 +202,7 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str], path: str | PathLik
         )
     support = counts.sum(axis=1, keepdims=True)  # (k, 1)
     with np.errstate(invalid="ignore"):
-        shares = np.ma.masked_invalid(counts / support)  # (k, k)
-
-    names = [_short(name) for name in class_names]
-    every = math.ceil(k / NAMED_CLASSES)
-    cell = 0.46 if k <= CELL_COUNTS else max(0.155, 0.46 * CELL_COUNTS / k) if k <= NAMED_CLASSES else 15.5 / k
-    side = max(k * cell, 2.4)  # inches
-    font = min(9.0, 0.62 * 72 * cell * every)
-    # In inches, roughly; a character of this font is on average 0.6 of its size wide.
-    longest = max(map(len, names)) * font * 0.6 / 72
-    lying = longest < 0.95 * side / k
-    room = 0.35 + longest
+        fractions = np.ma.masked_invalid(counts / support)  # (k, k)
 
     total, hits = int(counts.sum()), int(np.trace(counts))
     title = "Confusion matrix" if total == 0 else f"{100 * hits / total:.1f} % of {total:,} images on the diagonal"
@@ -194,49 +211,94 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str], path: str | PathLik
     if pairs:
         true, predicted = _short(pairs[0].true), _short(pairs[0].predicted)
         subtitle = f"most often: {true} taken for {predicted}, {pairs[0].count:,} of {pairs[0].support:,}"
-
-    header, bar = 0.85, 0.95
-    width, height = max(room + side + bar, 4.6), header + side + room + 0.3
+    layout = _MatrixLayout.of([_short(name) for name in class_names])
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes((room / width, (room + 0.3) / height, side / width, side / height))
-        # Square root: a mistake of 2 % should be seen beside a diagonal of 95 %. The scale bar says so.
-        image = axes.imshow(shares, cmap=SHADES, norm=PowerNorm(0.5, 0, 1), interpolation="nearest", aspect="auto")
-        axes.set_xticks(range(0, k, every), names[::every], rotation=0 if lying else 90, fontsize=font)
-        axes.set_yticks(range(0, k, every), names[::every], fontsize=font)
-        axes.tick_params(length=0, colors=INK)
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        if k <= NAMED_CLASSES:  # thin white lines between the cells
-            axes.set_xticks(np.arange(-0.5, k), minor=True)
-            axes.set_yticks(np.arange(-0.5, k), minor=True)
-            axes.grid(
-                which="minor", color="white" if k <= CELL_COUNTS else RULE, linewidth=1.5 if k <= CELL_COUNTS else 0.4
-            )
-            axes.tick_params(which="minor", length=0)
-        axes.set_xlabel("predicted", labelpad=8)
-        axes.set_ylabel("true", labelpad=8)
-        if k <= CELL_COUNTS:
-            digits = len(f"{counts.max():,}")
-            size = min(9.0, 72 * cell * 0.9 / (0.62 * digits))
-            for i, j in np.argwhere(counts):  # zeros are left empty, so that mistakes stand out
-                color = "white" if shares[i, j] > 0.35 else INK
-                axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center_baseline", fontsize=size, color=color)
-        left = room / width
+        image = _draw_matrix(figure, counts, fractions, layout)
+        left, height = layout.room / layout.width, layout.height
         figure.text(left, 1 - 0.30 / height, title, fontsize=11, fontweight="bold", va="center")
         figure.text(left, 1 - 0.56 / height, subtitle, fontsize=9, color=MUTED, va="center")
-        bar_height = min(side, 4.0)
-        scale = figure.add_axes(
-            ((room + side + 0.18) / width, (room + 0.3 + side - bar_height) / height, 0.13 / width, bar_height / height)
-        )
-        colorbar = figure.colorbar(image, cax=scale, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
-        colorbar.set_label("share of the true class", fontsize=8)
-        colorbar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-        colorbar.ax.tick_params(length=0, labelsize=8)
-        colorbar.ax.grid(visible=False)
-        colorbar.outline.set_visible(False)
+        _draw_scale(figure, image, layout)
 
-    write(draw, path, size=(width, height), tight=True)
+    write(draw, path, size=(layout.width, layout.height), tight=True)
+
+
+@dataclass(frozen=True)
+class _MatrixLayout:
+    """Sizes in inches, and the font that fits."""
+
+    names: list[str]
+    every: int  # of so many names one is written
+    cell: float
+    side: float
+    font: float  # points
+    lying: bool  # names below lie flat
+    room: float  # for the names
+    width: float
+    height: float
+
+    @classmethod
+    def of(cls, names: list[str]) -> _MatrixLayout:
+        k = len(names)
+        every = math.ceil(k / NAMED_CLASSES)
+        cell = 0.46 if k <= CELL_COUNTS else max(0.155, 0.46 * CELL_COUNTS / k) if k <= NAMED_CLASSES else 15.5 / k
+        side = max(k * cell, 2.4)
+        font = min(9.0, 0.62 * 72 * cell * every)
+        longest = max(map(len, names)) * font * 0.6 / 72  # a character is on average 0.6 of its size wide
+        room, header, bar = 0.35 + longest, 0.85, 0.95
+        return cls(
+            names=names,
+            every=every,
+            cell=cell,
+            side=side,
+            font=font,
+            lying=longest < 0.95 * side / k,
+            room=room,
+            width=max(room + side + bar, 4.6),
+            height=header + side + room + 0.3,
+        )
+
+
+def _draw_matrix(figure: Figure, counts: NDArray[np.int64], fractions: Any, layout: _MatrixLayout) -> Any:
+    k, width, height, room, side = len(layout.names), layout.width, layout.height, layout.room, layout.side
+    axes = figure.add_axes((room / width, (room + 0.3) / height, side / width, side / height))
+    # Square root: a mistake of 2 % should be seen beside a diagonal of 95 %. The scale bar says so.
+    image = axes.imshow(fractions, cmap=SHADES, norm=PowerNorm(0.5, 0, 1), interpolation="nearest", aspect="auto")
+    ticks, names = range(0, k, layout.every), layout.names[:: layout.every]
+    axes.set_xticks(ticks, names, rotation=0 if layout.lying else 90, fontsize=layout.font)
+    axes.set_yticks(ticks, names, fontsize=layout.font)
+    axes.tick_params(length=0, colors=INK)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    if k <= NAMED_CLASSES:  # thin white lines between the cells
+        axes.set_xticks(np.arange(-0.5, k), minor=True)
+        axes.set_yticks(np.arange(-0.5, k), minor=True)
+        axes.grid(
+            which="minor", color="white" if k <= CELL_COUNTS else RULE, linewidth=1.5 if k <= CELL_COUNTS else 0.4
+        )
+        axes.tick_params(which="minor", length=0)
+    axes.set_xlabel("predicted", labelpad=8)
+    axes.set_ylabel("true", labelpad=8)
+    if k <= CELL_COUNTS:
+        digits = len(f"{counts.max():,}")
+        size = min(9.0, 72 * layout.cell * 0.9 / (0.62 * digits))
+        for i, j in np.argwhere(counts):  # zeros are left empty, so that mistakes stand out
+            color = "white" if fractions[i, j] > 0.35 else INK
+            axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center_baseline", fontsize=size, color=color)
+    return image
+
+
+def _draw_scale(figure: Figure, image: Any, layout: _MatrixLayout) -> None:
+    width, height = layout.width, layout.height
+    bar = min(layout.side, 4.0)
+    left, bottom = (layout.room + layout.side + 0.18) / width, (layout.room + 0.3 + layout.side - bar) / height
+    scale = figure.add_axes((left, bottom, 0.13 / width, bar / height))
+    colorbar = figure.colorbar(image, cax=scale, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
+    colorbar.set_label("fraction of the true class", fontsize=8)
+    colorbar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    colorbar.ax.tick_params(length=0, labelsize=8)
+    colorbar.ax.grid(visible=False)
+    colorbar.outline.set_visible(False)
 
 
 def reliability(bins: Iterable[CalibrationBin], path: str | PathLike[str]) -> None:
@@ -268,18 +330,18 @@ def reliability(bins: Iterable[CalibrationBin], path: str | PathLike[str]) -> No
         top.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfectly calibrated")
         # On the diagonal both are equal, so the way from there to the point is what the error sums up.
         top.vlines(sure, right, sure, color=ORANGE, linewidth=2.2, label="gap", zorder=3)
-        top.plot(sure, right, "o", color=BLUE, markersize=5, label="share that was right", clip_on=False, zorder=4)
+        top.plot(sure, right, "o", color=BLUE, markersize=5, label="fraction that was right", clip_on=False, zorder=4)
         top.legend(loc="upper left", handlelength=1.6)
         bottom.bar(centres, [b.count / n for b, _, _ in filled], widths, color="#9a9a9a")
         word = (
             "" if error < 0.01 or abs(excess) < error / 2 else ", over-confident" if excess > 0 else ", under-confident"
         )
         top.set_title(f"Calibration error {100 * error:.1f} %{word}")
-        top.set_ylabel("share that was right")
+        top.set_ylabel("fraction that was right")
         top.set_ylim(0, 1)
         top.set_xlim(0, 1)
         bottom.set_xlabel("confidence of the prediction")
-        bottom.set_ylabel("share of images")
+        bottom.set_ylabel("fraction of images")
         bottom.yaxis.set_major_locator(MaxNLocator(3))
         for axis in (top.yaxis, bottom.yaxis, bottom.xaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
@@ -355,7 +417,7 @@ def write(
         layout = None if tight else ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, hspace=0.04)
         figure = Figure(figsize=size, dpi=DPI, layout=layout)
         draw(figure)
-        with atomic(path) as temporary:
+        with atomic_file(path) as temporary:
             # Without the version of matplotlib in it: the same data, the same bytes.
             figure.savefig(
                 temporary,

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from resnetlab import kernels
+from resnetlab import backend
 
 Tensor = Any
 
@@ -34,12 +34,12 @@ class Averages(keras.layers.Layer):
             for i, v in enumerate(self.live())
         ]
         for average, variable in zip(self.values, self.live(), strict=True):
-            kernels.lay_out(average)
+            backend.lay_out(average)
             average.assign(keras.ops.convert_to_numpy(variable))
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         if training:
-            kernels.move_averages(self.values, self.live(), self._weight(ops.convert_to_tensor(self.steps)))
+            backend.move_averages(self.values, self.live(), self._weight(ops.convert_to_tensor(self.steps)))
             self.steps.assign(self.steps + 1.0)
         return x
 

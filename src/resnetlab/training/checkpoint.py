@@ -15,8 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from resnetlab.atomic import atomic_file
 from resnetlab.errors import ResnetlabError
-from resnetlab.run import atomic
 
 
 def state_variables(model: keras.Model) -> list[keras.Variable]:
@@ -28,7 +28,7 @@ def save(path: Path, model: keras.Model, progress: dict[str, Any]) -> None:
     """Write the state, and `progress` (plain JSON) with it."""
     arrays = {f"{i:05d}": keras.ops.convert_to_numpy(v) for i, v in enumerate(state_variables(model))}
     names = [v.path for v in state_variables(model)]
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, names=np.array(names), progress=np.array(json.dumps(progress)), **arrays)
 
 

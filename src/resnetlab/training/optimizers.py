@@ -8,23 +8,23 @@ from typing import Any
 import keras
 from keras import ops
 
-from resnetlab import kernels
+from resnetlab import backend
 from resnetlab.recipes import Recipe
 
 Tensor = Any
 
 
-def optimizer_for(
-    recipe: Recipe, steps_per_epoch: int, *, start: int = 0, shares: Mapping[int, float] | None = None
+def make_optimizer(
+    recipe: Recipe, steps_per_epoch: int, *, start: int = 0, factors: Mapping[int, float] | None = None
 ) -> keras.optimizers.Optimizer:
     """The optimizer of a recipe.
 
-    Its own count of steps begins at step `start` of the run. `shares` has the share of the learning rate by the
+    Its own count of steps begins at step `start` of the run. `factors` has the fraction of the learning rate by the
     identity of each variable, where they differ.
     """
     shared: dict[str, Any] = {
         "learning_rate": Schedule.of(recipe, steps_per_epoch, start=start),
-        "shares": shares,
+        "factors": factors,
     }
     clip = recipe.gradient_clip or None
     if recipe.optimizer == "sgd":
@@ -85,18 +85,18 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 class _Ours:
     """What all optimizers here share: a learning rate of each variable's own, and updates of all variables at once."""
 
-    def __init__(self, *, shares: Mapping[int, float] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, factors: Mapping[int, float] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.shares = shares
+        self.factors = factors
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         super().build(variables)  # type: ignore[misc]
         for slot in self.variables:  # type: ignore[attr-defined]
-            kernels.lay_out(slot)
-        self.share_of = [self.shares[id(v)] if self.shares else 1.0 for v in variables]
+            backend.lay_out(slot)
+        self.factor_of = [self.factors[id(v)] if self.factors else 1.0 for v in variables]
 
     def rate_of(self, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
-        share = self.share_of[self._get_variable_index(variable)]  # type: ignore[attr-defined]
+        share = self.factor_of[self._get_variable_index(variable)]  # type: ignore[attr-defined]
         return learning_rate if share == 1.0 else learning_rate * share
 
     def _backend_update_step(
@@ -115,7 +115,7 @@ class _Ours:
     def _settings(self, variables: Sequence[keras.Variable], learning_rate: Tensor) -> dict[str, Any]:
         """What every kernel of an update is told, and the places of the variables among the slots."""
         index = [self._get_variable_index(variable) for variable in variables]  # type: ignore[attr-defined]
-        fractions = [self.share_of[i] for i in index]
+        fractions = [self.factor_of[i] for i in index]
         return {"rate": learning_rate, "fractions": None if set(fractions) == {1.0} else fractions}
 
     def _slots(self, slots: Sequence[keras.Variable], variables: Sequence[keras.Variable]) -> list[keras.Variable]:
@@ -136,7 +136,7 @@ class SGD(_Ours, keras.optimizers.SGD):
         if self.l2:
             variables = self._trainable_variables if trainable_variables is None else trainable_variables
             grads, decayed = list(grads), [i for i, variable in enumerate(variables) if decays(variable)]
-            sums = kernels.add_scaled([grads[i] for i in decayed], [variables[i] for i in decayed], self.l2)
+            sums = backend.add_scaled([grads[i] for i in decayed], [variables[i] for i in decayed], self.l2)
             for i, total in zip(decayed, sums, strict=True):
                 grads[i] = total
         super().apply(grads, trainable_variables)
@@ -144,7 +144,7 @@ class SGD(_Ours, keras.optimizers.SGD):
     def update_together(
         self, gradients: Sequence[Tensor], variables: Sequence[keras.Variable], learning_rate: Tensor
     ) -> bool:
-        return kernels.sgd_update(
+        return backend.sgd_update(
             variables,
             self._slots(self.momentums, variables) if self.momentum else (),
             gradients,
@@ -156,7 +156,7 @@ class SGD(_Ours, keras.optimizers.SGD):
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         rate = self.rate_of(variable, learning_rate)
         velocity = self.momentums[self._get_variable_index(variable)] if self.momentum else None
-        if velocity is None or not kernels.momentum_update(
+        if velocity is None or not backend.momentum_update(
             variable, velocity, gradient, rate=rate, momentum=self.momentum, nesterov=self.nesterov
         ):
             super().update_step(gradient, variable, rate)
@@ -191,7 +191,7 @@ class _Moments(_Ours):
 class AdamW(_Moments, keras.optimizers.Adam):
     """AdamW (Loshchilov 2017, arXiv:1711.05101, algorithm 2) that decays kernels alone, each at its own rate."""
 
-    kernel = staticmethod(kernels.adam_update)
+    kernel = staticmethod(backend.adam_update)
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         rate = self.rate_of(variable, learning_rate)
@@ -206,7 +206,7 @@ class Lamb(_Moments, keras.optimizers.Lamb):
     Keras's own leaves it outside. Biases and batch norms are neither decayed nor scaled, as in the paper's code.
     """
 
-    kernel = staticmethod(kernels.lamb_update)
+    kernel = staticmethod(backend.lamb_update)
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         index = self._get_variable_index(variable)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import keras
 
 from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.models.from_recipe import build_network
 from resnetlab.recipes import Recipe
 
 HEAD = "head_logits"  # the layer that knows the classes
@@ -82,7 +83,7 @@ def freeze(network: keras.Model, recipe: Recipe, step: int, steps_per_epoch: int
     return thaw if step >= thaw else 0
 
 
-def rate_shares(network: keras.Model, recipe: Recipe) -> dict[int, float]:
+def learning_rate_factors(network: keras.Model, recipe: Recipe) -> dict[int, float]:
     """The share of the learning rate that each weight learns at, by the identity of the variable.
 
     Discriminative fine-tuning (Howard, Ruder 2018, arXiv:1801.06146, section 3.1), with one factor from part to part:
@@ -95,3 +96,11 @@ def rate_shares(network: keras.Model, recipe: Recipe) -> dict[int, float]:
         for layer in layers
         for variable in layer.trainable_weights
     }
+
+
+def build_from(source: keras.Model, recipe: Recipe, num_classes: int, *, with_head: bool) -> keras.Model:
+    """A recipe's network with the weights of `source`; `with_head`: those of its head too. Raises as the steps do."""
+    network = build_network(recipe, num_classes)
+    load_backbone(network, source, with_head=with_head)
+    freeze(network, recipe, 0, 1)  # so that stages to freeze that are not there are an error now
+    return network

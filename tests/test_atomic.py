@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from resnetlab.folders import made_whole, named
+from resnetlab.atomic import atomic_folder, without_dots
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -12,7 +12,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def write(folder: Path, text: str, *, replace: bool = False) -> None:
-    with made_whole(folder, replace=replace) as building:
+    with atomic_folder(folder, replace=replace) as building:
         (building / "file").write_text(text, "utf-8")
 
 
@@ -56,8 +56,8 @@ def test_a_link_stays_one(tmp_path: Path, there: bool) -> None:
 def test_the_folder_one_is_in_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert named(Path("out")) == Path("out")
-    assert named(Path("..")) == tmp_path
-    here = named(Path())
+    assert without_dots(Path("out")) == Path("out")
+    assert without_dots(Path("..")) == tmp_path
+    here = without_dots(Path())
     write(here, "new")
     assert contents(here) == contents(tmp_path / "here") == {"file": "new"}

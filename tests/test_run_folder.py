@@ -5,30 +5,34 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from resnetlab.atomic import atomic_file
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.recipes import RECIPES
-from resnetlab.run import FORMAT, Run, atomic
+from resnetlab.run_folder import FORMAT, RunFolder, RunInfo
 
 
-def make(path: Path) -> Run:
-    return Run.create(path, recipe=RECIPES["quick"], environment={"python": "3"}, facts={"class_names": ["cat", "犬"]})
+def make(path: Path) -> RunFolder:
+    info = RunInfo(model="resnet-tiny", class_names=("cat", "犬"), source="photos")
+    return RunFolder.create(path, recipe=RECIPES["quick"], info=info)
 
 
 def test_a_run_is_created_and_opened(tmp_path: Path) -> None:
     made = make(tmp_path / "deep" / "er" / "run with ünicode")
     made.update(status="finished", epoch=3)
-    run = Run.open(made.path)
+    run = RunFolder.open(made.path)
     assert run.recipe() == RECIPES["quick"]
-    assert run.facts() == {"format": FORMAT, "status": "finished", "class_names": ["cat", "犬"], "epoch": 3}
-    assert run.read_json("environment.json") == {"python": "3"}
+    info = run.info()
+    assert (info.format, info.status, info.class_names, info.epoch) == (FORMAT, "finished", ("cat", "犬"), 3)
+    assert run.read_json("environment.json")["versions"]["keras"]
     assert run.metrics() == []
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
-    assert make(tmp_path).facts()["status"] == "started"
+    assert make(tmp_path).info().status == "started"
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -36,7 +40,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     run.update(status="finished")
     with pytest.raises(UsageError, match=r"is not empty.*--run.*--resume"):
         make(run.path)
-    assert run.facts()["status"] == "finished"
+    assert run.info().status == "finished"
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.txt").write_text("all of it")
     with pytest.raises(UsageError, match="is not empty"):
@@ -55,13 +59,13 @@ def test_what_is_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "none", tmp_path / "file"):
         with pytest.raises(UsageError, match="no such folder"):
-            Run.open(path)
+            RunFolder.open(path)
     with pytest.raises(UsageError, match=r"is not a run folder: it has no run.json"):
-        Run.open(tmp_path)
+        RunFolder.open(tmp_path)
     run = make(tmp_path / "run")
     run.recipe_file.unlink()
     with pytest.raises(UsageError, match=r"is not a run folder: it has no recipe.json"):
-        Run.open(run.path)
+        RunFolder.open(run.path)
 
 
 @pytest.mark.parametrize("text", ['{"format": 1, ', "", "\x00\x00", "[]", "7"])
@@ -69,7 +73,7 @@ def test_damaged_facts_are_told(tmp_path: Path, text: str) -> None:
     run = make(tmp_path / "run")
     (run.path / "run.json").write_text(text)
     with pytest.raises(ResnetlabError, match=r"run\.json"):
-        Run.open(run.path)
+        RunFolder.open(run.path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"epochs": 0}', '{"of_a_later_version": 1}'])
@@ -77,21 +81,65 @@ def test_a_damaged_recipe_is_told(tmp_path: Path, text: str) -> None:
     run = make(tmp_path / "run")
     run.recipe_file.write_text(text)
     with pytest.raises(ResnetlabError, match=r"recipe\.json"):
-        Run.open(run.path).recipe()
+        RunFolder.open(run.path).recipe()
 
 
 def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
     (run.path / "run.json").write_bytes(b"\xff\xfe{")
     with pytest.raises(ResnetlabError, match="cannot be read"):
-        run.facts()
+        run.info()
 
 
 def test_another_format_is_told(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
-    run.update(format=FORMAT + 1)
-    with pytest.raises(ResnetlabError, match=f"received run format {FORMAT + 1}, this version reads {FORMAT}"):
-        Run.open(run.path)
+    run.write_json("run.json", run.info().model_dump() | {"format": FORMAT + 1})
+    with pytest.raises(
+        ResnetlabError, match=f"received run format {FORMAT + 1}, this version of resnetlab reads 1 and {FORMAT}"
+    ):
+        RunFolder.open(run.path)
+
+
+@pytest.mark.parametrize(
+    ("former", "expected"),
+    [
+        (
+            {"status": "finished", "class_names": ["a", "b"], "model": "resnet20", "data": "digits", "epoch": 3},
+            {"status": "finished", "class_names": ("a", "b"), "data": "digits", "epoch": 3, "allow_losses": True},
+        ),
+        (
+            {"status": "ported", "class_names": ["a"], "model": "resnet18", "data": None, "source": "r.pth"},
+            {"status": "imported", "source": "r.pth", "data": None},
+        ),
+        (  # as the notebook wrote it
+            {"status": "finished", "class_names": ["a"], "model": "resnet20", "seconds": 7.5},
+            {"data": None, "source": ""},
+        ),
+    ],
+)
+def test_a_run_of_format_1_is_read(tmp_path: Path, former: dict[str, Any], expected: dict[str, Any]) -> None:
+    run = make(tmp_path / "run")
+    run.write_json("run.json", {"format": 1} | former)
+    info = RunFolder.open(run.path).info().model_dump()
+    assert {key: info[key] for key in expected} == expected
+    run.update(step=5)  # writes the present format
+    assert json.loads((run.path / "run.json").read_text("utf-8"))["format"] == FORMAT
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"status": "ended"}, "status"),
+        ({"epoch": "three"}, "epoch"),
+        ({"speed": 3}, "speed"),
+        ({"model": None}, "model"),
+    ],
+)
+def test_fields_that_do_not_fit_the_schema_are_named(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    run = make(tmp_path / "run")
+    with pytest.raises(ResnetlabError, match=rf"run\.json is damaged: {named}: "):
+        run.update(**changes)
+    assert RunFolder.open(run.path).info().status == "started"
 
 
 def test_metrics_go_and_come(tmp_path: Path) -> None:
@@ -137,7 +185,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, error: typ
     target.write_text("old")
 
     def write() -> None:
-        with atomic(target) as temporary:
+        with atomic_file(target) as temporary:
             temporary.write_text("half of the n")
             raise error
 
@@ -150,7 +198,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, error: typ
 def test_a_write_that_ends_well_replaces_and_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "kept.txt"
     for text in ("old", "new"):
-        with atomic(target) as temporary:
+        with atomic_file(target) as temporary:
             temporary.write_text(text)
     assert target.read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]
@@ -158,7 +206,7 @@ def test_a_write_that_ends_well_replaces_and_leaves_nothing(tmp_path: Path) -> N
 
 def test_a_full_disk_is_an_error_to_act_on(tmp_path: Path) -> None:
     def write() -> None:
-        with atomic(tmp_path / "a"):
+        with atomic_file(tmp_path / "a"):
             raise OSError(28, "No space left on device")
 
     with pytest.raises(ResnetlabError, match=r"Cannot write .*/a: No space left on device\."):
@@ -168,17 +216,17 @@ def test_a_full_disk_is_an_error_to_act_on(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_gone_is_an_error_to_act_on(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
-    gone = Run(tmp_path / "gone")
+    gone = RunFolder(tmp_path / "gone")
     with pytest.raises(ResnetlabError, match="Cannot write"):
         gone.write_json("a.json", {})
-    assert Run.open(run.path).facts()["status"] == "started"
+    assert RunFolder.open(run.path).info().status == "started"
 
 
 def test_a_name_that_is_no_utf8_goes_and_comes(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9/\xff.jpg")
     run = make(tmp_path / "run")
     run.update(data=name)
-    assert run.facts()["data"] == name
+    assert run.info().data == name
     run.write_split([(name, "cat", "train", "00")])
     assert run.split() == {"00": "train"}
 
@@ -193,15 +241,15 @@ def test_of_many_processes_that_want_one_folder_one_gets_it(tmp_path: Path) -> N
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(attempt, range(8))) == 1
-    assert Run.open(tmp_path / "run").recipe() == RECIPES["quick"]
+    assert RunFolder.open(tmp_path / "run").recipe() == RECIPES["quick"]
 
 
 def test_runs_begun_in_one_second_all_get_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: Run.new_folder("digits", "resnet20"), range(8)))
+        folders = list(pool.map(lambda _: RunFolder.new_folder("digits", "resnet20"), range(8)))
     assert len(set(folders)) == 8
-    assert all(make(folder).facts()["status"] == "started" for folder in folders)
+    assert all(make(folder).info().status == "started" for folder in folders)
 
 
 def test_the_history_of_a_chain_outlives_its_runs(tmp_path: Path) -> None:
@@ -214,5 +262,5 @@ def test_the_history_of_a_chain_outlives_its_runs(tmp_path: Path) -> None:
             run.write_ancestors(origin)
             shutil.rmtree(origin.path)
         run.write_split(("image", "cat", subset, content) for content, subset in subsets.items())
-    assert runs[2].history() == {"01": "train", "02": "validation", "03": "train"}
+    assert runs[2].used_images() == {"01": "train", "02": "validation", "03": "train"}
     assert not runs[2].has_unknown_origin()

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from resnetlab.data.draws import CROP_RATIO, ERASE_AREA, Augmentation, draw
+from resnetlab.data.augmentation import CROP_RATIO, ERASE_AREA, Augmentation, draw
 
 COUNT = 4000
 ALL = Augmentation(

@@ -27,10 +27,10 @@ import numpy as np
 
 from resnetlab import environment
 from resnetlab.errors import ResnetlabError, UsageError
-from resnetlab.models.keras_files import read_hdf5, read_keras
-from resnetlab.models.state_dicts import bare
-from resnetlab.models.torch_files import read_torch
 from resnetlab.models.variants import PREPROCESSING
+from resnetlab.weights.keras_files import read_hdf5, read_keras
+from resnetlab.weights.state_dicts import bare
+from resnetlab.weights.torch_files import read_torch
 
 KERAS_APPLICATIONS = ("ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2")
 _WEIGHTS_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
@@ -85,7 +85,7 @@ def read(source: str, *, key: str | None = None) -> Checkpoint:
     )
 
 
-def class_names_for(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
+def find_class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
     """The classes in the order of the logits: the checkpoint's own, ImageNet's for 1000, else "class 0", ..."""
     if checkpoint.class_names is not None and len(checkpoint.class_names) == num_classes:
         return checkpoint.class_names
@@ -361,7 +361,7 @@ def _from_keras(name: str) -> dict[str, np.ndarray]:
     environment.start()
     import keras
 
-    from resnetlab.models.porting import arrays_of
+    from resnetlab.weights.convert import collect_arrays
 
     function = getattr(keras.applications, name)
     try:
@@ -374,4 +374,4 @@ def _from_keras(name: str) -> dict[str, np.ndarray]:
             f"Keras cannot download {name}: {error}. Where there is a network, download that file ({file}), and "
             f"give it to `resnetlab import`, or put it into {folder}."
         ) from None
-    return arrays_of(model)
+    return collect_arrays(model)

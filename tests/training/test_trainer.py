@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from resnetlab.errors import ResnetlabError
 from resnetlab.evaluation.logits import predict_logits
 from resnetlab.evaluation.metrics import evaluate_logits
 from resnetlab.inference.predictor import Predictor
+from resnetlab.models.from_recipe import build_network
+from resnetlab.progress import LogProgress
 from resnetlab.recipes import Recipe
-from resnetlab.run import Run
-from resnetlab.training.fit import loss_for, network_for, train
+from resnetlab.run_folder import RunFolder, RunInfo
+from resnetlab.training.trainer import make_loss, train
 from tests.workers import Workers
 
 TRAIN, VALIDATION = 96, 40
@@ -50,25 +53,21 @@ EVERYTHING = BASE.changed(
 )
 
 
-class Quiet:
+class Quiet(LogProgress):
     """Progress that shows nothing; it asks the process to stop while a step is under way."""
 
     def __init__(self, stop_at: int = 0, name: signal.Signals = signal.SIGINT) -> None:
         self.stop_at, self.name = stop_at, name
         self.steps: list[int] = []
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
-    def start(self, epochs: int, steps_per_epoch: int, batch_size: int, step: int) -> None: ...
-
-    def step(self, step: int, logs: dict[str, float]) -> None:
+    def step(self, step: int, logs: Mapping[str, float]) -> None:
         self.steps.append(step)
         if step == self.stop_at:
             signal.raise_signal(self.name)
 
-    def epoch(self, record: dict[str, Any], *, best: bool) -> None: ...
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
+    def info(self, text: str) -> None:
+        self.messages.append(text)
 
 
 class Slow(np.ndarray):
@@ -100,20 +99,19 @@ def digits(*, scrambled: bool = False) -> Pack:
     )
 
 
-def new_run(path: Path, recipe: Recipe) -> Run:
-    return Run.create(
-        path, recipe=recipe, environment={}, facts={"class_names": list("0123456789"), "model": recipe.model}
-    )
+def new_run(path: Path, recipe: Recipe) -> RunFolder:
+    info = RunInfo(model=recipe.model, class_names=tuple("0123456789"), source="digits")
+    return RunFolder.create(path, recipe=recipe, info=info)
 
 
-def state(run: Run) -> dict[str, np.ndarray]:
+def state(run: RunFolder) -> dict[str, np.ndarray]:
     """Everything that training reads and writes, by its name."""
     with np.load(run.checkpoint) as file:  # the second optimizer of a process is "sgd_1"
         names = [re.sub(r"_\d+/", "/", str(name)) for name in file["names"]]
         return {f"{i:03} {name}": file[f"{i:05d}"] for i, name in enumerate(names)}
 
 
-def records(run: Run) -> list[dict[str, Any]]:
+def records(run: RunFolder) -> list[dict[str, Any]]:
     """The epochs' records without what a clock measured."""
     return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in run.metrics()]
 
@@ -130,14 +128,14 @@ def interrupted_and_not(folder: str) -> dict[str, Any]:
     statuses = [train(pack, EVERYTHING, whole, progress=Quiet())]
     stopped, resumed = Quiet(stop_at=8), Quiet()
     statuses.append(train(pack, EVERYTHING, parts, progress=stopped))
-    halfway = parts.facts()
+    halfway = parts.info()
     assert signal.getsignal(signal.SIGINT) is before
     assert parts.weights().exists()  # usable as it is
     statuses.append(train(pack, EVERYTHING, parts, progress=resumed, resume=True))
     return {
         "statuses": statuses,
         "halfway": halfway,
-        "said": stopped.said,
+        "messages": stopped.messages,
         "steps": (sorted(stopped.steps), sorted(resumed.steps)),
         "states": (state(whole), state(parts)),
         "records": (records(whole), records(parts)),
@@ -148,10 +146,10 @@ def interrupted_and_not(folder: str) -> dict[str, Any]:
 def test_an_interrupted_run_equals_one_that_never_stopped(on: Workers, backend: str, tmp_path: Path) -> None:
     found = on(backend)(interrupted_and_not, folder=str(tmp_path))
     assert found["statuses"] == ["finished", "interrupted", "finished"]
-    step = found["halfway"]["step"]
+    step = found["halfway"].step
     assert step == 8 if backend == "tensorflow" else 8 <= step < 12  # the others run ahead of what they tell
-    assert found["halfway"]["status"] == "interrupted"
-    assert found["said"] == [f"Stopped at step {step}. Go on with: resnetlab train --resume {tmp_path / 'parts'}"]
+    assert found["halfway"].status == "interrupted"
+    assert found["messages"] == [f"Stopped at step {step}. Resume with: resnetlab train --resume {tmp_path / 'parts'}"]
     assert found["steps"] == (list(range(1, step + 1)), list(range(step + 1, 13)))
     whole, parts = found["states"]
     kinds = " ".join(whole)
@@ -168,7 +166,7 @@ def test_an_interrupted_run_equals_one_that_never_stopped(on: Workers, backend: 
 def test_a_stop_at_the_end_of_an_epoch_loses_no_epoch(tmp_path: Path, stop_at: int, steps: int) -> None:
     run = new_run(tmp_path / "run", BASE)
     status = train(digits(), BASE, run, progress=Quiet(stop_at, signal.SIGTERM))
-    assert (status, run.facts()["step"]) == ("interrupted" if steps < 12 else "finished", steps)
+    assert (status, run.info().step) == ("interrupted" if steps < 12 else "finished", steps)
     assert len(run.metrics()) == stop_at // 6
 
 
@@ -183,7 +181,7 @@ def test_early_stopping_stops_and_keeps_the_best(tmp_path: Path) -> None:
     losses = [record["val_loss"] for record in run.metrics()]
     best = int(np.argmin(losses))
     assert len(losses) == best + 1 + 2 < 40
-    assert run.facts()["best_epoch"] == best + 1
+    assert run.info().best_epoch == best + 1
     validation = pack.indices("validation")
     judged = evaluate_logits(Predictor(run).logits(pack.images, validation), pack.labels[validation], pack.class_names)
     assert judged.loss == pytest.approx(losses[best], rel=1e-5)
@@ -219,7 +217,7 @@ def diverge(folder: str, rate: float, batch_size: int) -> dict[str, Any]:
         told = str(error)
     return {
         "told": told,
-        "status": run.facts()["status"],
+        "status": run.info().status,
         "kept": run.best_weights.read_bytes() == best,
         "metrics": run.metrics()[:1] == before,
     }
@@ -228,7 +226,7 @@ def diverge(folder: str, rate: float, batch_size: int) -> dict[str, Any]:
 @pytest.mark.parametrize("batch_size", [16, 96])  # 96: after its one step the training loss is still finite
 def test_divergence_is_told_and_leaves_the_best_weights(tmp_path: Path, batch_size: int) -> None:
     found = diverge(str(tmp_path), 1e30, batch_size)
-    assert "training diverged. --resume would repeat these steps. Begin a new run" in found["told"]
+    assert "training diverged. --resume would repeat these steps. Start a new run" in found["told"]
     assert found["status"] == "diverged"
     assert found["kept"]
     assert found["metrics"]
@@ -266,7 +264,7 @@ def test_averages_are_evaluated_and_training_goes_on_from_live_weights(tmp_path:
     assert all(value for path, value in differ.items() if "moving" in path)  # running statistics are averaged too
     assert sum(differ.values()) > len(differ) / 2  # the others have no gradient yet: a last gamma begins at zero
 
-    validation, best = pack.indices("validation"), runs[1].facts()["best_epoch"]
+    validation, best = pack.indices("validation"), runs[1].info().best_epoch
     logits = Predictor(runs[1]).logits(pack.images, validation)
     judged = evaluate_logits(logits, pack.labels[validation], pack.class_names)
     found, plainly = (run.metrics()[best - 1]["val_loss"] for run in reversed(runs))
@@ -306,7 +304,7 @@ def test_two_steps_of_whatever_a_recipe_asks_for(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     recipe = BASE.changed(epochs=1)
     run = new_run(tmp_path_factory.mktemp("runs") / "finished", recipe)
     train(digits(), recipe, run, progress=Quiet())
@@ -314,14 +312,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.parametrize("changes", [{"ema": 0.9}, {"optimizer": "adamw"}, {"model": "resnet20"}])
-def test_the_checkpoint_of_another_recipe_is_told(finished: Run, changes: dict[str, Any]) -> None:
+def test_the_checkpoint_of_another_recipe_is_told(finished: RunFolder, changes: dict[str, Any]) -> None:
     with pytest.raises(ResnetlabError, match="state of another model"):
         train(digits(), BASE.changed(**changes), finished, progress=Quiet(), resume=True)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "noise", "bits", "text", "none"])
-def test_a_damaged_checkpoint_is_told(finished: Run, tmp_path: Path, damage: str) -> None:
-    run = Run(shutil.copytree(finished.path, tmp_path / "run"))
+def test_a_damaged_checkpoint_is_told(finished: RunFolder, tmp_path: Path, damage: str) -> None:
+    run = RunFolder(shutil.copytree(finished.path, tmp_path / "run"))
     whole = run.checkpoint.read_bytes()
     middle = len(whole) // 2
     broken = {
@@ -340,22 +338,22 @@ def test_a_damaged_checkpoint_is_told(finished: Run, tmp_path: Path, damage: str
 
 def test_whoever_asks_again_after_a_second_means_it(tmp_path: Path) -> None:
     class Impatient(Quiet):
-        def step(self, step: int, logs: dict[str, float]) -> None:
+        def step(self, step: int, logs: Mapping[str, float]) -> None:
             for pause in (0.0, 0.0, 1.1):  # the second, at once, is the first again
                 time.sleep(pause)
-                self.said.append("asked")
+                self.messages.append("asked")
                 signal.raise_signal(signal.SIGINT)
 
     before, progress = signal.getsignal(signal.SIGINT), Impatient()
     with pytest.raises(KeyboardInterrupt):
         train(digits(), BASE, new_run(tmp_path / "run", BASE), progress=progress)
-    assert progress.said == ["asked"] * 3
+    assert progress.messages == ["asked"] * 3
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def loss_of(threshold: float | None) -> float:
     logits = np.array([[2.0, -1.0, 0.5, -3.0]], np.float32)
-    return float(loss_for(A3.changed(target_threshold=threshold))(np.array([[0.3, 0.7, 0.0, 0.0]]), logits))
+    return float(make_loss(A3.changed(target_threshold=threshold))(np.array([[0.3, 0.7, 0.0, 0.0]]), logits))
 
 
 A3 = BASE.changed(
@@ -393,7 +391,7 @@ def a3_losses(folder: Path) -> tuple[list[float], list[float]]:
     run = new_run(folder, A3)
     train(packed, A3, run, progress=Quiet())
     records = run.metrics()
-    network = network_for(A3, 10)
+    network = build_network(A3, 10)
     network.load_weights(run.last_weights)
     logits = predict_logits(network, packed.images, packed.indices("validation"), size=24)
     again = evaluate_logits(logits, packed.labels[packed.indices("validation")], packed.class_names)

@@ -16,10 +16,10 @@ from typing import Any
 import keras
 import numpy as np
 
-BACKEND = keras.backend.backend()
+NAME = keras.backend.backend()
 Tensor = Any  # of whichever backend is active
 
-if BACKEND == "tensorflow":
+if NAME == "tensorflow":
     import tensorflow as tf
 
     def convolution(x: Tensor, kernel: Tensor, *, stride: int, groups: int) -> Tensor:
@@ -144,7 +144,7 @@ if BACKEND == "tensorflow":
         """Whether float32 products may be rounded to TensorFloat-32 on GPUs that have it."""
         set_tf32(allowed)
 
-elif BACKEND == "torch":
+elif NAME == "torch":
     import torch
     import torch.nn.functional as F
 
@@ -390,7 +390,7 @@ elif BACKEND == "torch":
         """As on TensorFlow, above."""
         set_tf32((allowed, allowed))
 
-elif BACKEND == "jax":
+elif NAME == "jax":
     import jax
 
     # XLA fuses the elementwise chains of a batch norm and of an update by itself.
@@ -491,7 +491,7 @@ elif BACKEND == "jax":
 
 else:
     raise ImportError(
-        f"resnetlab runs on the Keras backends tensorflow, jax and torch; received KERAS_BACKEND={BACKEND!r}. "
+        f"resnetlab runs on the Keras backends tensorflow, jax and torch; received KERAS_BACKEND={NAME!r}. "
         "Set KERAS_BACKEND before Keras is imported."
     )
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from resnetlab.models import VARIANTS, build
-from resnetlab.models.naming import recognise
-from resnetlab.models.porting import arrays_of, port
+from resnetlab.weights.convert import assign_weights, collect_arrays
+from resnetlab.weights.mapping import recognise
 from tests.models.randomised import randomised
 from tests.models.reference import (
     assert_close,
@@ -48,14 +48,14 @@ def reference_of_keras(name: str) -> keras.Model:
 def test_logits_are_those_of_keras_applications(name: str, at_both_sizes: list[np.ndarray]) -> None:
     module = keras.applications.resnet_v2 if name.endswith("V2") else keras.applications.resnet
     theirs, row = reference_of_keras(name), f"keras-{name.lower()}"
-    weights = randomised(arrays_of(theirs))
+    weights = randomised(collect_arrays(theirs))
     if not name.endswith("V2"):  # whose input is bytes, not [-1, 1]
         weights["conv1_conv/kernel"] /= 64
     assign(theirs, weights)
     arch, naming, num_classes = recognise(weights)
     assert (arch.name, naming.family, num_classes) == (row, "keras.applications", 1000)
     ours = build(arch)
-    port(ours, weights, naming)
+    assign_weights(ours, weights, naming)
     for images in at_both_sizes:
         expected = logits_of(theirs, module.preprocess_input(images.astype(np.float32)))
         assert_depends_on_the_image(expected)
@@ -79,7 +79,7 @@ def of_transformers(
     from transformers import ResNetConfig, ResNetForImageClassification
 
     model = ResNetForImageClassification(ResNetConfig(num_labels=1000, **config)).eval()
-    weights = randomised(arrays_of(model.state_dict()))
+    weights = randomised(collect_arrays(model.state_dict()))
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()}, strict=False)
     logits = []
     for batch in images:
@@ -87,7 +87,7 @@ def of_transformers(
         with torch.no_grad():
             pixels = torch.from_numpy(scaled.astype(np.float32).transpose(0, 3, 1, 2))
             logits.append(model(pixel_values=pixels).logits.numpy())
-    return arrays_of(model.state_dict()), logits
+    return collect_arrays(model.state_dict()), logits
 
 
 def ported_logits(
@@ -95,7 +95,7 @@ def ported_logits(
 ) -> tuple[str, str, list[np.ndarray]]:
     arch, naming, num_classes = recognise(weights, stride_on=stride_on)
     model = build(arch, num_classes=num_classes)
-    port(model, weights, naming)
+    assign_weights(model, weights, naming)
     return arch.name, naming.family, [logits_of(model, batch) for batch in images]
 
 

@@ -1,6 +1,6 @@
 """What the implementation that weights come from makes of them: the check of a port.
 
-    python -m resnetlab.models.references SOURCE ROW FAMILY SIZE PREPROCESSING OUTPUT.npz
+    python -m resnetlab.weights.parity SOURCE ROW FAMILY SIZE PREPROCESSING OUTPUT.npz
 
 runs in a process of its own, as PyTorch and TensorFlow should not share one, and leaves the logits of two images. With
 -P, so that what lies beside downloaded weights, a torch.py, is not imported.
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from resnetlab.errors import ResnetlabError, first_informative_line
-from resnetlab.models.checkpoints import read
 from resnetlab.models.variants import PREPROCESSING, Architecture, architecture
+from resnetlab.weights.readers import read
 
 _NEEDS: dict[str, list[tuple[str, ...]]] = {  # of each group, one
     "keras.applications": [("keras",)],

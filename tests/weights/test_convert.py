@@ -20,11 +20,12 @@ from safetensors.numpy import save_file
 
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.inference.predictor import Predictor
-from resnetlab.models import VARIANTS, build, references
-from resnetlab.models.checkpoints import Checkpoint, class_names_for, read
-from resnetlab.models.naming import recognise, torchvision
-from resnetlab.models.porting import arrays_of, port, port_to_run
-from resnetlab.run import Run
+from resnetlab.models import VARIANTS, build
+from resnetlab.run_folder import RunFolder
+from resnetlab.weights import parity
+from resnetlab.weights.convert import assign_weights, collect_arrays, import_checkpoint
+from resnetlab.weights.mapping import recognise, torchvision
+from resnetlab.weights.readers import Checkpoint, find_class_names, read
 from tests.models.randomised import randomised
 from tests.models.reference import as_torch, assert_close, empty_weights, logits_of
 from tests.workers import Workers
@@ -36,7 +37,7 @@ TINY = replace(VARIANTS["resnet18"], depths=(1, 1, 1, 1), widths=(4, 4, 8, 8), s
 def tiny_source() -> tuple[keras.Model, Arrays]:
     """A small network, and random weights for it under torchvision's names."""
     model = build(TINY, num_classes=5)
-    return model, as_torch(randomised(arrays_of(model)), TINY)
+    return model, as_torch(randomised(collect_arrays(model)), TINY)
 
 
 @pytest.mark.parametrize(
@@ -52,19 +53,19 @@ def tiny_source() -> tuple[keras.Model, Arrays]:
 )
 def test_porting_accepts_nothing_missing_left_over_or_misshapen(change: object, message: str) -> None:
     model, source = tiny_source()
-    before = arrays_of(model)
+    before = collect_arrays(model)
     change(source)
     with pytest.raises(ResnetlabError) as error:
-        port(model, source, torchvision(TINY))
+        assign_weights(model, source, torchvision(TINY))
     assert message in str(error.value)
-    for name, array in arrays_of(model).items():
+    for name, array in collect_arrays(model).items():
         np.testing.assert_array_equal(array, before[name])
 
 
 def test_porting_ignores_only_the_step_counts_of_pytorch() -> None:
     model, source = tiny_source()
-    port(model, source | {"bn1.num_batches_tracked": np.array(3)}, torchvision(TINY))
-    np.testing.assert_array_equal(arrays_of(model)["stem_bn1/beta"], source["bn1.bias"])
+    assign_weights(model, source | {"bn1.num_batches_tracked": np.array(3)}, torchvision(TINY))
+    np.testing.assert_array_equal(collect_arrays(model)["stem_bn1/beta"], source["bn1.bias"])
 
 
 # ------------------------------------------------------------------------------------------------- recognising
@@ -125,7 +126,7 @@ def test_keras_files_of_every_kind_hold_the_same_arrays(tmp_path: Path) -> None:
         layer.set_weights(
             [np.asarray(w) for w in randomised({f"{i}": w for i, w in enumerate(layer.get_weights())}).values()]
         )
-    expected = arrays_of(model)
+    expected = collect_arrays(model)
     model.save_weights(tmp_path / "new.weights.h5")
     model.save(tmp_path / "model.keras")
     with h5py.File(tmp_path / "old.h5", "w") as file:  # as keras.applications' published files are laid out
@@ -325,10 +326,10 @@ def test_what_timm_says_travels_with_the_weights(tmp_path: Path) -> None:
 
 
 def test_imagenets_classes_are_a_thousand_different_ones_in_their_order() -> None:
-    names = class_names_for(Checkpoint("x", {}), 1000)
+    names = find_class_names(Checkpoint("x", {}), 1000)
     assert len(set(names)) == 1000
     assert (names[0], names[281], names[817], names[999]) == ("tench", "tabby", "sports car", "toilet tissue")
-    assert class_names_for(Checkpoint("x", {}), 3) == ("class 0", "class 1", "class 2")
+    assert find_class_names(Checkpoint("x", {}), 3) == ("class 0", "class 1", "class 2")
 
 
 # --------------------------------------------------------------------------------------------------- run folders
@@ -342,7 +343,7 @@ def transformers_folder(folder: Path) -> Arrays:
         depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic", num_labels=3, id2label=labels
     )
     model = ResNetForImageClassification(config).eval()
-    drawn = randomised(arrays_of(model.state_dict()))
+    drawn = randomised(collect_arrays(model.state_dict()))
     model.load_state_dict({name: torch.from_numpy(array) for name, array in drawn.items()}, strict=False)
     model.save_pretrained(folder)
     return drawn
@@ -350,17 +351,17 @@ def transformers_folder(folder: Path) -> Arrays:
 
 def test_a_ported_run_predicts_what_its_source_does_and_says_where_it_is_from(tmp_path: Path, on: Workers) -> None:
     drawn = on("torch")(transformers_folder, folder=tmp_path / "net")
-    run = port_to_run(read(str(tmp_path / "net")), tmp_path / "run", settings={"image_size": 64})
-    told = run.read_json("port.json")
+    run = import_checkpoint(read(str(tmp_path / "net")), tmp_path / "run", settings={"image_size": 64})
+    told = run.read_json("import.json")
     assert (told["family"], told["arrays"]) == ("transformers", len(drawn))  # without the counters of steps
     assert told["check"]["against"].startswith("transformers ")
     assert told["check"]["difference"] < 1e-5
     assert told["assumed"] == ["crop_pct", "interpolation", "preprocessing"]
-    predictor = Predictor(Run.open(run.path))
+    predictor = Predictor(RunFolder.open(run.path))
     assert predictor.class_names == ("cat", "dog", "owl")
     model = build("resnet18", num_classes=3)
-    port(model, drawn, recognise(drawn)[1])
-    images = references.images(64)
+    assign_weights(model, drawn, recognise(drawn)[1])
+    images = parity.images(64)
     padded = np.pad(images, [(0, 0), (4, 5), (4, 5), (0, 0)])  # the middle 64 of 73 is looked at
     assert padded.shape[1] == run.recipe().pack_size
     assert_close(predictor.logits(padded), logits_of(model, images))
@@ -369,29 +370,29 @@ def test_a_ported_run_predicts_what_its_source_does_and_says_where_it_is_from(tm
 def test_a_port_that_is_not_equal_to_its_source_leaves_nothing(
     tmp_path: Path, resnet18: Arrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(references, "logits", lambda *_, **__: (np.ones((2, 3), np.float32), "torchvision 1.0"))
+    monkeypatch.setattr(parity, "logits", lambda *_, **__: (np.ones((2, 3), np.float32), "torchvision 1.0"))
     with pytest.raises(ResnetlabError, match=r"differ from those of torchvision 1\.0 by .*Nothing was written"):
-        port_to_run(Checkpoint("x.pth", resnet18), tmp_path / "run", settings={"image_size": 32})
+        import_checkpoint(Checkpoint("x.pth", resnet18), tmp_path / "run", settings={"image_size": 32})
     assert not (tmp_path / "run").exists()
 
 
 def test_a_port_into_the_folder_one_is_in(tmp_path: Path, resnet18: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    run = port_to_run(Checkpoint("x.pth", resnet18), Path(), settings={"image_size": 32})
+    run = import_checkpoint(Checkpoint("x.pth", resnet18), Path(), settings={"image_size": 32})
     assert run.path == tmp_path / "here"
-    assert run.facts()["model"] == "resnet18"
+    assert run.info().model == "resnet18"
 
 
 def test_a_port_needs_a_name_for_each_class(tmp_path: Path, resnet18: Arrays) -> None:
     with pytest.raises(UsageError, match="Received 2 different class names, expected 3"):
-        port_to_run(Checkpoint("x.pth", resnet18), tmp_path / "run", class_names=("cat", "dog", "cat"))
+        import_checkpoint(Checkpoint("x.pth", resnet18), tmp_path / "run", class_names=("cat", "dog", "cat"))
     assert not (tmp_path / "run").exists()
 
 
 def test_the_source_implementations_absence_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    found = references.logits("x.pth", "resnet18", "torchvision", size=32, preprocessing="imagenet")
+    found = parity.logits("x.pth", "resnet18", "torchvision", size=32, preprocessing="imagenet")
     assert found == "torchvision cannot run here: torch, torchvision or timm is not installed"
 
 
@@ -402,7 +403,7 @@ def test_what_lies_beside_weights_is_not_imported(
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')", "utf-8")
     save_file(resnet18, tmp_path / "net.safetensors")
     monkeypatch.chdir(tmp_path)
-    references.logits("net.safetensors", "resnet18", "transformers", size=32, preprocessing="imagenet")
+    parity.logits("net.safetensors", "resnet18", "transformers", size=32, preprocessing="imagenet")
     assert not (tmp_path / "harm").exists()
 
 
@@ -412,7 +413,7 @@ def test_bfloat16_is_read_and_what_are_no_finite_numbers_is_refused(tmp_path: Pa
     save_file({"a": np.array([1.0, np.nan], np.float32)}, tmp_path / "nan.safetensors")
     with h5py.File(tmp_path / "text.h5", "w") as file:
         file["a/kernel"] = "hello"
-    with pytest.raises(ResnetlabError, match="a has values that are not finite"):
+    with pytest.raises(ResnetlabError, match="a has 1 values that are not finite, of 2"):
         read(str(tmp_path / "nan.safetensors"))
     with pytest.raises(ResnetlabError, match=r"a/kernel is of \|S5"):
         read(str(tmp_path / "text.h5"))

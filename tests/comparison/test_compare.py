@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from resnetlab import doctor, environment
-from resnetlab.compare import compare
-from resnetlab.compare.compare import Configuration, Plan, plan, verdict
-from resnetlab.compare.measure import seconds_per_step, steps_to_time
+from resnetlab.comparison import compare
+from resnetlab.comparison.compare import Configuration, Plan, plan, verdict
+from resnetlab.comparison.measure import seconds_per_step, steps_to_time
 from resnetlab.doctor import Facts
 from resnetlab.errors import UsageError
+from resnetlab.progress import LogProgress
 from resnetlab.recipes import RECIPES
 from resnetlab.report.comparison import problems, table
 
@@ -291,6 +292,14 @@ def test_the_table_fits_a_terminal(rate: float) -> None:
     assert table([failed("cpu", 8, "it broke")]).splitlines()[-1].split()[0] == "8"
 
 
+class Messages(LogProgress):
+    def __init__(self) -> None:
+        self.text = ""
+
+    def info(self, text: str) -> None:
+        self.text += f"{text}\n"
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """The arguments of the smallest comparison."""
@@ -306,12 +315,14 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         "repeats": 1,
         "budget": 0.05,
         "output": tmp_path / "out put",
+        "progress": Messages(),
     }
 
 
 @pytest.mark.long
-def test_a_comparison_is_measured_and_written(quick: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    found = compare.run(**quick)
+def test_a_comparison_is_measured_and_written(quick: dict[str, Any]) -> None:
+    comparison = compare.run(**quick)
+    found = comparison.result
     assert [r.get("problem") for r in found["rows"]] == [None, None]
     keys = {"what", "configuration", "measured_at", "commit", "environment", "device", "rows", "verdict"}
     assert found.keys() == keys
@@ -327,15 +338,16 @@ def test_a_comparison_is_measured_and_written(quick: dict[str, Any], capsys: pyt
         assert 0 < measured["matmul_share"] < 1
         assert measured["train"]["n"] == 1
         assert measured["peak_memory"] > 1e8
-    shown, text = capsys.readouterr().out, (output / "compare.txt").read_text()
-    assert text.splitlines()[0] in shown
-    assert "An epoch of your data takes" in shown
+    text = (output / "compare.txt").read_text()
+    assert text == "\n".join([comparison.table, "", *comparison.summary, ""])
+    assert "An epoch of your data takes" in text
+    assert "16: " in quick["progress"].text
     assert max(map(len, table(found["rows"]).splitlines())) <= 100
     assert found["verdict"][-1].startswith("No GPU") or "gpu" in found["configuration"]
 
 
 def test_a_backend_that_is_not_installed_is_a_row_with_its_reason(
-    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hide = tmp_path / "hide"
     hide.mkdir()
@@ -348,13 +360,12 @@ def test_a_backend_that_is_not_installed_is_a_row_with_its_reason(
         "m.version = absent\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(hide))
-    found = compare.run(**quick | {"backends": ["jax"], "batch_sizes": [8, 16]}, as_json=True)
+    found = compare.run(**quick | {"backends": ["jax"], "batch_sizes": [8, 16]}).result
     reason = "Backend 'jax' is not installed. Do: pip install 'resnetlab[jax]'."
     assert [(r["batch_size"], r["problem"]) for r in found["rows"]] == [(8, reason), (16, reason)]
     assert not (quick["output"] / "compare.png").exists()
-    out, err = capsys.readouterr()
-    assert json.loads(out)["verdict"][0].startswith("Nothing could be measured")
-    assert reason in err
+    assert found["verdict"][0].startswith("Nothing could be measured")
+    assert reason in quick["progress"].text
 
 
 @pytest.mark.parametrize(
@@ -373,7 +384,6 @@ def test_a_child_that_crashes_is_a_row_with_its_reason(
     quick: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     program: str,
     told: str,
 ) -> None:
@@ -381,9 +391,8 @@ def test_a_child_that_crashes_is_a_row_with_its_reason(
     broken.write_text(f'#!/bin/sh\nexec "{compare.sys.executable}" -c "{program}"\n')
     broken.chmod(0o755)
     monkeypatch.setattr(compare.sys, "executable", str(broken))
-    found = compare.run(**quick)
-    assert {r["problem"] for r in found["rows"]} == {told}
-    assert told in capsys.readouterr().out
+    assert {r["problem"] for r in compare.run(**quick).rows} == {told}
+    assert told in quick["progress"].text
 
 
 def test_the_parent_imports_no_backend_and_leaves_the_environment_alone(quick: dict[str, Any]) -> None:
@@ -397,9 +406,7 @@ def test_the_parent_imports_no_backend_and_leaves_the_environment_alone(quick: d
 
 
 @pytest.mark.long
-def test_the_gpu_branch_runs_end_to_end(
-    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_gpu_branch_runs_end_to_end(quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the findings of a healthy machine; of the child only the device is replaced, by the CPU."""
     child = tmp_path / "child.py"
     child.write_text(
@@ -408,16 +415,16 @@ def test_the_gpu_branch_runs_end_to_end(
         "start = environment.start\n"
         "def on_cpu(**settings):\n"
         "    start(**settings)\n"
-        "    from resnetlab import kernels\n"
+        "    from resnetlab import backend as kernels\n"
         "    kernels.gpus, kernels.gpu_memory_peak = lambda: ['a CPU in place of a GPU'], lambda: 10**9\n"
         "environment.start = on_cpu\n"
-        "from resnetlab.compare import measure\n"
+        "from resnetlab.comparison import measure\n"
         "measure.MATMUL_SIDE['gpu'] = 256\n"
         "measure.main()\n"
     )
     monkeypatch.setattr(compare, "CHILD", (str(child),))
     monkeypatch.setattr(compare.doctor, "examine", lambda frameworks: quick_report("wsl2_healthy"))
-    found = compare.run(**quick | {"devices": None, "backends": None, "budget": 0.05})
+    found = compare.run(**quick | {"devices": None, "backends": None, "budget": 0.05}).result
     assert [r.get("problem") for r in found["rows"]] == [None] * 8
     on_gpu = [r for r in found["rows"] if r["device"] == "gpu"]
     assert {(r["precision"], r["xla"]) for r in on_gpu} == {
@@ -429,4 +436,4 @@ def test_the_gpu_branch_runs_end_to_end(
         assert measured["finite"]
     assert any("on the GPU (a CPU in place of a GPU)" in sentence for sentence in found["verdict"])
     assert not any("No GPU" in sentence for sentence in found["verdict"])
-    assert "GPU · tensorflow · bfloat16 · XLA" in capsys.readouterr().out
+    assert "GPU · tensorflow · bfloat16 · XLA" in quick["progress"].text

@@ -1,8 +1,8 @@
 """Weights in: other implementations' weights become a run folder like any other, checked against their source.
 
-Every array of the source and every weight of our network is used exactly once, or nothing is (`naming.py`); what the
-source says of normalisation, size, crop, interpolation, class names and licence goes along (`checkpoints.py`); and
-where the source's own implementation is installed, its logits are compared with ours (`references.py`).
+Every array of the source and every weight of our network is used exactly once, or nothing is (`mapping.py`); what the
+source says of normalisation, size, crop, interpolation, class names and licence goes along (`readers.py`); and
+where the source's own implementation is installed, its logits are compared with ours (`parity.py`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from resnetlab import environment, kernels, results
+from resnetlab import backend
+from resnetlab.atomic import atomic_folder, without_dots
 from resnetlab.errors import ResnetlabError, UsageError
-from resnetlab.folders import made_whole, named
-from resnetlab.models import references
-from resnetlab.models.checkpoints import Checkpoint, class_names_for
-from resnetlab.models.naming import Arrays, Naming, cifar_repositories, listing, recognise
 from resnetlab.models.resnet import build
 from resnetlab.models.variants import Architecture
 from resnetlab.recipes import BASE, INPUT_KEYS, Recipe
-from resnetlab.run import Run
+from resnetlab.run_folder import RunFolder, RunInfo
+from resnetlab.weights import parity
+from resnetlab.weights.mapping import Arrays, Naming, cifar_repositories, listing, recognise
+from resnetlab.weights.readers import Checkpoint, find_class_names
 
 HEAD = "head_logits"
 # The order of the labels in CIFAR-10's own files.
@@ -35,7 +35,7 @@ Padding = Literal["both", "end"]
 TOLERANCE = 1e-4  # of the logits' scale: what float32 leaves between two ways to compute them
 
 
-def arrays_of(reference: Any) -> dict[str, np.ndarray]:
+def collect_arrays(reference: Any) -> dict[str, np.ndarray]:
     """Names and arrays of a `keras.Model` ("conv1_conv/kernel") or of a PyTorch state dict ("conv1.weight")."""
     if isinstance(reference, keras.Model):
         return {
@@ -49,7 +49,7 @@ def arrays_of(reference: Any) -> dict[str, np.ndarray]:
     }
 
 
-def port(model: keras.Model, source: Arrays, naming: Naming, *, head: bool = True) -> None:
+def assign_weights(model: keras.Model, source: Arrays, naming: Naming, *, head: bool = True) -> None:
     """Set all weights of `model` to those of `source`; without `head`, its head stays as it is.
 
     Raises:
@@ -100,7 +100,7 @@ def _take(
             variable.assign(np.take(keras.ops.convert_to_numpy(variable), order, axis=axis))
 
 
-def port_to_run(
+def import_checkpoint(
     checkpoint: Checkpoint,
     folder: Path,
     *,
@@ -109,24 +109,24 @@ def port_to_run(
     class_names: tuple[str, ...] | None = None,
     shortcut_padding: Padding | None = None,
     new_head: bool = False,
-) -> Run:
-    """Make a run folder of a checkpoint, whose `port.json` says where it came from and how it was checked.
+) -> RunFolder:
+    """Make a run folder of a checkpoint, whose `import.json` says where it came from and how it was checked.
 
     Args:
-        checkpoint: as `checkpoints.read` returns it.
+        checkpoint: as `readers.read` returns it.
         folder: of the new run.
         model: name of the model, where weights of the same shapes are not enough to tell.
         settings: of a recipe, of its `INPUT_KEYS`, over what the checkpoint says.
         class_names: one for each logit, over the checkpoint's.
         shortcut_padding: where a shortcut A of the source has its zero channels; None: as its family usually has.
-        new_head: the weights are to be trained on under a new head, so they need not have one of ours.
+        new_head: the weights are for training under a new head, so they need not have one of ours.
 
     Raises:
         ResnetlabError: not the weights of any network here, or our logits are not the source implementation's.
         UsageError: the folder is not vacant, or a setting is out of range.
     """
-    folder = named(folder)
-    Run.require_vacant(folder)
+    folder = without_dots(folder)
+    RunFolder.require_vacant(folder)
     headless = _has_no_head(checkpoint)
     arch, naming, num_classes = recognise(
         checkpoint.arrays, model=model or checkpoint.model, stride_on=checkpoint.stride_on, head=not headless
@@ -135,31 +135,15 @@ def port_to_run(
         raise ResnetlabError(_no_head(checkpoint))
     if checkpoint.linear and arch.stem == "cifar":  # without projections its names are torchvision's too
         naming = cifar_repositories(arch)
-    names, assumed = class_names or class_names_for(checkpoint, num_classes), []
-    if class_names is None and checkpoint.class_names is None and arch.stem == "cifar" and num_classes == 10:
-        names = CIFAR10
-    if headless:
-        names = ("no head",)
-    if len(names) != num_classes or len(set(names)) != num_classes:
-        raise UsageError(
-            f"Received {len(set(names))} different class names, expected {num_classes}: one for each logit."
-        )
+    names = ("no head",) if headless else _class_names(checkpoint, arch, num_classes, class_names)
     stated = checkpoint.settings | dict(settings or {})
     recipe = BASE.changed(
         name="imported", description=f"weights of {checkpoint.origin}", **_usual(arch, naming) | stated
     )
     arch = replace(arch, preprocessing=recipe.preprocessing or arch.preprocessing)
     network = build(arch, num_classes=num_classes)
-    port(network, checkpoint.arrays, naming, head=not headless)
-    if arch.shortcut == "A" and naming.family != "resnetlab":
-        padding = shortcut_padding or ("both" if naming.family == "CIFAR repositories" else "end")
-        assumed += [] if shortcut_padding else [f"shortcut padding {padding}"]
-        if padding == "both":
-            permute_padded_channels(network, arch)
-    elif shortcut_padding:
-        raise UsageError(
-            f"Received shortcut padding {shortcut_padding!r}, and {arch.name} has no zero-padded shortcuts."
-        )
+    assign_weights(network, checkpoint.arrays, naming, head=not headless)
+    assumed = _pad_shortcuts(network, arch, naming, shortcut_padding)
     check = (
         {"against": None, "why": "without a head there are no logits"}
         if headless
@@ -167,37 +151,58 @@ def port_to_run(
     )
     assumed += [key for key in INPUT_KEYS if key not in stated]
     assumed += [] if headless or names in (class_names, checkpoint.class_names) else ["class names"]
-    facts = {
-        "data": None,
-        "source": checkpoint.origin,
-        "commit": results.commit(),
-        "class_names": list(names),
-        "model": arch.name,
-    }
-    told = {
+    record = _source_record(checkpoint) | {"family": naming.family, "assumed": assumed, "check": check}
+    info = RunInfo(status="imported", model=arch.name, class_names=names, source=checkpoint.origin)
+    return _write_run(folder, network, recipe, info, record)
+
+
+def _source_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What import.json keeps of the source."""
+    return {
         "origin": checkpoint.origin,
         "sha256": _digest(checkpoint.arrays),
-        "family": naming.family,
         "arrays": len(checkpoint.arrays),
         "licence": checkpoint.licence,
-        "assumed": assumed,
         "note": checkpoint.note,
-        "check": check,
     }
-    return _write_run(folder, network, recipe, facts, told)
 
 
-def _write_run(folder: Path, network: keras.Model, recipe: Recipe, facts: dict[str, Any], told: dict[str, Any]) -> Run:
+def _class_names(
+    checkpoint: Checkpoint, arch: Architecture, num_classes: int, given: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """The given ones, the checkpoint's, or the usual ones of so many classes."""
+    names = given or find_class_names(checkpoint, num_classes)
+    if given is None and checkpoint.class_names is None and arch.stem == "cifar" and num_classes == 10:
+        names = CIFAR10
+    if len(names) != num_classes or len(set(names)) != num_classes:
+        raise UsageError(
+            f"Received {len(set(names))} different class names, expected {num_classes}: one for each logit."
+        )
+    return names
+
+
+def _pad_shortcuts(network: keras.Model, arch: Architecture, naming: Naming, padding: Padding | None) -> list[str]:
+    """Reorder channels where the source pads its shortcuts on both sides; returns what was assumed for that."""
+    if arch.shortcut != "A" or naming.family == "resnetlab":
+        if padding:
+            raise UsageError(f"Received shortcut padding {padding!r}, and {arch.name} has no zero-padded shortcuts.")
+        return []
+    usual: Padding = "both" if naming.family == "CIFAR repositories" else "end"
+    if (padding or usual) == "both":
+        permute_padded_channels(network, arch)
+    return [] if padding else [f"shortcut padding {usual}"]
+
+
+def _write_run(folder: Path, network: keras.Model, recipe: Recipe, info: RunInfo, record: dict[str, Any]) -> RunFolder:
     try:
-        with made_whole(folder) as building:
-            run = Run.create(building, recipe=recipe, environment=environment.snapshot(), facts=facts)
+        with atomic_folder(folder) as building:
+            run = RunFolder.create(building, recipe=recipe, info=info)
             run.write_split(())
             run.save_weights("best.weights.h5", network)
-            run.write_json("port.json", told)
-            run.update(status="ported")
+            run.write_json("import.json", record)
     except OSError as error:
         raise ResnetlabError(f"Cannot write the run folder {folder}: {error.strerror or error}.") from error
-    return Run.open(folder)
+    return RunFolder.open(folder)
 
 
 def _usual(arch: Architecture, naming: Naming) -> dict[str, Any]:
@@ -235,12 +240,12 @@ def _check(
 ) -> dict[str, Any]:
     """Our logits against the source implementation's, where that can run."""
     source = checkpoint.origin
-    reference = references.logits(source, row, family, size=size, preprocessing=preprocessing, key=checkpoint.key)
+    reference = parity.logits(source, row, family, size=size, preprocessing=preprocessing, key=checkpoint.key)
     if isinstance(reference, str):
         return {"against": None, "why": reference}
     expected, by = reference
-    with kernels.full_float32():
-        received = np.asarray(network.predict_on_batch(references.images(size)), np.float32)
+    with backend.full_float32():
+        received = np.asarray(network.predict_on_batch(parity.images(size)), np.float32)
     scale = float(np.abs(expected).max())
     difference = float(np.abs(received - expected).max()) / (scale or 1.0)
     if not difference <= TOLERANCE:

@@ -1,7 +1,8 @@
-"""Folders that are there whole or not at all: packs, exports, ported runs."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import uuid
@@ -9,11 +10,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from resnetlab.errors import ResnetlabError
+
 ABANDONED = 24 * 3600  # seconds after which a folder that was never finished is swept up
 
 
 @contextmanager
-def made_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+def atomic_file(target: Path) -> Iterator[Path]:
+    """A path to write to: what was written replaces `target` if the block ends well, and vanishes if it does not."""
+    temporary = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ResnetlabError(f"Cannot write {target}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder beside `folder` to fill: it takes its place if the block ends well, and vanishes if it does not.
 
     What stands in that place is replaced if it is an empty folder or `replace` is true; otherwise the block ends with
@@ -38,7 +56,7 @@ def made_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(rest, ignore_errors=True)
 
 
-def named(folder: Path) -> Path:
+def without_dots(folder: Path) -> Path:
     """The same folder by a name that does not depend on where one is, if it was "." or ends in ".."."""
     return folder.resolve() if folder.name in ("", "..") else folder
 

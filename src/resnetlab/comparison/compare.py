@@ -16,21 +16,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resnetlab import doctor, environment, results
+from resnetlab.atomic import atomic_file
 from resnetlab.errors import UsageError, unknown
 from resnetlab.models.shapes import summarize
 from resnetlab.models.variants import architecture
+from resnetlab.progress import Progress
 from resnetlab.recipes import Recipe
-from resnetlab.run import atomic
-
-if TYPE_CHECKING:
-    from rich.status import Status
+from resnetlab.report.comparison import chart, problems, table
 
 Row = dict[str, Any]
-CHILD = ("-m", "resnetlab.compare.measure")  # Python's arguments
+CHILD = ("-m", "resnetlab.comparison.measure")  # Python's arguments
 CHILD_LIMIT = 900.0  # seconds: a child that hangs is ended, and what it has measured is kept
 
 
@@ -108,6 +108,27 @@ def _configurations(device: str, backend: str, precisions: Sequence[str]) -> Ite
             yield Configuration("gpu", backend, precision, xla)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured, in the schema of `resnetlab.results`, and what it says.
+
+    Attributes:
+        path: folder of compare.json, compare.txt and compare.png.
+        rows: one for each configuration and batch size; with a `problem` where it could not be measured.
+        summary: sentences: the fastest configurations, their ratio, what limits them, why there is no GPU.
+        result: all of it with its conditions, as in compare.json.
+    """
+
+    path: Path
+    rows: list[Row]
+    summary: list[str]
+    result: dict[str, Any]
+
+    @property
+    def table(self) -> str:
+        return table(self.rows)
+
+
 def run(
     data: str,
     recipe: Recipe,
@@ -120,92 +141,77 @@ def run(
     repeats: int = 3,
     budget: float = 2.0,
     output: Path | None = None,
-    as_json: bool = False,
-) -> dict[str, Any]:
-    """Measure every configuration, print table and verdict, and write table, chart and JSON.
+    progress: Progress,
+) -> Comparison:
+    """Measure every configuration, and write table, chart and JSON.
 
     Args:
-        data, recipe: what `resnetlab train` would get.
+        data, recipe: as of `train`.
         images: training images: what an epoch is.
         devices, backends: by default all there are.
         batch_sizes: by default a quarter of the recipe's, the recipe's and four times it (16 times on a GPU).
         repeats, budget: of each measurement of a rate, and seconds for one of them.
         output: a folder.
 
-    Returns:
-        The result, in the schema of `resnetlab.results`.
+    After each configuration compare.json has what was measured so far, so that nothing is lost if a later one hangs.
     """
-    from rich.console import Console
-
+    if repeats < 1 or budget <= 0:
+        raise UsageError(f"Received repeats={repeats} and budget={budget}, expected at least 1, and more than 0.")
     planned = plan(doctor.examine(frameworks=()), devices=devices, backends=backends)
     sizes = _batch_sizes(recipe, planned.devices, batch_sizes)
     output = output or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
-
-    console = Console(stderr=as_json, highlight=False, markup=False, emoji=False)
-    console.print(
+    progress.info(
         f"{recipe.model} on {source_name}: {images:,} training images at {recipe.image_size}x{recipe.image_size}"
     )
     began = time.perf_counter()
-    rows: list[Row] = []
     job = {"data": data, "recipe": recipe.model_dump(mode="json"), "repeats": repeats, "budget": budget}
-
-    def write() -> dict[str, Any]:
-        """What was measured until now, as a file too: nothing is lost if a later configuration hangs."""
-        _add_shares(rows, recipe, images)
-        found = results.result(
-            "CPU against GPU: rates of training and inference by device, backend, precision and batch size",
-            configuration={
-                "data": source_name,
-                "model": recipe.model,
-                "image_size": recipe.image_size,
-                "training_images": images,
-                "recipe": recipe.name,
-                "repeats": repeats,
-                "seconds": round(time.perf_counter() - began, 1),
-            },
-            rows=rows,
-            gpu=next((row["gpu"] for row in rows if row.get("gpu")), None),
-        )
-        found["verdict"] = verdict(rows, recipe.batch_size, planned.no_gpu)
-        results.write(output / "compare.json", found)
-        return found
-
+    configuration = {
+        "data": source_name,
+        "model": recipe.model,
+        "image_size": recipe.image_size,
+        "training_images": images,
+        "recipe": recipe.name,
+        "repeats": repeats,
+    }
+    rows: list[Row] = []
+    total = sum(len(sizes[each.device]) for each in planned.configurations)
     try:
-        for configuration in planned.configurations:
-            with console.status(configuration.label) as status:
-
-                def tell(text: str, label: str = configuration.label, status: Status = status) -> None:
-                    status.update(f"{label}: {text}")
-
-                measured = _child(configuration, job, sizes, tell)
+        for each in planned.configurations:
+            measured = _measure_in_child(each, job, sizes, partial(_count, progress, len(rows), total))
             rows += measured
-            write()
-            console.print(*map(_line, measured), sep="\n", soft_wrap=True)
+            _write(output, rows, recipe, configuration, began, planned)
+            for row in measured:
+                progress.info(_line(row))
     except KeyboardInterrupt:
         if not rows:
             raise
-        console.print("Interrupted: what was measured until then follows.")
-    found = write()
-    _show(found, output, console, as_json=as_json)
-    return found
-
-
-def _show(found: dict[str, Any], output: Path, console: Any, *, as_json: bool) -> None:
-    """Print the table and the sentences, and write them and the chart."""
-    from resnetlab.report.comparison import chart, problems, table
-
-    rows = found["rows"]
+        progress.info("Interrupted: what was measured until then follows.")
+    found = _write(output, rows, recipe, configuration, began, planned)
+    comparison = Comparison(output, rows, [*problems(rows), *found["verdict"]], found)
     if any(not row.get("problem") for row in rows):
         chart(found, output / "compare.png")
-    rendered, sentences = table(rows), [*problems(rows), *found["verdict"]]
-    with atomic(output / "compare.txt") as temporary:
-        temporary.write_text("\n".join([rendered, "", *sentences, ""]), encoding="utf-8")
-    if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        console.print(rendered, soft_wrap=True)
-        console.print("", *sentences, sep="\n", soft_wrap=True)
-        console.print(f"\nTable, chart and JSON: {output}", soft_wrap=True)
+    with atomic_file(output / "compare.txt") as temporary:
+        temporary.write_text("\n".join([comparison.table, "", *comparison.summary, ""]), encoding="utf-8")
+    return comparison
+
+
+def _count(progress: Progress, before: int, total: int, done: int) -> None:
+    progress.count("measuring", before + done, total)
+
+
+def _write(
+    output: Path, rows: list[Row], recipe: Recipe, configuration: dict[str, Any], began: float, planned: Plan
+) -> dict[str, Any]:
+    _add_shares(rows, recipe, configuration["training_images"])
+    found = results.result(
+        "CPU against GPU: rates of training and inference by device, backend, precision and batch size",
+        configuration=configuration | {"seconds": round(time.perf_counter() - began, 1)},
+        rows=rows,
+        gpu=next((row["gpu"] for row in rows if row.get("gpu")), None),
+    )
+    found["verdict"] = verdict(rows, recipe.batch_size, planned.no_gpu)
+    results.write(output / "compare.json", found)
+    return found
 
 
 def _batch_sizes(recipe: Recipe, devices: Sequence[str], asked: Sequence[int] | None) -> dict[str, list[int]]:
@@ -218,10 +224,13 @@ def _batch_sizes(recipe: Recipe, devices: Sequence[str], asked: Sequence[int] | 
     return {device: sorted({*common, *([base * 16] if device == "gpu" else [])}) for device in devices}
 
 
-def _child(
-    configuration: Configuration, job: dict[str, Any], sizes: dict[str, list[int]], tell: Callable[[str], None]
+def _measure_in_child(
+    configuration: Configuration, job: dict[str, Any], sizes: dict[str, list[int]], report: Callable[[int], None]
 ) -> list[Row]:
-    """Run one child to its end; its rows, and a row with the reason for each batch size that it did not reach."""
+    """Run one child to its end, reporting the number of rows so far.
+
+    Returns its rows, and a row with the reason for each batch size that it did not reach.
+    """
     wanted = sizes[configuration.device]
     job = job | {
         "device": configuration.device,
@@ -258,18 +267,16 @@ def _child(
         with suppress(BrokenPipeError):  # it died at once: its exit code says how
             process.stdin.write(json.dumps(job))
             process.stdin.close()
-        tell("starting")
+        report(0)
         for line in process.stdout:
             if not line.startswith("@row "):
                 continue
             row = json.loads(line.removeprefix("@row "))
             if row.pop("event") == "device":
                 facts |= row | {"start_seconds": time.perf_counter() - began}
-                tell(f"batch size {wanted[0]}")
                 continue
             rows.append(facts | row)
-            left = wanted[len(rows) :]
-            tell(f"batch size {left[0]}" if left else "ending")
+            report(len(rows))
         code = process.wait()
         drain.join(timeout=5)
     finally:

@@ -1,4 +1,4 @@
-"""One configuration, measured in a process of its own: `python -m resnetlab.compare.measure`.
+"""One configuration, measured in a process of its own: `python -m resnetlab.comparison.measure`.
 
 Reads a job (JSON) from stdin and writes lines of "@row {...}" to stdout, each as soon as it is known, so that what was
 measured before a crash or a kill is not lost. The parent (`compare.py`) never imports Keras.
@@ -37,15 +37,15 @@ def main() -> None:
     job = json.loads(sys.stdin.read())
     began = time.perf_counter()
     environment.start(backend=job["backend"], device=job["device"])
-    from resnetlab import kernels
+    from resnetlab import backend
 
     imported = time.perf_counter() - began
-    if job["device"] == "gpu" and not kernels.gpus():
+    if job["device"] == "gpu" and not backend.gpus():
         raise RuntimeError(f"{job['backend']} sees no GPU")
     if job["precision"] in ("float32", "tf32"):
-        kernels.allow_tf32(job["precision"] == "tf32")
+        backend.allow_tf32(job["precision"] == "tf32")
 
-    gpu = kernels.gpus()[0] if job["device"] == "gpu" else None
+    gpu = backend.gpus()[0] if job["device"] == "gpu" else None
     _emit(event="device", gpu=gpu, import_seconds=imported, matmul_gflops=_matmul_gflops(job))
     step_seconds, previous = 0.0, 1
     for batch_size in job["batch_sizes"]:
@@ -64,7 +64,7 @@ def main() -> None:
             continue
         step_seconds, previous = batch_size / row["train"]["median"], batch_size
         row["peak_memory"] = (
-            kernels.gpu_memory_peak() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            backend.gpu_memory_peak() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         )
         _emit(event="rate", batch_size=batch_size, **row)
 
@@ -103,18 +103,19 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     import keras
     import numpy as np
 
-    from resnetlab.data.pack import pack_for
+    from resnetlab.data.pack import prepare_pack
     from resnetlab.data.sources import resolve
     from resnetlab.evaluation.logits import centre_crop
-    from resnetlab.training.fit import network_for, stream_for, trainer_for
+    from resnetlab.models.from_recipe import build_network
+    from resnetlab.training.trainer import make_stream, make_trainer
 
     precision = job["precision"] if job["precision"] in ("bfloat16", "float16") else "float32"
     recipe = Recipe(**job["recipe"]).changed(batch_size=batch_size, precision=precision)
-    packed = pack_for(resolve(job["data"]), recipe, allow_losses=True)
-    stream = stream_for(recipe, packed)
+    packed = prepare_pack(resolve(job["data"]), recipe, allow_losses=True)
+    stream = make_stream(recipe, packed)
     clock = time.perf_counter()
-    network = network_for(recipe, len(packed.class_names))
-    trainer = trainer_for(network, recipe, stream, jit_compile=job["xla"] if job["xla"] is not None else "auto")
+    network = build_network(recipe, len(packed.class_names))
+    trainer = make_trainer(network, recipe, stream, jit_compile=job["xla"] if job["xla"] is not None else "auto")
     build = time.perf_counter() - clock
 
     inputs, targets, weights = stream.batch(0)

@@ -13,12 +13,12 @@ import pytest
 
 from resnetlab.errors import ResnetlabError
 from resnetlab.models import architecture
-from resnetlab.models.checkpoints import Checkpoint, read
-from resnetlab.models.naming import recognise
-from resnetlab.models.porting import CIFAR10, port_to_run
-from resnetlab.models.state_dicts import bare
 from resnetlab.models.variants import PREPROCESSING
-from resnetlab.run import Run
+from resnetlab.run_folder import RunFolder
+from resnetlab.weights.convert import CIFAR10, import_checkpoint
+from resnetlab.weights.mapping import recognise
+from resnetlab.weights.readers import Checkpoint, read
+from resnetlab.weights.state_dicts import bare
 from tests.models.randomised import randomised
 from tests.models.reference import as_torch, empty_weights
 from tests.workers import Workers
@@ -108,7 +108,7 @@ def test_a_checkpoint_imports_or_says_why_not(
         assert not checkpoint.foreign_head
         return
     with pytest.raises(ResnetlabError, match="expected one linear layer") as error:
-        port_to_run(checkpoint, tmp_path / "run")
+        import_checkpoint(checkpoint, tmp_path / "run")
     assert "resnetlab train DATA --weights" in str(error.value)
     assert "fc.0.weight (10, 64)" in str(error.value) if head == "sequential" else "no head among" in str(error.value)
     assert not (tmp_path / "run").exists()
@@ -121,15 +121,15 @@ def test_the_other_set_of_weights_is_taken_by_its_key(on: Workers, tmp_path: Pat
 
 
 def test_weights_without_a_head_are_imported_to_be_trained_on(tmp_path: Path) -> None:
-    run = port_to_run(Checkpoint("x.pth", with_head(weights(), "none")), tmp_path / "run", new_head=True)
-    assert run.facts()["class_names"] == ["no head"]
+    run = import_checkpoint(Checkpoint("x.pth", with_head(weights(), "none")), tmp_path / "run", new_head=True)
+    assert run.info().class_names == ("no head",)
 
 
 def test_a_grey_scale_stem_is_named(tmp_path: Path) -> None:
     arrays = weights()
     arrays["conv1.weight"] = arrays["conv1.weight"][:, :1]
     with pytest.raises(ResnetlabError, match=r"conv1\.weight .*1 channel \(grey-scale\), expected 3"):
-        port_to_run(Checkpoint("x.pth", arrays), tmp_path / "run")
+        import_checkpoint(Checkpoint("x.pth", arrays), tmp_path / "run")
 
 
 def several_in_one(kind: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -186,14 +186,14 @@ def test_what_stands_beside_one_network_does_not_hide_it(tmp_path: Path) -> None
 def test_a_second_head_after_the_network_is_not_taken_for_its_own(tmp_path: Path) -> None:
     after = {"fc.weight": np.ones((10, 10), np.float32), "fc.bias": np.ones(10, np.float32)}
     with pytest.raises(ResnetlabError, match=r"head\.fc\.weight \(10, 10\)"):
-        port_to_run(bare_checkpoint({f"backbone.{n}": a for n, a in weights().items()} | after), tmp_path / "run")
+        import_checkpoint(bare_checkpoint({f"backbone.{n}": a for n, a in weights().items()} | after), tmp_path / "run")
 
 
 def test_fastai_is_told_that_its_head_is_not_one_linear_layer(tmp_path: Path) -> None:
     body = {f"0.{name}": array for name, array in with_head(weights(), "none").items()}
     head = {"1.2.weight": np.ones(128, np.float32), "1.8.weight": np.ones((10, 128), np.float32)}
     with pytest.raises(ResnetlabError, match=r"not one linear layer \(head\.1\.2\.weight \(128,\)"):
-        port_to_run(bare_checkpoint(body | head), tmp_path / "run")
+        import_checkpoint(bare_checkpoint(body | head), tmp_path / "run")
 
 
 @pytest.mark.parametrize("unit", [1, 255])
@@ -327,19 +327,19 @@ def test_public_cifar_weights_give_their_published_errors_to_the_image(
     source = Path(os.environ.get("RESNETLAB_DATA", "-"), "weights", file)
     if not source.is_file():
         pytest.skip("RESNETLAB_DATA is not set: no public weights here")
-    from resnetlab.data.pack import pack_for
+    from resnetlab.data.pack import prepare_pack
     from resnetlab.data.sources import resolve
     from resnetlab.inference.predictor import Predictor
 
     monkeypatch.setenv("RESNETLAB_CACHE", str(tmp_path))
-    run = port_to_run(on("torch")(read, source=str(source)), tmp_path / "run")
-    predictor = Predictor(Run.open(run.path))
+    run = import_checkpoint(on("torch")(read, source=str(source)), tmp_path / "run")
+    predictor = Predictor(RunFolder.open(run.path))
     assert predictor.class_names == CIFAR10
-    pack = pack_for(resolve("cifar10"), predictor.recipe)
+    pack = prepare_pack(resolve("cifar10"), predictor.recipe)
     assert sorted(pack.class_names) == sorted(CIFAR10)
     test = pack.indices("test")
     found = np.array([CIFAR10.index(name) for name in pack.class_names])[pack.labels[test]]
     logits = predictor.logits(pack.images, test)
     assert (len(test), int((logits.argmax(axis=1) == found).sum())) == (10_000, right)
-    told = json.loads((run.path / "port.json").read_text())
+    told = json.loads((run.path / "import.json").read_text())
     assert told["assumed"][0] == "shortcut padding both"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from resnetlab.errors import ResnetlabError, UsageError
-from resnetlab.models.state_dicts import is_normalization, prefixes_of_networks
+from resnetlab.weights.state_dicts import is_normalization, prefixes_of_networks
 
 # Where training scripts put the weights, in the order in which one is taken: averaged weights come last.
 _PLACES = (

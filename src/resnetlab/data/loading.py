@@ -1,0 +1,158 @@
+"""The data of a recipe and of a run: packed, split, and checked against what the run was trained on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnetlab.data.audit import ignored_text
+from resnetlab.data.pack import Pack, prepare_pack
+from resnetlab.data.sources import Source, resolve
+from resnetlab.data.split import UNUSED
+from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.progress import Progress
+from resnetlab.recipes import Recipe
+from resnetlab.run_folder import DIGITS, RunFolder
+
+
+def open_data(
+    data: str,
+    recipe: Recipe,
+    *,
+    progress: Progress,
+    inherited: Mapping[str, str] | None = None,
+    allow_losses: bool = False,
+) -> tuple[Source, Pack]:
+    """The packed images of a known data set or a folder, made now or taken from the cache.
+
+    Args:
+        inherited: as in `split`.
+        allow_losses: a class may lose most of its images to the audit.
+    """
+    source = resolve(data)
+    for note in source.notes:
+        progress.info(note)
+    if source.ignored:
+        progress.info(f"ignored: {ignored_text(source.ignored_endings)}")
+    pack = prepare_pack(
+        source,
+        recipe,
+        inherited=inherited,
+        allow_losses=allow_losses,
+        progress=lambda done, total: progress.count("decoding", done, total),
+    )
+    for name, loss in pack.audit["losses"].items():
+        progress.warning(f"the class {name!r}: {loss}")
+    see = f"see `resnetlab audit {shlex.quote(data)}`"
+    if unusable := len(pack.audit["set_aside"]):
+        progress.info(f"{unusable} of {pack.audit['found']} images are set aside: {see}")
+    if suspicious := len(pack.audit["suspicious"]):
+        progress.info(f"{suspicious} images show next to nothing, and are used: {see}")
+    return source, pack
+
+
+def open_run_data(folder: RunFolder, data: str | None = None, *, progress: Progress) -> tuple[Source, Pack]:
+    """The data that a run was trained on, at `data` if it was moved.
+
+    Raises:
+        UsageError: the weights were imported, so the run has no data.
+        ResnetlabError: the data is not there, or its images are not those of the run's split.
+    """
+    info, named = folder.info(), shlex.quote(str(folder.path))
+    if data is None and info.data is None:
+        raise UsageError(
+            f"The weights of {folder.path} were imported, so it has no data of its own. Name some: `resnetlab evaluate "
+            f"{named} DATA`; to train from its weights: `resnetlab train DATA --weights {named}`."
+        )
+    if data is None and Path(str(info.data)).is_absolute() and not Path(str(info.data)).is_dir():
+        raise ResnetlabError(
+            f"The data of {folder.path} is no longer at {info.data}. Name where it is now as DATA: `resnetlab train "
+            f"DATA --resume {named}`, `resnetlab evaluate {named} DATA`."
+        )
+    source, pack = open_data(
+        data or str(info.data),
+        folder.recipe(),
+        progress=progress,
+        inherited=folder.ancestors(),
+        allow_losses=info.allow_losses,
+    )
+    if folder.split() != {digest: subset for _, _, subset, digest in split_rows(pack)}:
+        raise ResnetlabError(
+            f"The images of {source.location} are not those that {folder.path} was trained on: files were added, "
+            "removed or changed. Restore them, train on them from this run's weights: `resnetlab train DATA --weights "
+            f"{named}`, or evaluate on them as other data: `resnetlab evaluate {named} DATA`."
+        )
+    return source, pack
+
+
+def split_rows(pack: Pack) -> list[tuple[str, str, str, str]]:
+    """Rows of (name, class name, subset, content hash), as a run folder keeps them."""
+    return [
+        (name, pack.class_names[label], str(subset), digest[:DIGITS])
+        for name, label, subset, digest in zip(pack.names, pack.labels, pack.subset, pack.hashes, strict=True)
+    ]
+
+
+def inherited_subsets(origin: RunFolder, pack: Pack) -> list[str | None]:
+    """For each image of `pack`, its subset in the runs that the weights of `origin` come from; None for a new one."""
+    used = origin.used_images()
+    return [used.get(digest[:DIGITS]) for digest in pack.hashes]
+
+
+def check_inheritance(origin: RunFolder, recipe: Recipe, pack: Pack) -> list[str]:
+    """Notes on what the initial weights mean for the split.
+
+    Raises:
+        ResnetlabError: they were trained on all images that would be tested on.
+    """
+    notes = []
+    if origin.has_unknown_origin():
+        notes.append(
+            "what the imported weights were trained on is not known: images held out here may have been among it"
+        )
+    before = inherited_subsets(origin, pack)
+    if known := sum(subset is not None for subset in before):
+        notes.append(
+            f"{known:,} images were in the runs that the weights come from, and keep their subset; others are new"
+        )
+    if unused := len(pack.indices(UNUSED)):
+        notes.append(
+            f"{unused:,} held-out images of the data are left out: the weights were trained on, or selected by, them"
+        )
+    if recipe.test and known and not len(pack.indices("test")):
+        raise ResnetlabError(
+            f"No image is left to test on: the weights of {origin.path} were trained on, or selected by, those that "
+            f"would be ({before.count('train'):,} of {len(before):,} images trained on). Add images, use other "
+            "initial weights, or do without a test with --set test=0."
+        )
+    return notes
+
+
+def select_unseen(folder: RunFolder, source: Source, pack: Pack) -> tuple[NDArray[np.int64], list[str]]:
+    """Indices of the images of other data that neither the run nor its origins were trained on, and notes.
+
+    Of data with a test part of its own, only that part.
+
+    Raises:
+        ResnetlabError: none is left.
+    """
+    notes = []
+    before = np.array([subset or "" for subset in inherited_subsets(folder, pack)])
+    kept = np.flatnonzero(before != "train")
+    own_test = np.intersect1d(kept, pack.indices("test")) if any(s.subset for s in source.samples) else kept
+    kept = own_test if len(own_test) else kept
+    if left_out := len(pack.labels) - len(kept):
+        notes.append(f"{left_out} of {len(pack.labels)} images left out: trained on, or not of the data's test part")
+    if not len(kept):
+        raise ResnetlabError(
+            f"The run was trained on every image of {source.location}: nothing is left to evaluate on."
+        )
+    if chose := int((before[kept] == "validation").sum()):
+        notes.append(f"{chose} of these {len(kept)} images are validation images: the best epoch was chosen by them")
+    if folder.has_unknown_origin():
+        notes.append("what the imported weights were trained on is not known: these images may have been among it")
+    return kept, notes

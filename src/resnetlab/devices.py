@@ -1,0 +1,61 @@
+"""Start the backend on a device, and report a GPU that is not used or not suited."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from resnetlab import environment
+from resnetlab.errors import ResnetlabError
+from resnetlab.progress import Progress
+
+
+@dataclass(frozen=True)
+class Started:
+    """What a run records of it."""
+
+    backend: str
+    device: str  # "cpu" or "gpu"
+    device_name: str
+
+
+def start(backend: str | None, device: str, *, progress: Progress, precision: str = "float32") -> Started:
+    """Import Keras on a backend and a device; warn of a GPU that is not used, or not suited to `precision`.
+
+    Raises:
+        UsageError: an unknown backend or device.
+        ResnetlabError: the backend is not installed, or Keras already runs on another one or on another device; a GPU
+            was asked for, and the backend sees none.
+    """
+    environment.start(backend=backend, device=device)
+    from resnetlab import backend as running
+    from resnetlab import doctor
+
+    used = running.device()
+    if device == "cpu":
+        if used == "gpu":
+            raise ResnetlabError(
+                f"{running.NAME} already uses the GPU in this process, device 'cpu' was asked for. Start a new process."
+            )
+        return Started(running.NAME, used, environment.cpu_name())
+    report = doctor.examine(frameworks=())
+    gpus = report.facts.nvidia.gpus
+    if used == "cpu":
+        reason = doctor.why_no_gpu(report, backend=running.NAME) or (
+            f"The driver lists a GPU and nothing was found in {running.NAME}'s way."
+        )
+        if device == "gpu":
+            raise ResnetlabError(f"--device gpu: {running.NAME} sees no GPU. {reason} See `resnetlab doctor`.")
+        if gpus:
+            progress.warning(
+                f"{gpus[0].name} is not used, {running.NAME} computes on the CPU. {reason} See `resnetlab doctor`, "
+                "or say --device cpu."
+            )
+        return Started(running.NAME, used, environment.cpu_name())
+    if precision == "bfloat16" and gpus and not gpus[0].has_bfloat16:
+        progress.warning(
+            f"{gpus[0].name} (compute capability {gpus[0].compute_capability}) has no bfloat16, which it emulates "
+            "slowly. Use --set precision=float16."
+        )
+    if idle := environment.idle_gpus():
+        progress.info(f"One GPU is used; {len(idle)} more ({', '.join(idle)}) stay idle.")
+    return Started(running.NAME, used, (running.gpus() or [environment.cpu_name()])[0])

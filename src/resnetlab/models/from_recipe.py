@@ -1,0 +1,37 @@
+"""The network that a recipe describes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import keras
+
+from resnetlab.models.layers import BatchNorm
+from resnetlab.models.resnet import build
+from resnetlab.models.variants import Architecture, architecture
+from resnetlab.recipes import Recipe
+
+
+def resolve_architecture(recipe: Recipe) -> Architecture:
+    """The architecture that a recipe names, with the recipe's preprocessing where it has one of its own."""
+    arch = architecture(recipe.model)
+    return arch if recipe.preprocessing is None else replace(arch, preprocessing=recipe.preprocessing)
+
+
+def build_network(recipe: Recipe, num_classes: int) -> keras.Model:
+    """The network of a recipe, with its weights in float32 and its arithmetic in the recipe's precision."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32" if recipe.precision == "float32" else f"mixed_{recipe.precision}")
+    try:
+        network = build(
+            resolve_architecture(recipe),
+            num_classes=num_classes,
+            stochastic_depth=recipe.stochastic_depth,
+            seed=recipe.seed,
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
+    for layer in network.layers:
+        if isinstance(layer, BatchNorm):
+            layer.frozen_statistics = recipe.frozen_batch_norm
+    return network

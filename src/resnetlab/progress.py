@@ -1,0 +1,259 @@
+"""Progress of long work: the protocol, and how it is shown in a terminal, in a notebook, or only logged."""
+
+from __future__ import annotations
+
+import html
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from resnetlab.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Record = Mapping[str, Any]  # of an epoch, as in metrics.jsonl
+logger = logging.getLogger("resnetlab")
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """What receives the progress of training and of other long work. Calls may come from another thread.
+
+    `start`, then `step` after each training step, `epoch` after each epoch, and `stop` at the end, however it came.
+    """
+
+    def info(self, text: str) -> None:
+        """Something to know about the work."""
+
+    def warning(self, text: str) -> None:
+        """Something that may make the result other than expected."""
+
+    def count(self, task: str, done: int, total: int) -> None:
+        """`done` of `total` items of a task, such as "decoding", are finished."""
+
+    def start(self, epochs: int, steps_per_epoch: int, batch_size: int, step: int) -> None:
+        """Training starts, or resumes, at `step`."""
+
+    def step(self, step: int, logs: Mapping[str, float]) -> None:
+        """So many steps are finished; `logs` has the running loss and accuracy of the epoch."""
+
+    def epoch(self, record: Record, *, best: bool) -> None:
+        """An epoch is finished; `best`: its validation loss is the lowest so far."""
+
+    def stop(self) -> None:
+        """Training has ended, finished or not."""
+
+
+class LogProgress:
+    """Shows nothing: messages and epochs go to the logger "resnetlab"."""
+
+    def info(self, text: str) -> None:
+        logger.info(text)
+
+    def warning(self, text: str) -> None:
+        logger.warning(text)
+
+    def count(self, task: str, done: int, total: int) -> None:
+        pass
+
+    def start(self, epochs: int, steps_per_epoch: int, batch_size: int, step: int) -> None:
+        self.epochs = epochs
+
+    def step(self, step: int, logs: Mapping[str, float]) -> None:
+        pass
+
+    def epoch(self, record: Record, *, best: bool) -> None:
+        logger.info(format_epoch(record, self.epochs, best=best))
+
+    def stop(self) -> None:
+        pass
+
+
+class _Clock:
+    """Training speed over the last half second and more, and the running position."""
+
+    def __init__(self, epochs: int, steps_per_epoch: int, batch_size: int, step: int) -> None:
+        self.epochs, self.steps_per_epoch, self.batch_size = epochs, steps_per_epoch, batch_size
+        self.total = epochs * steps_per_epoch
+        self.speed = 0.0
+        self.reset(step)
+
+    def reset(self, step: int) -> None:
+        self.time, self.first = time.perf_counter(), step
+
+    def update(self, step: int) -> bool:
+        """Whether half a second has passed: then `speed` is new."""
+        now = time.perf_counter()
+        if now - self.time < 0.5:
+            return False
+        self.speed = (step - self.first) * self.batch_size / (now - self.time)
+        self.time, self.first = now, step
+        return True
+
+    def epoch(self, step: int) -> int:
+        return min((step - 1) // self.steps_per_epoch + 1, self.epochs)
+
+
+class TerminalProgress(LogProgress):
+    """A bar in a terminal, and a line for each epoch; the bar is left out where output is not a terminal.
+
+    Args:
+        console: for messages and epochs; by default stderr.
+        warnings: for warnings and the bar of `count`; by default stderr.
+    """
+
+    def __init__(self, console: Console | None = None, warnings: Console | None = None) -> None:
+        from rich.console import Console
+
+        options: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}
+        self.warnings = warnings or Console(stderr=True, **options)
+        self.console = console or self.warnings
+        self._bar: Any = None
+
+    def info(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def warning(self, text: str) -> None:
+        self.warnings.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def count(self, task: str, done: int, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self._bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            console = self.warnings
+            self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+            self._task = self._bar.add_task(task, total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
+        if done >= total:
+            self.stop()
+
+    def start(self, epochs: int, steps_per_epoch: int, batch_size: int, step: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.stop()
+        self.epochs, self.clock = epochs, _Clock(epochs, steps_per_epoch, batch_size, step)
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:3.0f} %  {task.fields[logs]}  {task.fields[speed]:,.0f} images/s  left"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            "train", total=self.clock.total, completed=step, epoch=f"1/{epochs}", logs="", speed=0.0
+        )
+        self._bar.start()
+
+    def step(self, step: int, logs: Mapping[str, float]) -> None:
+        self.clock.update(step)
+        loss = f"loss {float(logs['loss']):.4f}" if "loss" in logs else ""
+        epoch = f"{self.clock.epoch(step)}/{self.epochs}"
+        self._bar.update(self._task, completed=step, epoch=epoch, logs=loss, speed=self.clock.speed)
+
+    def epoch(self, record: Record, *, best: bool) -> None:
+        self.info(format_epoch(record, self.epochs, best=best))
+        self.clock.reset(record["step"])
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class NotebookProgress(LogProgress):
+    """A bar and the lines of messages and epochs, in the output of a notebook's cell."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._handle: Any = None
+        self._bar = ""
+        self._shown = 0.0
+
+    def info(self, text: str) -> None:
+        self._lines.append(text)
+        self._show()
+
+    def warning(self, text: str) -> None:
+        self.info(f"warning: {text}")
+
+    def count(self, task: str, done: int, total: int) -> None:
+        self._set_bar(f"{task} {done:,}/{total:,}", done, total)
+        if done >= total:
+            self.stop()
+        elif time.perf_counter() - self._shown > 0.5:
+            self._show()
+
+    def start(self, epochs: int, steps_per_epoch: int, batch_size: int, step: int) -> None:
+        self.epochs, self.clock = epochs, _Clock(epochs, steps_per_epoch, batch_size, step)
+
+    def step(self, step: int, logs: Mapping[str, float]) -> None:
+        if not self.clock.update(step):
+            return
+        loss = f", loss {float(logs['loss']):.4f}" if "loss" in logs else ""
+        text = f"epoch {self.clock.epoch(step)}/{self.epochs}{loss}, {self.clock.speed:,.0f} images/s"
+        self._set_bar(text, step, self.clock.total)
+        self._show()
+
+    def epoch(self, record: Record, *, best: bool) -> None:
+        self.info(format_epoch(record, self.epochs, best=best))
+        self.clock.reset(record["step"])
+
+    def stop(self) -> None:
+        self._bar = ""
+        self._show()
+
+    def _set_bar(self, text: str, done: int, total: int) -> None:
+        self._bar = f'<div><progress value="{done}" max="{total}"></progress> {html.escape(text)}</div>'
+
+    def _show(self) -> None:
+        from IPython.display import HTML, display
+
+        self._shown = time.perf_counter()
+        content = HTML(f"<pre>{html.escape(chr(10).join(self._lines))}</pre>{self._bar}")
+        if self._handle is None:
+            self._handle = display(content, display_id=True)
+        else:
+            self._handle.update(content)
+
+
+def format_epoch(record: Record, epochs: int, *, best: bool) -> str:
+    """One line on an epoch, marked with * if it is the best so far."""
+    number = f"{record['epoch']:{len(str(epochs))}}/{epochs}"
+    line = f"epoch {number}  loss {record['loss']:.4f}  top-1 {record['accuracy']:6.1%}"
+    if "val_loss" in record:
+        line += f"  |  validation loss {record['val_loss']:.4f}  top-1 {record['val_top1']:6.1%}"
+    line += f"  |  {record['images_per_second']:,.0f} images/s  {record['seconds']:.1f} s"
+    return line + ("  *" if best else "")
+
+
+def make_progress(progress: Progress | str | None) -> Progress:
+    """The progress of an argument: "auto", None or an object.
+
+    "auto" is a bar where a person looks on, in a notebook or in a terminal; elsewhere it is as None: messages go to
+    the logger "resnetlab" (warnings are shown by Python's default settings), and nothing is printed.
+
+    Raises:
+        UsageError: something else.
+    """
+    if progress is None:
+        return LogProgress()
+    if progress == "auto":
+        if _in_notebook():
+            return NotebookProgress()
+        return TerminalProgress() if sys.stderr is not None and sys.stderr.isatty() else LogProgress()
+    if isinstance(progress, Progress):
+        return progress
+    raise UsageError(f"Received progress={progress!r}, expected 'auto', None, or an object like resnetlab.Progress.")
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")

@@ -1,0 +1,323 @@
+"""The run folder: all that any command needs of a training run, every file of it written atomically. No Keras here.
+
+run.json            what was trained on what, and how far it came: `RunInfo`
+recipe.json         every hyperparameter
+environment.json    versions, machine, settings
+split.csv           every image: name, class, subset, content hash
+ancestors.csv       every image of the runs that the weights come from, the whole chain: content hash, strongest subset
+import.json         of imported weights: where they come from, and how they were checked
+metrics.jsonl       one line per epoch
+best.weights.h5     the weights with the lowest validation loss (the last ones without validation)
+last.weights.h5     the weights after the last finished epoch
+checkpoint.npz      the whole state of training, for --resume
+evaluation.json, predictions.npz, curves.png, confusion.png, reliability.png
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, InstanceOf, ValidationError
+
+from resnetlab import environment, results
+from resnetlab.atomic import atomic_file
+from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.recipes import Recipe
+
+FORMAT = 2
+DIGITS = 16  # of a content hash, as kept in a run folder
+STRONGEST = {"train": 0, "validation": 1, "test": 2}  # the subset that counts where an image had several
+UNDECODABLE = "backslashreplace"  # bytes of a file's name that are no UTF-8 become what JSON has for them: \\udc..
+
+Status = Literal["started", "interrupted", "finished", "diverged", "imported"]
+Text = InstanceOf[str]  # a file's name may have bytes that are no UTF-8, which pydantic's own str refuses
+
+
+class RunInfo(BaseModel):
+    """What run.json states of a run.
+
+    Attributes:
+        format: version of this schema; `read` converts format 1.
+        status: "started" until training ends in one of the other ways; "imported" for weights trained elsewhere.
+        model: name of the architecture.
+        class_names: one for each logit.
+        source: name of the data, or where imported weights come from.
+        data: a known data set's name or a folder, for `resolve`; None for imported weights.
+        commit: of resnetlab's checkout; None where it is installed from a package.
+        pack: key of the packed images.
+        allow_losses: a class may lose most of its images to the audit.
+        weights: run folder of the initial weights; None for random ones.
+        origin_unknown: whether the initial weights were trained on images that are not recorded.
+        backend, device, device_name: of the latest training.
+        step, epoch: finished so far.
+        best_epoch: the epoch of best.weights.h5, from 1; 0 before the first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[2] = 2
+    status: Status = "started"
+    model: str
+    class_names: tuple[Text, ...]
+    source: Text
+    data: Text | None = None
+    commit: str | None = None
+    pack: str | None = None
+    allow_losses: bool = False
+    weights: Text | None = None
+    origin_unknown: bool | None = None
+    backend: str | None = None
+    device: str | None = None
+    device_name: str | None = None
+    step: int = 0
+    epoch: int = 0
+    best_epoch: int = 0
+
+    @classmethod
+    def read(cls, value: Mapping[str, Any], path: Path) -> RunInfo:
+        """The content of run.json, `value`, of this format or of format 1. Raises ResnetlabError, naming `path`."""
+        fields = dict(value)
+        if fields.get("format") == 1:  # resnetlab 0.1; its notebook kept fields of its own, and its imports no data
+            fields = {"allow_losses": True, "source": ""} | {k: v for k, v in fields.items() if k in cls.model_fields}
+            fields |= {"format": FORMAT}
+            if fields.get("status") == "ported":
+                fields["status"] = "imported"
+        if fields.get("format") != FORMAT:
+            raise ResnetlabError(
+                f"{path}: received run format {fields.get('format')!r}, this version of resnetlab reads 1 and {FORMAT}."
+            )
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ResnetlabError(f"{path / 'run.json'} is damaged: {problems}.") from None
+
+
+class RunFolder:
+    """A run folder at `path`. Use `RunFolder.create` for a new one and `RunFolder.open` for one that exists."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe_file = path / "recipe.json"
+        self.best_weights = path / "best.weights.h5"
+        self.last_weights = path / "last.weights.h5"
+        self.checkpoint = path / "checkpoint.npz"
+        self.metrics_file = path / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, path: Path, *, recipe: Recipe, info: RunInfo) -> RunFolder:
+        """Make the folder of a new run, and record this machine and commit. Raises UsageError as `require_vacant`."""
+        cls.require_vacant(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "recipe.json").open("x").close()  # of two processes that found it empty, the second fails here
+        except FileExistsError as error:
+            raise (_occupied(path) if path.is_dir() else _cannot_make(path, error)) from None
+        except OSError as error:
+            raise _cannot_make(path, error) from None
+        run = cls(path)
+        run.write_json("recipe.json", recipe.model_dump(mode="json"))
+        run.write_json("environment.json", environment.snapshot())
+        run.write_json("run.json", info.model_copy(update={"commit": results.commit()}).model_dump())
+        return run
+
+    @staticmethod
+    def require_vacant(path: Path) -> None:
+        """Raise UsageError where something is in the way: a run is never overwritten."""
+        try:
+            occupied = path.exists() and any(path.iterdir())
+        except OSError as error:
+            raise _cannot_make(path, error) from None
+        if occupied:
+            raise _occupied(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open an existing run folder. Raises UsageError, saying what is missing, where it is not one."""
+        if not path.is_dir():
+            raise UsageError(f"Run folder {path}: no such folder. Expected one made by `resnetlab train`.")
+        for name in ("run.json", "recipe.json"):
+            if not (path / name).is_file():
+                raise UsageError(
+                    f"{path} is not a run folder: it has no {name}. Expected a folder made by `resnetlab train`."
+                )
+        run = cls(path)
+        run.info()
+        return run
+
+    @staticmethod
+    def new_folder(data: str, model: str) -> Path:
+        """Make an empty folder below runs/, named by data, model and time, with a number where that is taken."""
+        first = Path("runs") / f"{data}-{model}-{datetime.now():%Y%m%d-%H%M%S}"
+        for number in count(1):
+            path = first if number == 1 else first.with_name(f"{first.name}-{number}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError as error:
+                if not first.parent.is_dir():
+                    raise _cannot_make(path, error) from None
+            except OSError as error:
+                raise _cannot_make(path, error) from None
+            else:
+                return path
+        raise AssertionError("count() does not end")
+
+    def info(self) -> RunInfo:
+        return RunInfo.read(self.read_json("run.json"), self.path)
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of run.json."""
+        self.write_json("run.json", RunInfo.read(self.info().model_dump() | changes, self.path).model_dump())
+
+    def recipe(self) -> Recipe:
+        try:
+            return Recipe().changed(**self.read_json("recipe.json"))
+        except UsageError as error:
+            raise ResnetlabError(f"{self.recipe_file} is damaged, or of another version. {error}") from None
+
+    def weights(self) -> Path:
+        """The best weights there are. Raises ResnetlabError if the run has not finished its first epoch."""
+        for path in (self.best_weights, self.last_weights):
+            if path.exists():
+                return path
+        raise ResnetlabError(
+            f"{self.path} has no weights yet: no epoch was finished. Go on with "
+            f"`resnetlab train --resume {shlex.quote(str(self.path))}`."
+        )
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        try:
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+            if not isinstance(value, dict):
+                raise ValueError(f"received a {type(value).__name__}, expected an object")
+        except (OSError, ValueError) as error:
+            raise ResnetlabError(f"{self.path / name} cannot be read: {error}.") from None
+        return value
+
+    def write_json(self, name: str, value: Any) -> None:
+        text = json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n"
+        with atomic_file(self.path / name) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors=UNDECODABLE)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of the finished epochs."""
+        if not self.metrics_file.exists():
+            return []
+        try:
+            return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise ResnetlabError(f"{self.metrics_file} cannot be read: {error}.") from None
+
+    def write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
+        with atomic_file(self.metrics_file) as temporary:
+            lines = (json.dumps(_finite(record)) + "\n" for record in records)
+            temporary.write_text("".join(lines), encoding="utf-8")
+
+    def write_split(self, rows: Iterable[tuple[str, str, str, str]]) -> None:
+        """Rows of (name, class name, subset, content hash)."""
+        with (
+            atomic_file(self.path / "split.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors=UNDECODABLE) as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(("name", "class", "subset", "hash"))
+            writer.writerows(rows)
+
+    def split(self) -> dict[str, str]:
+        """Subset by content hash, as it was when the run began."""
+        return self._read_subsets("split.csv")
+
+    def write_ancestors(self, origin: RunFolder) -> None:
+        """Keep what `origin`, and the runs before it, used each image for: they may be moved or deleted."""
+        with atomic_file(self.path / "ancestors.csv") as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("hash", "subset"))
+            writer.writerows(origin.used_images().items())
+        self.update(origin_unknown=origin.has_unknown_origin())
+
+    def ancestors(self) -> dict[str, str]:
+        """The strongest subset by content hash in the runs that this one's weights come from; its split inherits it."""
+        return self._read_subsets("ancestors.csv") if (self.path / "ancestors.csv").exists() else {}
+
+    def used_images(self) -> dict[str, str]:
+        """The strongest subset by content hash in this run and all before it."""
+        return strongest((self._before(), self.split()))
+
+    def has_unknown_origin(self) -> bool:
+        """Whether weights were imported, here or in a run before: what they were trained on is not recorded."""
+        info = self.info()
+        if info.data is None:
+            return True
+        if info.origin_unknown is not None or info.weights is None:
+            return bool(info.origin_unknown)
+        origin = self._origin()
+        return origin is None or origin.has_unknown_origin()
+
+    def _before(self) -> dict[str, str]:
+        """`ancestors`; where a run of an earlier version has no such file, from its origin, if that is still there."""
+        origin = None if (self.path / "ancestors.csv").exists() else self._origin()
+        return self.ancestors() if origin is None else origin.used_images()
+
+    def _origin(self) -> RunFolder | None:
+        path = self.info().weights
+        return RunFolder.open(Path(path)) if path is not None and (Path(path) / "run.json").is_file() else None
+
+    def _read_subsets(self, name: str) -> dict[str, str]:
+        try:
+            with (self.path / name).open(newline="", encoding="utf-8") as file:
+                return {row["hash"]: row["subset"] for row in csv.DictReader(file)}
+        except (OSError, KeyError, ValueError) as error:
+            raise ResnetlabError(f"{self.path / name} cannot be read: {error}.") from None
+
+    def save(self, name: str, write: Callable[[Path], None]) -> None:
+        """Have `write` make a file of this name, atomically."""
+        with atomic_file(self.path / name) as temporary:
+            write(temporary)
+
+    def save_weights(self, name: str, network: Any) -> None:
+        """Save the weights of a Keras model, atomically."""
+
+        def write(path: Path) -> None:
+            named = path.with_name(path.name + ".weights.h5")  # the ending that Keras asks for
+            network.save_weights(named)
+            named.replace(path)
+
+        self.save(name, write)
+
+
+def strongest(splits: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The strongest subset of each image in several splits by hash: one trained on once is a training image."""
+    found: dict[str, str] = {}
+    for subsets in splits:
+        for content, subset in subsets.items():
+            if subset in STRONGEST and STRONGEST[subset] < STRONGEST.get(found.get(content, ""), len(STRONGEST)):
+                found[content] = subset
+    return found
+
+
+def _occupied(path: Path) -> UsageError:
+    return UsageError(
+        f"The run folder {path} is not empty. Choose another with --run, or resume it with "
+        f"--resume {shlex.quote(str(path))}."
+    )
+
+
+def _cannot_make(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"Cannot make the run folder {path}: {error.strerror}. Choose another with --run.")
+
+
+def _finite(value: Any) -> Any:
+    """`value` with NaN and infinity as null: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

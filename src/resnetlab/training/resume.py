@@ -1,0 +1,71 @@
+"""What may change when a run is resumed, and what is reported of one that has ended."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from resnetlab.data.pack import Pack
+from resnetlab.errors import UsageError
+from resnetlab.recipes import Recipe
+from resnetlab.run_folder import RunFolder
+
+
+def check_resumable(folder: RunFolder, changes: Mapping[str, Any]) -> None:
+    """Raise UsageError, before anything is decoded, where the run cannot be resumed with these changes."""
+    if other := sorted(set(changes) - {"epochs"}):
+        raise UsageError(
+            f"A resumed run keeps its own recipe: received {', '.join(other)}, and only epochs may change. To train "
+            "otherwise from its weights: `resnetlab train DATA --weights RUN`."
+        )
+    recipe, info, named = folder.recipe(), folder.info(), shlex.quote(str(folder.path))
+    if info.status == "diverged":
+        raise UsageError(
+            f"{folder.path} diverged: to resume it would repeat the same steps. Start a new run with a lower rate, "
+            f"such as --set learning_rate={recipe.learning_rate / 10:g}, from scratch or, if an epoch was good, with "
+            f"--weights {named}."
+        )
+    if not changes:
+        return
+    epochs, done = recipe.changed(**changes).epochs, info.epoch
+    if epochs <= done and epochs != recipe.epochs:
+        raise UsageError(f"Received epochs={epochs}, expected more than the {done} that {folder.path} has finished.")
+    if info.status == "finished" and done < recipe.epochs:
+        raise UsageError(
+            f"{folder.path} was ended by early stopping after epoch {done} of {recipe.epochs}: more epochs do not "
+            f"resume it. Train from its weights: `resnetlab train DATA --weights {named}`."
+        )
+
+
+def extend(run: RunFolder, recipe: Recipe, pack: Pack, changes: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
+    """The recipe to resume with, written to the run folder, and notes on it; imports Keras."""
+    info = run.info()
+    changed = recipe.changed(**changes)
+    if changed.epochs == recipe.epochs:
+        return recipe, _finished(run, recipe) if info.status == "finished" else []
+    from resnetlab.training.optimizers import Schedule
+    from resnetlab.training.trainer import make_stream
+
+    steps, step = make_stream(recipe, pack).steps_per_epoch, info.step
+    before, after = (float(Schedule.of(r, steps)(step)) for r in (recipe, changed))
+    run.write_json("recipe.json", changed.model_dump(mode="json"))
+    note = f"epochs {recipe.epochs} -> {changed.epochs}: "
+    if math.isclose(before, after, rel_tol=1e-6, abs_tol=1e-12):
+        return changed, [f"{note}the learning rate at the next step is as it was, {after:.3g}"]
+    return changed, [
+        f"{note}schedule {recipe.schedule} depends on the number of epochs, so the learning rate at the next step "
+        f"jumps from {before:.3g} to {after:.3g}; this is not what one run of {changed.epochs} epochs would have been"
+    ]
+
+
+def _finished(run: RunFolder, recipe: Recipe) -> list[str]:
+    named = shlex.quote(str(run.path))
+    done = run.info().epoch
+    why = f"by early stopping after epoch {done} of {recipe.epochs}" if done < recipe.epochs else f"all {done} epochs"
+    more = "" if done < recipe.epochs else f"resnetlab train --resume {named} --epochs {2 * done}, or "
+    return [
+        f"this run is finished ({why}): there is nothing to resume, and it is evaluated again. To train on: {more}"
+        f"resnetlab train DATA --weights {named}"
+    ]

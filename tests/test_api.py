@@ -1,0 +1,331 @@
+"""The public API as a user calls it: documented examples, kinds of images, scripts, threads and notebooks."""
+
+import doctest
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+import resnetlab as rl
+from resnetlab import models, progress, run, tasks
+from resnetlab.models.resnet import build
+from resnetlab.recipes import Recipe, RecipeFields
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TINY: dict[str, Any] = {"model": "resnet-tiny", "image_size": 32, "batch_size": 8, "epochs": 1, "early_stopping": 0}
+
+
+def photographs(folder: Path, count: int, *, seed: int = 0) -> Path:
+    """A folder of orange cats and blue dogs, on noise."""
+    rng = np.random.default_rng(seed)
+    for name, colour in (("cat", (220, 120, 30)), ("dog", (40, 90, 200))):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            pixels = rng.integers(0, 256, (40, 48, 3))
+            pixels[8:32, 8:40] = np.array(colour) + rng.integers(-30, 31, (24, 32, 3))
+            path = folder / name / f"{seed}-{number}.jpg"
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=95)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a user works: photos/ with the classes cat and dog, and cat.jpg."""
+    root = tmp_path_factory.mktemp("work")
+    photos = photographs(root / "photos", 30)
+    (root / "cat.jpg").write_bytes(next((photos / "cat").iterdir()).read_bytes())
+    return root
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("RESNETLAB_CACHE", str(folder / "cache"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> rl.Run:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("RESNETLAB_CACHE", str(folder / "cache"))
+        return rl.train("photos", run=folder / "run", **TINY | {"epochs": 8})
+
+
+def test_the_documented_examples_run(here: Path) -> None:
+    names: dict[str, Any] = {"rl": rl}
+    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner()
+    documented = [rl.train, rl.load, rl.from_pretrained, rl.compare, rl.variants, build]
+    documented += [rl.Run.evaluate, rl.Run.predict, rl.Run.export]
+    for item in documented:
+        (found,) = finder.find(item, item.__name__, globs=names)
+        assert found.examples, item
+        found.globs = names  # shared: `run` of the first example is used by the later ones
+        assert runner.run(found, clear_globs=False).failed == 0, item
+
+
+def test_every_public_name_is_documented_and_typed() -> None:
+    for name in rl.__all__:
+        assert getattr(rl, name) is not None
+        assert name == "__version__" or getattr(rl, name).__doc__
+    for function in (rl.train, rl.load, rl.from_pretrained, rl.compare, rl.variants):
+        assert "return" in function.__annotations__
+    assert dir(rl) == sorted(rl.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        rl.trian  # noqa: B018
+
+
+def test_the_keywords_of_train_are_the_fields_of_a_recipe() -> None:
+    assert get_type_hints(RecipeFields) == {key: get_type_hints(Recipe)[key] for key in Recipe.model_fields}
+
+
+def test_a_trained_run_and_the_same_run_loaded(here: Path, trained: rl.Run) -> None:
+    loaded = rl.load("run")
+    for one in (trained, loaded):
+        assert one.status == "finished"
+        assert (one.class_names, one.recipe.model, len(one.history)) == (("cat", "dog"), "resnet-tiny", 8)
+        assert one.model.output_shape == (None, 2)
+        assert one.info.data == str(here / "photos")
+    assert repr(trained).startswith("Run(")
+    found = loaded.evaluate()
+    assert (found.subset, found.class_names) == ("test", ("cat", "dog"))
+    assert rl.Evaluation.from_json(json.loads((trained.path / "evaluation.json").read_text())).top1 == found.top1
+    other = photographs(here / "others", 5, seed=1)
+    assert loaded.evaluate(other).n == 10
+
+
+# Images
+
+
+def test_an_image_is_predicted_alike_however_it_is_given(here: Path, trained: rl.Run) -> None:
+    image = Image.open("cat.jpg").convert("RGB")
+    pixels = np.asarray(image)
+    kinds: list[Any] = [
+        "cat.jpg",
+        Path("cat.jpg"),
+        "ca*.jpg",
+        image,
+        pixels,
+        pixels[None],
+        [image],
+        (p for p in [pixels]),
+    ]
+    expected = trained.predict("cat.jpg")[0]
+    assert expected.path == "cat.jpg"
+    for kind in kinds:
+        (found,) = trained.predict(kind)
+        assert found.label == expected.label
+        assert found.probability == pytest.approx(expected.probability, abs=0.02)  # a JPEG is decoded at a lower size
+        assert found.top[0] == (found.label, found.probability)
+    assert [p.path for p in trained.predict(["cat.jpg", image, here / "photos" / "dog"])][:2] == ["cat.jpg", None]
+    assert len(trained.predict("photos")) == 60
+    assert trained.predict(image, top=1)[0].top[1:] == ()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
+def test_pil_images_of_every_mode(here: Path, trained: rl.Run, mode: str) -> None:
+    image = Image.open("cat.jpg").convert("RGB")
+    deep = mode in ("I;16", "I", "F")
+    given = image.convert("L").convert("I").point(lambda v: v * 257).convert(mode) if deep else image.convert(mode)
+    (found,) = trained.predict(given)
+    assert found.problem is None
+    if deep:
+        grey = trained.predict(image.convert("L"))[0]
+        assert found.probability == pytest.approx(grey.probability, abs=0.05)
+
+
+def test_the_orientation_of_an_image_in_memory_counts(trained: rl.Run, here: Path) -> None:
+    image = Image.open("cat.jpg").convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save("turned.jpg", exif=exif, quality=100, subsampling=0)
+    turned = Image.open("turned.jpg")
+    upright = ImageOps.exif_transpose(turned)
+    assert trained.predict(turned)[0].top == trained.predict(upright)[0].top
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (np.zeros((8, 8, 3), np.float32), "an array of float32"),
+        (np.zeros((8, 8, 2), np.uint8), r"shape \(8, 8, 2\)"),
+        (np.zeros((2, 3, 8, 8), np.uint8), r"shape \(3, 8, 8\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
+        (7, "Received a int"),
+        ([7], "a int among the images"),
+        ([], "no image"),
+        ("gone.jpg", "gone.jpg"),
+        (["cat.jpg", "*.bmp"], r"\*\.bmp"),
+    ],
+)
+def test_what_is_no_image_is_named(here: Path, trained: rl.Run, given: Any, named: str) -> None:
+    with pytest.raises(rl.UsageError, match=named):
+        trained.predict(given)
+
+
+def test_a_file_that_cannot_be_used_has_a_problem_and_no_label(here: Path, trained: rl.Run) -> None:
+    Path("text.jpg").write_text("no image")
+    found = trained.predict(["text.jpg", "cat.jpg"])
+    assert [(p.label is None, p.problem is None) for p in found] == [(True, False), (False, True)]
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: rl.train(), "Missing DATA"),
+        (lambda: rl.train("photos", epoch=3), "Did you mean 'epochs'"),  # type: ignore[call-arg]
+        (lambda: rl.train("photos", epochs=0), "epochs: received 0"),
+        (lambda: rl.train("photos", model="resnet5"), "resnet50"),
+        (lambda: rl.train("photos", recipe="quik"), "quick"),
+        (lambda: rl.train("photos", progress="loud"), "progress='loud'"),
+        (lambda: rl.train("photos", device="gpuu"), "'gpu'"),
+        (lambda: rl.train("photos", run="run"), "not empty"),
+        (lambda: rl.train(resume="run", weights="run"), "leave recipe, weights and run out"),
+        (lambda: rl.train(resume="run", learning_rate=1.0), "learning_rate, and only epochs may change"),
+        (lambda: rl.load("photos"), "run.json"),
+        (lambda: rl.from_pretrained("gone.pth"), "gone.pth"),
+        (lambda: rl.from_pretrained("gone.pth", epochs=3), "Received epochs"),
+        (lambda: rl.from_pretrained("gone.pth", shortcut_padding="left"), "shortcut_padding='left'"),  # type: ignore[arg-type]
+        (lambda: rl.variants("resnet5"), "resnet50"),
+        (lambda: rl.compare("photos", devices=["tpu"]), "tpu"),
+        (lambda: rl.compare("photos", repeats=0), "repeats=0"),
+        (lambda: rl.load("run").export("onx"), "onnx"),
+        (lambda: rl.load("run").predict("cat.jpg", engine="onx"), "onnx"),
+    ],
+)
+def test_wrong_arguments_are_named_and_nothing_is_begun(
+    here: Path, trained: rl.Run, call: Callable[[], Any], named: str
+) -> None:
+    before = sorted(here.iterdir())
+    with pytest.raises(rl.UsageError, match=named):
+        call()
+    assert sorted(here.iterdir()) == before
+
+
+def test_a_recipe_may_be_a_name_a_file_or_an_object(here: Path, trained: rl.Run) -> None:
+    Path("mine.toml").write_text('base = "quick"\nepochs = 2\n')
+    silent = progress.LogProgress()
+    found = [
+        tasks.choose_recipe("photos", recipe, {"flip": True}, report=silent)
+        for recipe in ("mine.toml", Path("mine.toml"), rl.Recipe(epochs=2), "quick", None)
+    ]
+    assert [recipe.epochs for recipe in found] == [2, 2, 2, 30, 40]
+    assert all(recipe.flip for recipe in found)
+
+
+def test_training_from_a_run_and_resuming_it(here: Path, trained: rl.Run) -> None:
+    tuned = rl.train("photos", weights=trained, run="tuned", batch_size=8, epochs=1, frozen_epochs=0, progress=None)
+    assert (tuned.info.weights, tuned.recipe.name) == (str(trained.path), "finetune")
+    resumed = rl.train(resume=tuned, epochs=2, progress=None)
+    assert (resumed.path, len(resumed.history), resumed.status) == (tuned.path, 2, "finished")
+
+
+# Where it runs
+
+
+class Recorder(progress.LogProgress):
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("info", "warning", "count", "start", "step", "epoch", "stop"):
+            self.events.append(name)
+        return super().__getattribute__(name)
+
+
+def test_progress_is_reported_to_an_object_and_training_works_in_a_thread(here: Path) -> None:
+    recorder, found = Recorder(), list[rl.Run]()
+    thread = threading.Thread(
+        target=lambda: found.append(rl.train("photos", run="threaded", progress=recorder, **TINY))
+    )
+    thread.start()
+    thread.join()
+    assert found[0].status == "finished"
+    assert [event for event in recorder.events if event in ("start", "epoch", "stop")] == ["start", "epoch", "stop"]
+    assert recorder.events.count("step") == recorder.events.index("epoch") - recorder.events.index("step")
+
+
+def test_messages_without_progress_are_logged(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="resnetlab"):
+        rl.train("photos", run="logged", progress=None, **TINY)
+    assert any("epoch 1/1" in message for message in caplog.messages)
+
+
+def test_a_script_prints_nothing(here: Path) -> None:
+    program = (
+        "import resnetlab as rl\n"
+        f"run = rl.train('photos', run='script', **{TINY!r})\n"
+        "run.evaluate(); run.predict('cat.jpg'); run.export('onnx')\n"
+    )
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
+
+
+def test_it_takes_the_backend_that_already_runs(here: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "KERAS_BACKEND"}
+    program = (
+        "import os; os.environ['KERAS_BACKEND'] = 'jax'; import keras; del os.environ['KERAS_BACKEND']\n"
+        f"import resnetlab as rl; run = rl.train('photos', run='on jax', **{TINY!r})\n"
+        "assert run.info.backend == 'jax', run.info\n"
+        "try: rl.train('photos', run='other', backend='tensorflow')\n"
+        "except rl.ResnetlabError as error: assert 'already runs on' in str(error)\n"
+        "else: raise AssertionError\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=240, env=environment
+    )
+    assert child.returncode == 0, child.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["tensorflow", "jax", "torch"])
+def test_the_quickstart_on_every_backend(tmp_path: Path, name: str) -> None:
+    pytest.importorskip(name)
+    child = subprocess.run(
+        [sys.executable, str(EXAMPLES / "quickstart.py")],
+        cwd=tmp_path,
+        env=os.environ | {"KERAS_BACKEND": name},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.count("predicted") == 3
+    assert (Path(tmp_path, child.stdout.splitlines()[-1]) / "model.onnx").exists()
+
+
+@pytest.mark.long
+def test_progress_is_rendered_in_a_notebook(tmp_path: Path) -> None:
+    source = "import resnetlab as rl\nrun = rl.train('digits', epochs=2)\nrun.evaluate().top1"
+    cell = {"cell_type": "code", "source": source, "metadata": {}, "outputs": [], "execution_count": None, "id": "a"}
+    notebook = tmp_path / "a.ipynb"
+    notebook.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    command = [sys.executable, "-m", "nbconvert", "--execute", "--to", "notebook", "--inplace", str(notebook)]
+    child = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert child.returncode == 0, child.stderr
+    outputs = json.loads(notebook.read_text())["cells"][0]["outputs"]
+    assert [output["output_type"] for output in outputs] == ["display_data", "execute_result"]
+    shown = "".join(outputs[0]["data"]["text/html"])
+    assert shown.count("validation loss") == 2
+    assert "<progress" not in shown  # the bar is gone at the end
+
+
+def test_modules_of_the_api_are_the_documented_ones() -> None:
+    import resnetlab.comparison.compare  # a package of the same name would hide the function
+
+    assert {function.__module__ for function in (rl.train, rl.load, rl.compare)} == {tasks.__name__}
+    assert resnetlab.comparison.compare.Comparison is rl.Comparison
+    assert rl.Run.__module__ == run.__name__
+    assert rl.build is models.build
