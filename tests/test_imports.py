@@ -21,7 +21,12 @@ LIGHT = (
     "resnetlab.models.shapes",
     "resnetlab.models.variants",
     "resnetlab.recipes",
+    "resnetlab.progress",
+    "resnetlab.run",
     "resnetlab.run_folder",
+    "resnetlab.tasks",
+    "resnetlab.weights.importing",
+    "resnetlab.weights.mapping",
 )
 
 
