@@ -172,7 +172,7 @@ np.save(sys.argv[2], [load_image(file, **settings) for file in files])
     stored = centre_crop(packed.images, 24)
     assert np.abs(read.astype(int) - stored).max() <= 1
     predictor = Predictor(run)
-    predicted = np.stack([predictor._read(file)[1] for file in files])
+    predicted = np.stack([predictor._read(file)[1] for file in collect_images(files)[0]])
     assert np.abs(predicted.astype(int) - stored).max() <= 1
     received = exported_engine(exported)(read)
     for row, prediction in zip(received, predictor.predict(collect_images(files)[0], top=3), strict=True):

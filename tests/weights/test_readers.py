@@ -320,6 +320,7 @@ def test_a_refused_global_is_named_and_nothing_is_run(on: Workers, tmp_path: Pat
     assert not Path("harmed").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("file", "right"), [("resnet20-12fca82f.th", 9173), ("resnet56-4bfd9763.th", 9339)])
 def test_public_cifar_weights_give_their_published_errors_to_the_image(
     on: Workers, tmp_path: Path, file: str, right: int, monkeypatch: pytest.MonkeyPatch
