@@ -21,7 +21,7 @@ MACHINES = sorted(path.stem for path in RECORDED.glob("*.json"))
 def on_machine(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> doctor.Report:
     """The doctor sees a recorded machine, without having probed a framework, as `start` asks it."""
     facts = Facts.from_json(json.loads((RECORDED / f"{request.param}.json").read_text()))
-    report = doctor.judge(replace(facts, frameworks=tuple(replace(f, probe=None) for f in facts.frameworks)))
+    report = doctor.diagnose(replace(facts, frameworks=tuple(replace(f, probe=None) for f in facts.frameworks)))
     monkeypatch.setattr(doctor, "examine", lambda frameworks: report)
     for name in ("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_PREALLOCATE"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # so that they are restored

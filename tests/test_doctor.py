@@ -27,7 +27,7 @@ def recorded(name: str) -> Facts:
 
 
 def report(name: str) -> Report:
-    return doctor.judge(recorded(name))
+    return doctor.diagnose(recorded(name))
 
 
 def part(report: Report, name: str) -> Finding:
@@ -120,8 +120,8 @@ def test_cpu_builds_on_a_gpu_machine() -> None:
 def test_cpu_builds_are_known_without_importing_them() -> None:
     facts = recorded("cpu_build_on_gpu_machine")
     quick = replace(facts, frameworks=tuple(replace(f, probe=None) for f in facts.frameworks))
-    assert "for the CPU only" in doctor.why_no_gpu(doctor.judge(quick), backend="tensorflow")
-    assert "for the CPU only" in doctor.why_no_gpu(doctor.judge(quick), backend="torch")
+    assert "for the CPU only" in doctor.why_no_gpu(doctor.diagnose(quick), backend="tensorflow")
+    assert "for the CPU only" in doctor.why_no_gpu(doctor.diagnose(quick), backend="torch")
 
 
 def test_cupti_not_permitted_is_a_warning_and_training_runs() -> None:
@@ -134,7 +134,7 @@ def test_cupti_not_permitted_is_a_warning_and_training_runs() -> None:
 
 def test_an_administrator_may_profile() -> None:
     facts = recorded("cupti_not_permitted")
-    made = doctor.judge(replace(facts, nvidia=replace(facts.nvidia, may_profile=True)))
+    made = doctor.diagnose(replace(facts, nvidia=replace(facts.nvidia, may_profile=True)))
     assert part(made, "CUPTI permission").status == "ok"
 
 
@@ -151,7 +151,7 @@ def test_card_without_driver() -> None:
 def test_driver_updated_but_not_rebooted() -> None:
     facts = recorded("card_without_driver")
     error = "NVMLError_LibRmVersionMismatch: RM has detected an NVML/RM version mismatch."
-    made = doctor.judge(replace(facts, nvidia=replace(facts.nvidia, error=error)))
+    made = doctor.diagnose(replace(facts, nvidia=replace(facts.nvidia, error=error)))
     assert part(made, "NVIDIA driver").fix == "sudo reboot"
 
 
@@ -167,7 +167,7 @@ def test_gpu_hidden_by_environment() -> None:
 @pytest.mark.parametrize(("value", "hides"), [("", True), ("-1", True), ("1", True), ("0", False), ("GPU-8a", False)])
 def test_what_cuda_visible_devices_hides(value: str, hides: bool) -> None:
     facts = replace(recorded("cupti_not_permitted"), environment={"CUDA_VISIBLE_DEVICES": value})
-    assert (part(doctor.judge(facts), "CUDA_VISIBLE_DEVICES").status == "warning") is hides
+    assert (part(doctor.diagnose(facts), "CUDA_VISIBLE_DEVICES").status == "warning") is hides
 
 
 def test_windows_points_to_wsl_or_pytorch() -> None:
@@ -215,7 +215,7 @@ def test_old_cuda_in_the_library_path() -> None:
         for lib in tensorflow.libraries
     ]
     facts = replace(facts, frameworks=(replace(tensorflow, libraries=tuple(shadowed)), *others))
-    cudnn = part(doctor.judge(facts), "cuDNN")
+    cudnn = part(doctor.diagnose(facts), "cuDNN")
     assert (cudnn.status, cudnn.fix) == ("error", "unset LD_LIBRARY_PATH")
     assert shadow in cudnn.found
 
@@ -228,18 +228,18 @@ def test_gpu_too_new_for_the_build() -> None:
     (gpu,) = facts.nvidia.gpus
     nvidia = replace(facts.nvidia, gpus=(replace(gpu, compute_capability="12.0"),))
     facts = replace(facts, nvidia=nvidia, frameworks=(replace(tensorflow, libraries=(), probe=probe), *others))
-    finding = part(doctor.judge(facts), "TensorFlow")
+    finding = part(doctor.diagnose(facts), "TensorFlow")
     assert (finding.status, finding.fix) == ("error", "pip install --upgrade tensorflow")
     with_ptx = replace(probe, architectures=("sm_60", "sm_80", "compute_90"))
     facts = replace(facts, frameworks=(replace(tensorflow, libraries=(), probe=with_ptx), *others))
-    assert "no code for" not in part(doctor.judge(facts), "TensorFlow").found
+    assert "no code for" not in part(doctor.diagnose(facts), "TensorFlow").found
 
 
 def test_gpu_memory_taken_by_another_process() -> None:
     facts = recorded("cupti_not_permitted")
     (gpu,) = facts.nvidia.gpus
     busy = replace(gpu, memory_used=int(0.97 * gpu.memory), processes=(4711,))
-    finding = part(doctor.judge(replace(facts, nvidia=replace(facts.nvidia, gpus=(busy,)))), "GPU 0")
+    finding = part(doctor.diagnose(replace(facts, nvidia=replace(facts.nvidia, gpus=(busy,)))), "GPU 0")
     assert finding.status == "warning"
     assert "97%" in finding.found
     assert "4711" in finding.found
@@ -255,12 +255,12 @@ def test_gpu_memory_taken_by_another_process() -> None:
     ],
 )
 def test_environment_traps(variable: str, value: str, name: str) -> None:
-    made = doctor.judge(replace(recorded("cupti_not_permitted"), environment={variable: value}))
+    made = doctor.diagnose(replace(recorded("cupti_not_permitted"), environment={variable: value}))
     assert part(made, name).status == "warning"
 
 
 def test_jax_platforms_hides_the_gpu_from_jax_only() -> None:
-    made = doctor.judge(replace(recorded("healthy_h200"), environment={"JAX_PLATFORMS": "cpu"}))
+    made = doctor.diagnose(replace(recorded("healthy_h200"), environment={"JAX_PLATFORMS": "cpu"}))
     assert part(made, "JAX_PLATFORMS").blocks_gpu == ("jax",)
 
 
@@ -354,7 +354,7 @@ def test_libraries_come_from_the_frameworks_metadata(tmp_path: Path, monkeypatch
     }
     probe = recorded("cudnn_missing").frameworks[0].probe
     facts = replace(recorded("cudnn_missing"), frameworks=(replace(torch, probe=probe),))
-    cudnn = part(doctor.judge(facts), "cuDNN")
+    cudnn = part(doctor.diagnose(facts), "cuDNN")
     assert cudnn.fix == "pip install --force-reinstall --no-deps nvidia-cudnn-cu13==9.19.0.56"
     assert cudnn.blocks_gpu == ("torch",)
 

@@ -266,7 +266,7 @@ elif NAME == "torch":
         decay: float,
         decays: Sequence[bool],
     ) -> bool:
-        """As on TensorFlow, above. `decays` says which variables are decayed; `step` counts from 1."""
+        """As on TensorFlow, above. `decays` states which variables are decayed; `step` counts from 1."""
         weights, (first, second), rate = _values(variables), map(_values, moments), keras.ops.convert_to_tensor(rate)
         if decay and any(decays):
             chosen = [i for i, yes in enumerate(decays) if yes]

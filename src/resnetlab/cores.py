@@ -32,7 +32,7 @@ def _quotas() -> Iterator[float]:
 
 
 def cgroup(v2: str, v1: str) -> Iterator[str]:
-    """What a control group's file says, from this process's group up to the root: each level limits.
+    """The content of a control group's file, from this process's group up to the root: each level limits.
 
     `v1` is "controller/file": version 1 keeps a tree per controller, version 2 one tree.
     """

@@ -86,23 +86,23 @@ def configure(
 def start(*, backend: str | None = None, device: str = "auto") -> str:
     """`configure`, then import Keras and its backend with TensorFlow's greetings kept off the terminal.
 
-    TensorFlow logs to the process's stderr before it reads its own log settings; what it says is shown only if the
+    TensorFlow logs to the process's stderr before it reads its own log settings; its output is shown only if the
     import fails, or in verbose mode.
     """
     backend = configure(backend=backend, device=device)
     if os.environ.get("RESNETLAB_VERBOSE"):
         return backend
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         terminal = os.dup(2)
-        os.dup2(said.fileno(), 2)
+        os.dup2(output.fileno(), 2)
         try:
             import keras
 
             keras.ops.zeros(())  # makes the backend find its devices
         except BaseException:
-            said.seek(0)
-            os.write(terminal, said.read())
+            output.seek(0)
+            os.write(terminal, output.read())
             raise
         finally:
             os.dup2(terminal, 2)
@@ -180,7 +180,7 @@ def snapshot() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system tells it."""
+    """The processor's name as the system reports it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: each says what was received, what was expected, and what to do."""
+"""Errors that a user can act on: each states what was received, what was expected, and what to do."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def first_informative_line(error: BaseException | str, *, limit: int = 200) -> s
 
 
 def is_out_of_memory(error: BaseException | str) -> bool:
-    """Whether a framework, a runtime or the system says that memory was not enough."""
+    """Whether a framework, a runtime or the system reports that memory was not enough."""
     return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(f"{type(error).__name__} {error}"))

@@ -17,7 +17,7 @@ INPUT_KEYS = ("image_size", "crop_pct", "interpolation", "preprocessing")
 
 
 class Recipe(BaseModel):
-    """How to train. Times are in epochs, images are square with sides in pixels, shares are of the usable images."""
+    """How to train. Times are in epochs, images are square with sides in pixels, fractions are of the usable images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -47,7 +47,7 @@ class Recipe(BaseModel):
     crop: Literal["none", "pad", "resized"] = "none"
     whole_images: bool = False  # for "resized": from all of an image, stored too, and not from its centre square alone
     crop_padding: int = Field(4, ge=0)  # for "pad": pixels on each side
-    crop_scale: float = Field(0.08, gt=0.0, le=1.0)  # for "resized": smallest share of the image's area
+    crop_scale: float = Field(0.08, gt=0.0, le=1.0)  # for "resized": smallest fraction of the image's area
     flip: bool = True
     rand_augment: float = Field(0.0, ge=0.0, le=10.0)  # magnitude, as in timm's rand-mM-mstd0.5-inc1; 0 is off
     color_jitter: float = Field(0.0, ge=0.0, lt=1.0)  # brightness, contrast, saturation: factors in 1 -+ this
@@ -80,7 +80,7 @@ class Recipe(BaseModel):
     frozen_batch_norm: bool = False  # normalises with its running statistics in training too, and they stay
     layer_decay: float = Field(
         1.0, gt=0.0, le=1.0
-    )  # a stage's rate is this share of the next one's; the head's is whole
+    )  # a stage's rate is this fraction of the next one's; the head's is whole
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -187,7 +187,7 @@ class RecipeFields(TypedDict, total=False):
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """What "key=value" texts say; values are JSON, or plain text."""
+    """The values of "key=value" texts; values are JSON, or plain text."""
     changes: dict[str, Any] = {}
     for setting in settings:
         key, separator, text = setting.partition("=")

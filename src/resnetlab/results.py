@@ -28,7 +28,7 @@ from resnetlab.atomic import atomic_file
 
 @dataclass(frozen=True)
 class Timing:
-    """A rate from repeats: images per second, or whatever `unit` says."""
+    """A rate from repeats: images per second, or in another `unit`."""
 
     n: int
     median: float

@@ -171,9 +171,9 @@ class Run:
 
         predictor = self.predictor()
         source, pack = open_data(data, predictor.recipe, progress=report, allow_losses=allow_losses)
-        if strange := sorted(set(pack.class_names) - set(self.class_names)):
+        if unknown_classes := sorted(set(pack.class_names) - set(self.class_names)):
             raise UsageError(
-                f"{source.location} has classes that the run does not know: {', '.join(strange[:5])}. "
+                f"{source.location} has classes that the run does not know: {', '.join(unknown_classes[:5])}. "
                 f"Expected some of: {', '.join(self.class_names[:20])}."
             )
         kept, notes = select_unseen(self.folder, source, pack)
@@ -201,7 +201,7 @@ class Run:
             precision: of the engine's export: "float32", "float16" or "int8".
 
         Returns:
-            One prediction for each image, in order. One that cannot be used has no label, and says why in `problem`.
+            One prediction for each image, in order. One that cannot be used has no label, and the reason in `problem`.
 
         Raises:
             UsageError: an argument that is no image, or matches nothing; an unknown engine or precision.

@@ -189,7 +189,7 @@ class RunFolder:
             if path.exists():
                 return path
         raise ResnetlabError(
-            f"{self.path} has no weights yet: no epoch was finished. Go on with "
+            f"{self.path} has no weights yet: no epoch was finished. Resume it with "
             f"`resnetlab train --resume {shlex.quote(str(self.path))}`."
         )
 

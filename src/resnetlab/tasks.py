@@ -135,7 +135,7 @@ def from_pretrained(
         source: a PyTorch checkpoint, a .safetensors, .h5 or .keras file, a folder with config.json, a name on the
             Hugging Face hub, a network of keras.applications ("ResNet50"), or a run folder.
         run: folder of the run; by default one in the cache, which is reused.
-        model: an architecture's name, where the shapes of the weights do not tell.
+        model: an architecture's name, where the shapes of the weights are ambiguous.
         key: of a file with several sets of weights, the one to take; by default the live weights.
         class_names: one for each logit; by default the source's.
         shortcut_padding: where zero-padded shortcuts have their zeros, "both" sides or the "end"; by default as usual
@@ -155,8 +155,8 @@ def from_pretrained(
         return load(path, backend=backend, device=device)
     if shortcut_padding not in (None, "both", "end"):
         raise UsageError(f"Received shortcut_padding={shortcut_padding!r}, expected 'both' or 'end'.")
-    if strange := sorted(set(settings) - set(INPUT_KEYS)):
-        raise UsageError(f"Received {', '.join(strange)}; expected {', '.join(INPUT_KEYS)}.")
+    if others := sorted(set(settings) - set(INPUT_KEYS)):
+        raise UsageError(f"Received {', '.join(others)}; expected {', '.join(INPUT_KEYS)}.")
     options: dict[str, Any] = {
         "model": model,
         "settings": settings,
@@ -198,7 +198,7 @@ def compare(
         progress: as of `train`.
 
     Returns:
-        The measurements, a table of them, and what they say in sentences.
+        The measurements, a table of them, and a summary in sentences.
 
     Raises:
         UsageError: an unknown name, or a value out of range.

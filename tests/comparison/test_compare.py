@@ -13,7 +13,7 @@ import pytest
 
 from resnetlab import doctor, environment
 from resnetlab.comparison import compare
-from resnetlab.comparison.compare import Configuration, Plan, plan, verdict
+from resnetlab.comparison.compare import Configuration, Plan, plan, summarize_rows
 from resnetlab.comparison.measure import seconds_per_step, steps_to_time
 from resnetlab.doctor import Facts
 from resnetlab.errors import UsageError
@@ -69,7 +69,7 @@ def quick_report(machine: str, *, installed: Sequence[str] = ()) -> doctor.Repor
         replace(f, probe=None, packages=f.packages or ({f.name: "1.0"} if f.name in installed else {}))
         for f in facts.frameworks
     )
-    return doctor.judge(replace(facts, frameworks=frameworks))
+    return doctor.diagnose(replace(facts, frameworks=frameworks))
 
 
 def labels(planned: Plan) -> list[str]:
@@ -137,7 +137,7 @@ def test_every_installed_backend_is_measured_on_a_healthy_gpu() -> None:
 
 
 def test_the_verdict_says_why_a_gpu_that_was_tried_has_no_figures() -> None:
-    sentences = verdict([row("cpu", 32, 50.0), failed("gpu", 32, "jax sees no GPU")], 32)
+    sentences = summarize_rows([row("cpu", 32, 50.0), failed("gpu", 32, "jax sees no GPU")], 32)
     assert any("jax sees no GPU" in sentence and "could not be measured" in sentence for sentence in sentences)
 
 
@@ -192,7 +192,7 @@ def test_the_verdict_on_both_devices() -> None:
         row("gpu", 128, 600.0, xla=False),
         failed("gpu", 512, "out of memory"),
     ]
-    assert verdict(rows, 32) == [
+    assert summarize_rows(rows, 32) == [
         "An epoch of your data takes 1.7 min on the CPU: fastest with CPU · tensorflow · float32 · oneDNN, batch size 8"
         "; limited by compute.",
         "An epoch of your data takes 5.0 s on the GPU (NVIDIA H200): fastest with GPU · tensorflow · float32, "
@@ -206,21 +206,21 @@ def test_the_verdict_on_both_devices() -> None:
 
 
 def test_the_verdict_on_a_cpu_alone_says_why_there_is_no_gpu() -> None:
-    sentences = verdict([row("cpu", 32, 50.0), failed("cpu", 128, "left out")], 32, ["No GPU: none was found."])
+    sentences = summarize_rows([row("cpu", 32, 50.0), failed("cpu", 128, "left out")], 32, ["No GPU: none was found."])
     assert len(sentences) == 2
     assert sentences[1] == "No GPU: none was found."
 
 
 def test_the_verdict_where_all_failed() -> None:
-    assert verdict([failed("cpu", 8, "it broke")], 8, ["No GPU."]) == [
+    assert summarize_rows([failed("cpu", 8, "it broke")], 8, ["No GPU."]) == [
         "Nothing could be measured: see the reasons above.",
         "No GPU.",
     ]
-    assert verdict([], 8) == ["Nothing could be measured: see the reasons above."]
+    assert summarize_rows([], 8) == ["Nothing could be measured: see the reasons above."]
 
 
 def test_the_verdict_without_the_recipes_batch_size() -> None:
-    sentences = verdict([row("cpu", 8, 10.0), row("gpu", 128, 100.0)], 32)
+    sentences = summarize_rows([row("cpu", 8, 10.0), row("gpu", 128, 100.0)], 32)
     assert not any("recipe's batch size" in sentence for sentence in sentences)
     assert len(sentences) == 3  # and nothing of who wins where: no size was measured on both
 
@@ -266,7 +266,7 @@ def test_ratios_are_of_rows_that_agree_in_everything_else() -> None:
     [
         (1, ["Trace", "a.b.Error: Backend 'jax' is not installed.\n", "\n"], 1.0, "Backend 'jax' is not installed."),
         (1, ["RuntimeError: jax sees no GPU"], 1.0, "jax sees no GPU"),
-        (1, [], 1.0, "it said nothing"),
+        (1, [], 1.0, "no output"),
         (-9, [], 1.0, "killed, as the system does when memory is used up"),
         (-11, ["something"], 1.0, "killed by signal 11"),
         (0, [], 1.0, "a smaller batch size was out of memory"),
@@ -377,7 +377,7 @@ def test_a_backend_that_is_not_installed_is_a_row_with_its_reason(
             "killed, as the system does when memory is used up",
         ),
         ("raise RuntimeError('the card fell off [the bus]')", "the card fell off [the bus]"),
-        ("import sys; sys.stdin.close(); import os; os._exit(3)", "it said nothing"),
+        ("import sys; sys.stdin.close(); import os; os._exit(3)", "no output"),
     ],
 )
 def test_a_child_that_crashes_is_a_row_with_its_reason(

@@ -1,4 +1,4 @@
-"""What the device does with the draws: against Pillow, against plain NumPy, and the same on every backend."""
+"""What the device does with the parameters: against Pillow, against plain NumPy, and the same on every backend."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from resnetlab.data.augment import FILL, Augment, in_box, jitter, resample
-from resnetlab.data.augmentation import Augmentation, draw
+from resnetlab.data.augmentation import Augmentation, sample_parameters
 from tests.workers import Workers
 
 SOURCE, SIZE = 37, 32
@@ -123,42 +123,42 @@ def test_without_draws_the_centre_is_cut_out(images: np.ndarray) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_erasing_fills_boxes_with_the_mean_colour(images: np.ndarray, seed: int) -> None:
     augmentation = Augmentation(source_size=SOURCE, size=SOURCE, erase=0.7)
-    draws, _ = draw(augmentation, 8, np.random.default_rng(seed))
+    parameters, _ = sample_parameters(augmentation, 8, np.random.default_rng(seed))
     expected = images.astype(np.float32)
-    for image, (top, left, height, width) in zip(expected, draws["erase"].astype(int), strict=True):
+    for image, (top, left, height, width) in zip(expected, parameters["erase"].astype(int), strict=True):
         image[top : top + height, left : left + width] = FILL
-    np.testing.assert_array_equal(augmented(augmentation, {"image": images, **draws}), expected)
+    np.testing.assert_array_equal(augmented(augmentation, {"image": images, **parameters}), expected)
 
 
 def test_mixup_blends_an_image_with_its_partner(images: np.ndarray) -> None:
     augmentation = Augmentation(source_size=SOURCE, size=SOURCE, mixup=0.5)
-    draws, own = draw(augmentation, 8, np.random.default_rng(0))
-    share = own[:, None, None, None]
-    expected = share * images + (1 - share) * images[draws["partner"]]
-    np.testing.assert_allclose(augmented(augmentation, {"image": images, **draws}), expected, atol=1e-3)
+    parameters, own = sample_parameters(augmentation, 8, np.random.default_rng(0))
+    fraction = own[:, None, None, None]
+    expected = fraction * images + (1 - fraction) * images[parameters["permutation"]]
+    np.testing.assert_allclose(augmented(augmentation, {"image": images, **parameters}), expected, atol=1e-3)
 
 
 def test_cutmix_pastes_as_much_as_the_labels_say(images: np.ndarray) -> None:
     augmentation = Augmentation(source_size=SOURCE, size=SOURCE, cutmix=1.0)
-    draws, own = draw(augmentation, 8, np.random.default_rng(0))
+    parameters, own = sample_parameters(augmentation, 8, np.random.default_rng(0))
     flat = np.broadcast_to(np.arange(8, dtype=np.uint8)[:, None, None, None], images.shape)  # each its own colour
-    received = augmented(augmentation, {"image": flat, **draws})
-    for number, (image, share, partner) in enumerate(zip(received, own, draws["partner"], strict=True)):
-        if partner != number:
-            assert (image[..., 0] == number).mean() == pytest.approx(share, abs=1e-6)
-            assert (image[..., 0] == partner).mean() == pytest.approx(1 - share, abs=1e-6)
-    top, left, height, width = draws["paste"][0].astype(int)
+    received = augmented(augmentation, {"image": flat, **parameters})
+    for number, (image, fraction, other) in enumerate(zip(received, own, parameters["permutation"], strict=True)):
+        if other != number:
+            assert (image[..., 0] == number).mean() == pytest.approx(fraction, abs=1e-6)
+            assert (image[..., 0] == other).mean() == pytest.approx(1 - fraction, abs=1e-6)
+    top, left, height, width = parameters["paste"][0].astype(int)
     expected = images[0].copy()
     expected[top : top + height, left : left + width] = images[
-        draws["partner"][0], top : top + height, left : left + width
+        parameters["permutation"][0], top : top + height, left : left + width
     ]
-    np.testing.assert_array_equal(augmented(augmentation, {"image": images, **draws})[0], expected)
+    np.testing.assert_array_equal(augmented(augmentation, {"image": images, **parameters})[0], expected)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])  # some mix, some cut
 def test_backends_augment_alike(on: Workers, images: np.ndarray, seed: int) -> None:
-    draws, _ = draw(ALL, 8, np.random.default_rng(seed))
-    arguments = {"augmentation": ALL, "inputs": {"image": images, **draws}}
+    parameters, _ = sample_parameters(ALL, 8, np.random.default_rng(seed))
+    arguments = {"augmentation": ALL, "inputs": {"image": images, **parameters}}
     expected = on("tensorflow")(augmented, **arguments)
     assert np.abs(expected - images[:, 2:34, 2:34]).mean() > 5  # something was done
     assert expected.min() >= 0
@@ -168,11 +168,11 @@ def test_backends_augment_alike(on: Workers, images: np.ndarray, seed: int) -> N
 
 
 def test_bytes_stay_bytes_under_mixed_precision(images: np.ndarray) -> None:
-    draws, _ = draw(replace(ALL, mixup=0.0, cutmix=0.0), 8, np.random.default_rng(0))
-    single = augmented(replace(ALL, mixup=0.0, cutmix=0.0), {"image": images, **draws})
+    parameters, _ = sample_parameters(replace(ALL, mixup=0.0, cutmix=0.0), 8, np.random.default_rng(0))
+    single = augmented(replace(ALL, mixup=0.0, cutmix=0.0), {"image": images, **parameters})
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        mixed = augmented(replace(ALL, mixup=0.0, cutmix=0.0), {"image": images, **draws})
+        mixed = augmented(replace(ALL, mixup=0.0, cutmix=0.0), {"image": images, **parameters})
     finally:
         keras.config.set_dtype_policy("float32")
     np.testing.assert_array_equal(mixed, single)

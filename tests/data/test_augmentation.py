@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from resnetlab.data.augmentation import CROP_RATIO, ERASE_AREA, Augmentation, draw
+from resnetlab.data.augmentation import CROP_RATIO, ERASE_AREA, Augmentation, sample_parameters
 
 COUNT = 4000
 ALL = Augmentation(
@@ -50,31 +50,31 @@ def assert_inside(box: np.ndarray, side: int) -> None:
 @pytest.mark.parametrize("changes", [{}, {"mixup": 0.0}, {"cutmix": 0.0}, {"crop": "pad", "crop_padding": 3}])
 def test_draws_have_the_shapes_that_are_declared(changes: dict[str, object]) -> None:
     augmentation = replace(ALL, **changes)
-    draws, own = draw(augmentation, 5, rng())
-    assert {name: array.shape[1:] for name, array in draws.items()} == augmentation.shapes()
-    integers = {"partner", "operation"}
-    assert {array.dtype for name, array in draws.items() if name not in integers} == {np.dtype(np.float32)}
-    assert {draws[name].dtype for name in integers} == {np.dtype(np.int32)}
+    parameters, own = sample_parameters(augmentation, 5, rng())
+    assert {name: array.shape[1:] for name, array in parameters.items()} == augmentation.shapes()
+    integers = {"permutation", "operation"}
+    assert {array.dtype for name, array in parameters.items() if name not in integers} == {np.dtype(np.float32)}
+    assert {parameters[name].dtype for name in integers} == {np.dtype(np.int32)}
     assert own.shape == (5,)
 
 
 def test_without_augmentation_nothing_is_drawn() -> None:
-    draws, own = draw(PLAIN, 5, rng())
-    assert draws == {}
+    parameters, own = sample_parameters(PLAIN, 5, rng())
+    assert parameters == {}
     assert PLAIN.shapes() == {}
     np.testing.assert_array_equal(own, 1)
 
 
 def test_the_same_generator_draws_the_same() -> None:
-    (first, own_first), (second, own_second) = draw(ALL, 8, rng(1)), draw(ALL, 8, rng(1))
+    (first, own_first), (second, own_second) = sample_parameters(ALL, 8, rng(1)), sample_parameters(ALL, 8, rng(1))
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
     np.testing.assert_array_equal(own_first, own_second)
-    assert (draw(ALL, 8, rng(2))[0]["window"] != first["window"]).any()
+    assert (sample_parameters(ALL, 8, rng(2))[0]["window"] != first["window"]).any()
 
 
 def test_resized_windows_lie_inside_with_the_area_and_ratio_asked_for() -> None:
-    window = draw(ALL, COUNT, rng())[0]["window"]
+    window = sample_parameters(ALL, COUNT, rng())[0]["window"]
     box = upright(window)
     assert_inside(box, 37)
     area, ratio = box[:, 2] * box[:, 3] / 37**2, box[:, 3] / box[:, 2]
@@ -86,14 +86,14 @@ def test_resized_windows_lie_inside_with_the_area_and_ratio_asked_for() -> None:
 
 
 def test_half_of_the_windows_are_mirrored() -> None:
-    window = draw(ALL, COUNT, rng())[0]["window"]
+    window = sample_parameters(ALL, COUNT, rng())[0]["window"]
     assert (window[:, 3] < 0).mean() == pytest.approx(0.5, abs=0.04)
-    assert (draw(replace(ALL, flip=False), COUNT, rng())[0]["window"][:, 3] > 0).all()
+    assert (sample_parameters(replace(ALL, flip=False), COUNT, rng())[0]["window"][:, 3] > 0).all()
 
 
 def test_pad_crops_are_whole_shifts_in_every_direction() -> None:
     pad = replace(PLAIN, crop="pad", crop_padding=2)
-    window = draw(pad, COUNT, rng())[0]["window"]
+    window = sample_parameters(pad, COUNT, rng())[0]["window"]
     np.testing.assert_array_equal(window[:, 2:], 32)
     shifts, counts = np.unique(window[:, :2], axis=0, return_counts=True)
     np.testing.assert_array_equal(shifts, [(y, x) for y in range(-2, 3) for x in range(-2, 3)])
@@ -101,12 +101,12 @@ def test_pad_crops_are_whole_shifts_in_every_direction() -> None:
 
 
 def test_a_flip_alone_keeps_the_centre() -> None:
-    window = upright(draw(replace(PLAIN, source_size=36, flip=True), 50, rng())[0]["window"])
+    window = upright(sample_parameters(replace(PLAIN, source_size=36, flip=True), 50, rng())[0]["window"])
     np.testing.assert_array_equal(window, np.tile([2, 2, 32, 32], (50, 1)))
 
 
 def test_colour_factors_are_uniform_around_one() -> None:
-    color = draw(ALL, COUNT, rng())[0]["color"]
+    color = sample_parameters(ALL, COUNT, rng())[0]["color"]
     assert color.min() >= np.float32(0.7)
     assert color.max() <= np.float32(1.3)
     np.testing.assert_allclose(color.mean(0), 1.0, atol=0.012)
@@ -114,7 +114,7 @@ def test_colour_factors_are_uniform_around_one() -> None:
 
 
 def test_erase_boxes_lie_inside_as_often_as_asked_for() -> None:
-    box = draw(ALL, COUNT, rng())[0]["erase"]
+    box = sample_parameters(ALL, COUNT, rng())[0]["erase"]
     erased = box[:, 2] > 0
     assert erased.mean() == pytest.approx(0.5, abs=0.04)
     np.testing.assert_array_equal(box[~erased], 0)
@@ -125,27 +125,27 @@ def test_erase_boxes_lie_inside_as_often_as_asked_for() -> None:
 
 
 def test_mixup_alone_shares_by_the_beta_distribution() -> None:
-    draws, own = draw(replace(ALL, cutmix=0.0), COUNT, rng())
-    np.testing.assert_array_equal(np.sort(draws["partner"]), np.arange(COUNT))
-    np.testing.assert_array_equal(draws["paste"], 0)
-    np.testing.assert_array_equal(own, draws["share"])
+    parameters, own = sample_parameters(replace(ALL, cutmix=0.0), COUNT, rng())
+    np.testing.assert_array_equal(np.sort(parameters["permutation"]), np.arange(COUNT))
+    np.testing.assert_array_equal(parameters["paste"], 0)
+    np.testing.assert_array_equal(own, parameters["fraction"])
     assert own.mean() == pytest.approx(0.5, abs=0.03)
     assert own.var() == pytest.approx(0.25 / (2 * 0.2 + 1), rel=0.05)  # of beta(a, a)
 
 
 def test_cutmix_alone_shares_by_the_pasted_area() -> None:
-    draws, own = draw(replace(ALL, mixup=0.0), COUNT, rng())
-    np.testing.assert_array_equal(np.sort(draws["partner"]), np.arange(COUNT))
-    np.testing.assert_array_equal(draws["share"], 1)
-    assert_inside(draws["paste"], 32)
-    np.testing.assert_allclose(own, 1 - draws["paste"][:, 2] * draws["paste"][:, 3] / 32**2, rtol=1e-6)
+    parameters, own = sample_parameters(replace(ALL, mixup=0.0), COUNT, rng())
+    np.testing.assert_array_equal(np.sort(parameters["permutation"]), np.arange(COUNT))
+    np.testing.assert_array_equal(parameters["fraction"], 1)
+    assert_inside(parameters["paste"], 32)
+    np.testing.assert_allclose(own, 1 - parameters["paste"][:, 2] * parameters["paste"][:, 3] / 32**2, rtol=1e-6)
 
 
 def test_mixup_and_cutmix_take_turns_by_batch() -> None:
     kinds = []
     for seed in range(100):
-        draws, _ = draw(ALL, 4, rng(seed))
-        cut, mixed = (draws["paste"][:, 2] > 0).any(), (draws["share"] < 1).any()
+        parameters, _ = sample_parameters(ALL, 4, rng(seed))
+        cut, mixed = (parameters["paste"][:, 2] > 0).any(), (parameters["fraction"] < 1).any()
         assert cut != mixed
         kinds.append(cut)
     assert 30 < sum(kinds) < 70
@@ -225,7 +225,7 @@ def test_resized_crops_are_distributed_as_torchvisions(scale: float) -> None:
     augmentation = replace(PLAIN, source_size=256, size=224, crop="resized", crop_scale=scale)
     source = random.Random(0)
     expected = np.array([torchvision_crop(256, 256, (scale, 1.0), source) for _ in range(MANY)])
-    received = draw(augmentation, MANY, rng())[0]["window"]
+    received = sample_parameters(augmentation, MANY, rng())[0]["window"]
     assert_inside(received, 256)
     assert_alike(received, expected, 256)
     whole = (expected == (0, 0, 256, 256)).all(axis=1).mean()
@@ -238,7 +238,7 @@ def test_crops_of_whole_images_are_distributed_as_torchvisions(height: int, widt
     augmentation = replace(PLAIN, source_size=256, size=224, crop="resized", crop_scale=scale)
     source = random.Random(0)
     expected = np.array([torchvision_crop(height, width, (scale, 1.0), source) for _ in range(MANY)])
-    received = draw(augmentation, MANY, rng(), np.full(MANY, width / height))[0]["window"]
+    received = sample_parameters(augmentation, MANY, rng(), np.full(MANY, width / height))[0]["window"]
     unsqueezed = received * np.array([height, width, height, width]) / 256
     np.testing.assert_allclose(unsqueezed, np.rint(unsqueezed), atol=1e-3)
     unsqueezed = np.rint(unsqueezed)
@@ -258,24 +258,24 @@ def test_crops_of_whole_images_are_distributed_as_torchvisions(height: int, widt
 
 def test_a_crop_of_the_whole_area_that_never_fits_is_the_whole_image() -> None:
     augmentation = replace(PLAIN, source_size=256, size=224, crop="resized", crop_scale=1.0)
-    window = draw(augmentation, COUNT, rng())[0]["window"]
+    window = sample_parameters(augmentation, COUNT, rng())[0]["window"]
     assert (window == (0, 0, 256, 256)).all(axis=1).mean() > 0.9
 
 
 def test_cutmix_boxes_are_distributed_as_the_papers() -> None:
     source = random.Random(0)
     expected = np.array([cutmix_box(224, source) for _ in range(MANY)])
-    draws, own = draw(replace(PLAIN, source_size=224, size=224, cutmix=1.0), MANY, rng())
-    assert_inside(draws["paste"], 224)
-    assert_alike(draws["paste"], expected, 224)
+    parameters, own = sample_parameters(replace(PLAIN, source_size=224, size=224, cutmix=1.0), MANY, rng())
+    assert_inside(parameters["paste"], 224)
+    assert_alike(parameters["paste"], expected, 224)
     assert 1 - own.mean() == pytest.approx((expected[:, 2] * expected[:, 3]).mean() / 224**2, rel=0.01)
 
 
 def test_erased_boxes_are_distributed_as_timms() -> None:
     source = random.Random(0)
     expected = np.array([timm_erasing(224, source) for _ in range(MANY)])
-    draws, _ = draw(replace(PLAIN, source_size=224, size=224, erase=1.0), MANY, rng())
-    assert_alike(draws["erase"], expected, 224)
+    parameters, _ = sample_parameters(replace(PLAIN, source_size=224, size=224, erase=1.0), MANY, rng())
+    assert_alike(parameters["erase"], expected, 224)
 
 
 @pytest.mark.parametrize("size", [4, 5, 8])  # where most attempts do not fit, or are empty
@@ -283,8 +283,8 @@ def test_boxes_lie_inside_images_of_any_size(size: int) -> None:
     augmentation = Augmentation(
         source_size=size, size=size, crop="resized", crop_scale=0.01, erase=1.0, cutmix=1.0, rand_augment=6.0
     )
-    draws, own = draw(augmentation, COUNT, rng())
+    parameters, own = sample_parameters(augmentation, COUNT, rng())
     for name in ("window", "erase", "paste"):
-        assert_inside(draws[name], size)
-    assert draws["window"][:, 2:].min() >= 1
+        assert_inside(parameters[name], size)
+    assert parameters["window"][:, 2:].min() >= 1
     assert own.min() >= 0

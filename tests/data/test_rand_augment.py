@@ -1,4 +1,4 @@
-"""RandAugment: each operation against Pillow's on real images, the same on every backend, drawn as timm draws it."""
+"""RandAugment: each operation against Pillow's on real images, the same on every backend, sampled as in timm."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_images
 
-from resnetlab.data.augmentation import OPERATIONS, Augmentation, draw
+from resnetlab.data.augmentation import OPERATIONS, Augmentation, sample_parameters
 from resnetlab.data.rand_augment import FILL, rand_augment
 from tests.workers import Workers
 
@@ -116,11 +116,13 @@ AUGMENTATION = Augmentation(source_size=SIDE, size=SIDE, rand_augment=6.0)
 
 
 def on_batch(images: np.ndarray, magnitude: float) -> np.ndarray:
-    """Enough draws of many operations after one another."""
+    """Enough parameters of many operations after one another."""
     count = 96
-    draws, _ = draw(Augmentation(source_size=SIDE, size=SIDE, rand_augment=magnitude), count, np.random.default_rng(3))
+    parameters, _ = sample_parameters(
+        Augmentation(source_size=SIDE, size=SIDE, rand_augment=magnitude), count, np.random.default_rng(3)
+    )
     many = images[np.arange(count) % len(images)]
-    return applied(many, draws["operation"], draws["amount"], draws["affine"])
+    return applied(many, parameters["operation"], parameters["amount"], parameters["affine"])
 
 
 @pytest.mark.parametrize("magnitude", [6.0, 10.0])
@@ -135,16 +137,16 @@ def test_backends_apply_operations_alike(on: Workers, images: np.ndarray, magnit
 
 def test_an_image_is_read_where_pillow_would_read_it(images: np.ndarray) -> None:
     """What is drawn, from the generator to the pixels, in two layers one after the other."""
-    draws, _ = draw(AUGMENTATION, 200, np.random.default_rng(1))
+    parameters, _ = sample_parameters(AUGMENTATION, 200, np.random.default_rng(1))
     geometric = ("rotate", "shear-x", "shear-y", "translate-x", "translate-y")
-    chosen = np.isin(draws["operation"], [OPERATIONS.index(name) for name in geometric]).any(axis=1)
+    chosen = np.isin(parameters["operation"], [OPERATIONS.index(name) for name in geometric]).any(axis=1)
     rows = np.flatnonzero(chosen)[:20]
     received = applied(
-        np.repeat(images[:1], len(rows), 0), *(draws[name][rows] for name in ("operation", "amount", "affine"))
+        np.repeat(images[:1], len(rows), 0), *(parameters[name][rows] for name in ("operation", "amount", "affine"))
     )
     for image, row in zip(received, rows, strict=True):
         picture = Image.fromarray(images[0])
-        for number, amount in zip(draws["operation"][row], draws["amount"][row], strict=True):
+        for number, amount in zip(parameters["operation"][row], parameters["amount"][row], strict=True):
             picture = timm(picture, OPERATIONS[number], float(amount))
         assert np.abs(image - np.asarray(picture)).mean() < 1.0
 
@@ -175,8 +177,8 @@ def timm(image: Image.Image, name: str, amount: float) -> Image.Image:
 
 def test_operations_are_drawn_as_timm_draws_them() -> None:
     """Each of two layers picks one of 15 operations, applies it half of the time, at a magnitude of N(6, 0.5)."""
-    draws, _ = draw(AUGMENTATION, 50_000, np.random.default_rng(0))
-    operation, amount = draws["operation"], draws["amount"]
+    parameters, _ = sample_parameters(AUGMENTATION, 50_000, np.random.default_rng(0))
+    operation, amount = parameters["operation"], parameters["amount"]
     counts = np.bincount(operation.ravel(), minlength=16) / operation.size
     assert counts[0] == pytest.approx(0.5, abs=0.005)
     np.testing.assert_allclose(counts[1:], 0.5 / 15, rtol=0.06)

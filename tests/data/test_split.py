@@ -31,10 +31,10 @@ def test_shares_of_each_class_are_within_a_third():
         validation = rng.choice([0.05, 0.1, 0.2, 0.3, 0.45])
         test = rng.choice([0.05, 0.1, 0.2, 0.3, 0.45])
         sides = Counter(_split(_hashes(count, round_), [0] * count, validation=validation, test=test).tolist())
-        for name, share in (("validation", validation), ("test", test)):
-            slack = count * min(share, 1 - validation - test) / 3
-            assert max(1, ceil(count * share - slack - 1e-9)) <= sides[name] or count < 6
-            assert 1 <= sides[name] <= max(1, ceil(count * share), floor(count * share + slack + 1e-9))
+        for name, fraction in (("validation", validation), ("test", test)):
+            slack = count * min(fraction, 1 - validation - test) / 3
+            assert max(1, ceil(count * fraction - slack - 1e-9)) <= sides[name] or count < 6
+            assert 1 <= sides[name] <= max(1, ceil(count * fraction), floor(count * fraction + slack + 1e-9))
         assert sides["train"] >= 1
 
 
@@ -63,7 +63,7 @@ def test_in_small_classes_adding_moves_few():
         before, after = _split(hashes[:30], [0] * 30), _split(hashes, [0] * 40)
         moved += int((before != after[:30]).sum())
         total += 30
-    assert 0 < moved / total < 0.04  # an exact share would need moves too; a shuffled split moves 46 %
+    assert 0 < moved / total < 0.04  # an exact fraction would need moves too; a shuffled split moves 46 %
 
 
 def test_order_and_removal_do_not_matter():
@@ -127,9 +127,9 @@ def test_a_given_split_is_kept_and_completed_from_training():
 @pytest.mark.parametrize(
     ("validation", "test", "message"),
     [
-        (-0.1, 0.1, r"validation share -0\.1: expected"),
-        (0.1, 1.0, r"test share 1\.0: expected"),
-        (float("nan"), 0, "validation share nan: expected"),
+        (-0.1, 0.1, r"validation fraction -0\.1: expected"),
+        (0.1, 1.0, r"test fraction 1\.0: expected"),
+        (float("nan"), 0, "validation fraction nan: expected"),
         (0.6, 0.4, "Nothing left to train on: validation 0.6 and test 0.4 make 1"),
     ],
 )

@@ -127,8 +127,8 @@ def test_targets_are_shares_of_an_image_and_its_partner(changes: dict[str, float
         inputs, targets, _ = one.batch(step)
         np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-5)
         labels = inputs["image"][:, 0, 0, 0] % 4
-        own = inputs["share"] * (1 - inputs["paste"][:, 2] * inputs["paste"][:, 3] / 8**2)
-        hard = own[:, None] * np.eye(4)[labels] + (1 - own)[:, None] * np.eye(4)[labels[inputs["partner"]]]
+        own = inputs["fraction"] * (1 - inputs["paste"][:, 2] * inputs["paste"][:, 3] / 8**2)
+        hard = own[:, None] * np.eye(4)[labels] + (1 - own)[:, None] * np.eye(4)[labels[inputs["permutation"]]]
         np.testing.assert_allclose(targets, (1 - smoothing) * hard + smoothing / 4, atol=1e-6)
 
 
@@ -156,9 +156,11 @@ def test_a_mixed_image_weighs_as_its_classes_do_in_their_shares() -> None:
     inputs, targets, weights = stream(class_weights=class_weights, label_smoothing=0.0).batch(2)
     assert ((targets > 0).sum(axis=1) == 2).any()
     own = inputs["image"][:, 0, 0, 0] % 4
-    partner = own[inputs["partner"]]
-    share = targets[np.arange(len(own)), own]  # 1 where both are of one class
-    np.testing.assert_allclose(weights, share * class_weights[own] + (1 - share) * class_weights[partner], rtol=1e-5)
+    other = own[inputs["permutation"]]
+    fraction = targets[np.arange(len(own)), own]  # 1 where both are of one class
+    np.testing.assert_allclose(
+        weights, fraction * class_weights[own] + (1 - fraction) * class_weights[other], rtol=1e-5
+    )
 
 
 def test_an_error_in_the_producer_is_raised_where_the_batch_is_waited_for() -> None:

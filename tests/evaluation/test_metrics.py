@@ -142,13 +142,13 @@ def test_intervals_are_those_of_the_shares():
 def test_calibration_error_of_constructed_cases():
     # In every bin as often right as sure.
     confidence = np.repeat([0.6, 0.7, 0.8, 0.9], 100)
-    correct = np.concatenate([np.arange(100) < share for share in (60, 70, 80, 90)])
+    correct = np.concatenate([np.arange(100) < fraction for fraction in (60, 70, 80, 90)])
     e = evaluate_logits(*sure(confidence, correct), names(2))
     assert e.calibration_error == pytest.approx(0, abs=1e-12)
     assert "confident" not in e.summary()
 
     # Ten points too sure everywhere.
-    correct = np.concatenate([np.arange(100) < share for share in (50, 60, 70, 80)])
+    correct = np.concatenate([np.arange(100) < fraction for fraction in (50, 60, 70, 80)])
     e = evaluate_logits(*sure(confidence, correct), names(2))
     assert e.calibration_error == pytest.approx(0.1)
     assert e.mean_confidence - e.top1 == pytest.approx(0.1)
@@ -196,12 +196,12 @@ def test_most_confused_pairs():
     matrix = np.array([[90, 7, 3], [3, 20, 0], [0, 7, 993]])
     pairs = most_confused(matrix, ["cat", "dog", "cow"])
     assert [(p.true, p.predicted, p.count, p.support) for p in pairs] == [
-        ("cat", "dog", 7, 100),  # as many as of cows, but a larger share
+        ("cat", "dog", 7, 100),  # as many as of cows, but a larger fraction
         ("cow", "dog", 7, 1000),
         ("dog", "cat", 3, 23),
         ("cat", "cow", 3, 100),
     ]
-    assert pairs[0].share == 0.07
+    assert pairs[0].fraction == 0.07
     assert len(most_confused(matrix, names(3), limit=2)) == 2
     assert most_confused(np.eye(3, dtype=int), names(3)) == ()
 

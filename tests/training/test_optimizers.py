@@ -28,12 +28,12 @@ def gradients(step: int) -> list[np.ndarray]:
 
 
 def optimise(
-    kind: str, settings: dict[str, Any], *, steps: int = STEPS, shares: tuple[float, ...] = ()
+    kind: str, settings: dict[str, Any], *, steps: int = STEPS, factors: tuple[float, ...] = ()
 ) -> list[np.ndarray]:
-    """The weights after five steps of given gradients; `shares` are those of the rate that each learns at."""
+    """The weights after five steps of given gradients; `factors` are those of the rate that each learns at."""
     variables = [keras.Variable(w, name=f"w{i}") for i, w in enumerate(start())]
-    if shares:
-        settings = settings | {"shares": {id(v): share for v, share in zip(variables, shares, strict=True)}}
+    if factors:
+        settings = settings | {"factors": {id(v): fraction for v, fraction in zip(variables, factors, strict=True)}}
     optimizer = OURS[kind](**settings)
     optimizer.build(variables)
     for step in range(steps):
@@ -163,10 +163,10 @@ def test_a_variable_moves_by_its_share_of_the_rate_with_its_weight_decay(
     on: Workers, backend: str, kind: str, settings: dict[str, Any]
 ) -> None:
     arguments = {"kind": kind, "settings": settings | {"learning_rate": 0.05}, "steps": 1}
-    shares = (0.25, 0.5, 1.0)
-    whole, shared = on(backend)(optimise, **arguments), on(backend)(optimise, **arguments, factors=shares)
-    for first, all_of_it, part, share in zip(start(), whole, shared, shares, strict=True):
-        np.testing.assert_allclose(part - first, share * (all_of_it - first), atol=1e-6)
+    factors = (0.25, 0.5, 1.0)
+    whole, shared = on(backend)(optimise, **arguments), on(backend)(optimise, **arguments, factors=factors)
+    for first, all_of_it, part, fraction in zip(start(), whole, shared, factors, strict=True):
+        np.testing.assert_allclose(part - first, fraction * (all_of_it - first), atol=1e-6)
         assert np.abs(all_of_it - first).max() > 1e-3
     np.testing.assert_array_equal(shared[2], whole[2])
 
@@ -193,7 +193,7 @@ def rates(steps: list[int], **settings: Any) -> list[float]:
 
 
 WARM = {"peak": 2.0, "warmup": 10.0, "total": 110.0}
-POINTS = {  # kind: {step: share of the peak}
+POINTS = {  # kind: {step: fraction of the peak}
     "constant": {9: 1.0, 10: 1.0, 60: 1.0, 110: 1.0},
     "cosine": {9: 1.0, 10: 1.0, 35: 0.5 + 0.5**1.5, 60: 0.5, 85: 0.5 - 0.5**1.5, 110: 0.0, 500: 0.0},
     "linear": {9: 1.0, 10: 1.0, 35: 0.75, 60: 0.5, 85: 0.25, 110: 0.0, 500: 0.0},
@@ -205,7 +205,10 @@ POINTS = {  # kind: {step: share of the peak}
 def test_schedules_pass_through_known_points(on: Workers, backend: str, kind: str) -> None:
     settings = WARM | {"kind": kind, "milestones": (40.0, 80.0) if kind == "steps" else ()}
     received = on(backend)(rates, steps=[*POINTS[kind], 0, 4], **settings)
-    expected = [2 * share for share in POINTS[kind].values()] + [0.2, 1.0]  # warm-up begins at a tenth, not at zero
+    expected = [2 * fraction for fraction in POINTS[kind].values()] + [
+        0.2,
+        1.0,
+    ]  # warm-up begins at a tenth, not at zero
     np.testing.assert_allclose(received, expected, atol=1e-6)
 
 

@@ -125,8 +125,8 @@ def test_an_update_is_a_few_operations_however_many_variables(on: Workers, chang
     assert counts["resnet50"][2] <= 20, counts  # of Keras's metrics, loss and counters; none of ours
 
 
-def make(optimizers: Any, kind: str, shares: dict[int, float] | None) -> Any:
-    settings: dict[str, Any] = {"learning_rate": 0.1, "shares": shares}
+def make(optimizers: Any, kind: str, factors: dict[int, float] | None) -> Any:
+    settings: dict[str, Any] = {"learning_rate": 0.1, "factors": factors}
     if kind in ("adamw", "lamb"):
         return (optimizers.AdamW if kind == "adamw" else optimizers.Lamb)(decay=0.05, **settings)
     if kind != "plain":
@@ -147,8 +147,8 @@ def update(optimizer: str, fractions: bool) -> list[np.ndarray]:
     found = []
     for together in (True, False):
         variables = [keras.Variable(value) for value in values]
-        shares = {id(v): share for v, share in zip(variables, (0.5, 0.5, 1.0, 1.0), strict=True)} if fractions else None
-        made = make(optimizers, optimizer, shares)
+        factors = dict(zip(map(id, variables), (0.5, 0.5, 1.0, 1.0), strict=True)) if fractions else None
+        made = make(optimizers, optimizer, factors)
         if not together:
             made.update_together = lambda *_: False
         made.build(variables)

@@ -64,9 +64,9 @@ def test_a_branch_is_dropped_for_the_samples_whose_mask_is_zero(digits: Pack) ->
 
 
 def test_masks_have_the_rates_of_the_blocks() -> None:
-    from resnetlab.data.augmentation import draw
+    from resnetlab.data.augmentation import sample_parameters
 
     augmentation = make_augmentation(RECIPE)
-    draws, _ = draw(augmentation, 20_000, np.random.default_rng(0))
+    draws, _ = sample_parameters(augmentation, 20_000, np.random.default_rng(0))
     np.testing.assert_allclose((draws["keep"] == 0).mean(axis=0), augmentation.drop_rates, atol=0.015)
     np.testing.assert_allclose(draws["keep"].mean(axis=0), 1.0, atol=0.03)

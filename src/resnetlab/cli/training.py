@@ -181,7 +181,7 @@ def _print_import(run: Run, record: dict[str, Any]) -> None:
     )
     print(
         f"images      {recipe.image_size}x{recipe.image_size}, the middle of {recipe.pack_size}, {recipe.interpolation}"
-        + (f"; assumed, for the source does not say: {', '.join(record['assumed'])}" if record["assumed"] else "")
+        + (f"; assumed, not stated by the source: {', '.join(record['assumed'])}" if record["assumed"] else "")
     )
     if record["note"]:
         print(f"note        {record['note']}")

@@ -110,7 +110,7 @@ def _configurations(device: str, backend: str, precisions: Sequence[str]) -> Ite
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured, in the schema of `resnetlab.results`, and what it says.
+    """What was measured, in the schema of `resnetlab.results`, and its summary.
 
     Attributes:
         path: folder of compare.json, compare.txt and compare.png.
@@ -202,14 +202,14 @@ def _count(progress: Progress, before: int, total: int, done: int) -> None:
 def _write(
     output: Path, rows: list[Row], recipe: Recipe, configuration: dict[str, Any], began: float, planned: Plan
 ) -> dict[str, Any]:
-    _add_shares(rows, recipe, configuration["training_images"])
+    _add_derived(rows, recipe, configuration["training_images"])
     found = results.result(
         "CPU against GPU: rates of training and inference by device, backend, precision and batch size",
         configuration=configuration | {"seconds": round(time.perf_counter() - began, 1)},
         rows=rows,
         gpu=next((row["gpu"] for row in rows if row.get("gpu")), None),
     )
-    found["verdict"] = verdict(rows, recipe.batch_size, planned.no_gpu)
+    found["verdict"] = summarize_rows(rows, recipe.batch_size, planned.no_gpu)
     results.write(output / "compare.json", found)
     return found
 
@@ -258,13 +258,13 @@ def _measure_in_child(
     assert process.stdin is not None
     assert process.stdout is not None
     rows: list[Row] = []
-    said: list[str] = []
-    drain = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)  # type: ignore[arg-type]
+    errors: list[str] = []
+    drain = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)  # type: ignore[arg-type]
     killer = threading.Timer(CHILD_LIMIT, process.kill)
     try:
         drain.start()
         killer.start()
-        with suppress(BrokenPipeError):  # it died at once: its exit code says how
+        with suppress(BrokenPipeError):  # it died at once: its exit code shows how
             process.stdin.write(json.dumps(job))
             process.stdin.close()
         report(0)
@@ -287,23 +287,23 @@ def _measure_in_child(
         for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
             with suppress(BrokenPipeError):
                 pipe.close()
-    reason = _reason(code, said, time.perf_counter() - began)
+    reason = _reason(code, errors, time.perf_counter() - began)
     rows += [facts | {"batch_size": size, "problem": reason} for size in wanted[len(rows) :]]
     return rows
 
 
-def _reason(code: int, said: list[str], seconds: float) -> str:
+def _reason(code: int, errors: list[str], seconds: float) -> str:
     """Why a child ended early, in one line."""
     if seconds >= CHILD_LIMIT:
         return f"ended after {CHILD_LIMIT:.0f} s"
     if code < 0:
         return "killed, as the system does when memory is used up" if code == -9 else f"killed by signal {-code}"
-    last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
+    last = next((line.strip() for line in reversed(errors) if line.strip()), "no output")
     return last.split(": ", 1)[-1][:200] if code else "a smaller batch size was out of memory"
 
 
-def _add_shares(rows: list[Row], recipe: Recipe, images: int) -> None:
-    """What follows from the rates: epoch time, bottleneck, share of the device's own matrix-product rate."""
+def _add_derived(rows: list[Row], recipe: Recipe, images: int) -> None:
+    """What follows from the rates: epoch time, bottleneck, fraction of the device's own matrix-product rate."""
     for row in rows:
         if row.get("problem"):
             continue
@@ -315,8 +315,8 @@ def _add_shares(rows: list[Row], recipe: Recipe, images: int) -> None:
         row["bottleneck"] = "input" if row["loader"] < 1.1 * row["train"]["median"] else "compute"
 
 
-def verdict(rows: Sequence[Row], batch_size: int, no_gpu: Sequence[str] = ()) -> list[str]:
-    """What the rows say, in sentences, and why a backend (`no_gpu`) or all of them were not measured on a GPU."""
+def summarize_rows(rows: Sequence[Row], batch_size: int, no_gpu: Sequence[str] = ()) -> list[str]:
+    """The summary of the rows, in sentences, and why a backend (`no_gpu`) or all of them were not measured on a GPU."""
     done = [row for row in rows if not row.get("problem")]
     if not done:
         return ["Nothing could be measured: see the reasons above.", *no_gpu]

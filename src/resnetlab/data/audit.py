@@ -151,12 +151,12 @@ def _examine(
     return inspect(sample, content, size=size, interpolation=interpolation, whole=whole)
 
 
-# --------------------------------------------------------------------------------------- records to a verdict
+# --------------------------------------------------------------------------------------- records to an audit
 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """The verdict on a data set: `records` in the source's order, those with a problem being set aside."""
+    """The audit of a data set: `records` in the source's order, those with a problem being set aside."""
 
     source_name: str
     location: str
@@ -168,7 +168,7 @@ class Audit:
 
     @classmethod
     def of(cls, source: Source, records: Sequence[Record]) -> Audit:
-        """Judge copies too: one image under two labels, or on two sides of a given split, cannot be used.
+        """Examine copies too: one image under two labels, or on two sides of a given split, cannot be used.
 
         Raises ResnetlabError if a class has no usable image left.
         """
@@ -291,7 +291,7 @@ class Audit:
 
 
 def audit(source: Source, *, workers: int | None = None, progress: Progress | None = None) -> Audit:
-    """Decode every image of `source` and judge it; raises ResnetlabError if a class has nothing usable."""
+    """Decode and examine every image of `source`; raises ResnetlabError if a class has nothing usable."""
     # Any size serves: the smallest lets a JPEG skip most of the inverse transform.
     return Audit.of(source, [record for record, _ in inspect_all(source, size=1, workers=workers, progress=progress)])
 

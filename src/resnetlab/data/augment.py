@@ -1,4 +1,4 @@
-"""The device's half of augmentation: pure `keras.ops` that do to each image what `draws.py` drew for it.
+"""The device's half of augmentation: pure `keras.ops` that apply the parameters of `augmentation.py` to each image.
 
 Crop, padding, resizing and mirroring are one operation here: an image is resampled along its rows and along its
 columns by two small matrices that its window determines. That is exact bilinear interpolation (antialiased where it
@@ -22,7 +22,7 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma
 
 
 class Augment(keras.layers.Layer):
-    """Apply draws: {"image": (batch, source, source, 3) bytes, **draws} to (batch, size, size, 3) float32, 0-255."""
+    """{"image": (batch, source, source, 3) bytes, **parameters} to images (batch, size, size, 3) float32, 0-255."""
 
     def __init__(self, augmentation: Augmentation, **kwargs: Any) -> None:
         super().__init__(dtype="float32", **kwargs)  # bytes stay bytes under mixed precision
@@ -44,9 +44,9 @@ class Augment(keras.layers.Layer):
             inside = in_box(inputs["erase"], config.size)
             x = ops.where(inside, backend.constant(FILL, "float32"), x)
         if config.mixes:
-            partner = ops.take(x, ops.cast(inputs["partner"], "int32"), axis=0)
-            share = ops.reshape(inputs["share"], (-1, 1, 1, 1))
-            x = ops.where(in_box(inputs["paste"], config.size), partner, share * x + (1.0 - share) * partner)
+            other = ops.take(x, ops.cast(inputs["permutation"], "int32"), axis=0)
+            fraction = ops.reshape(inputs["fraction"], (-1, 1, 1, 1))
+            x = ops.where(in_box(inputs["paste"], config.size), other, fraction * x + (1.0 - fraction) * other)
         return x
 
     def compute_output_shape(self, input_shape: dict[str, Any]) -> tuple[int | None, ...]:
@@ -62,7 +62,7 @@ def resample(images: Tensor, window: Tensor, size: int) -> Tensor:
     columns = _interpolation(window[:, 1], window[:, 3], width, size)  # (batch, size, w)
     x = ops.matmul(columns, ops.reshape(x, (-1, width, height * channels)))  # (batch, size, h * 3), transposed
     x = ops.transpose(ops.reshape(x, (-1, size, height, channels)), (0, 2, 1, 3))
-    # The rows last, so that the result lies in memory as its shape says: PyTorch's convolutions go by that.
+    # The rows last, so that the result lies in memory in the order of its shape: PyTorch's convolutions go by that.
     x = ops.matmul(rows, ops.reshape(x, (-1, height, size * channels)))  # (batch, size, size * 3)
     return ops.reshape(x, (-1, size, size, channels)) + fill
 
@@ -84,10 +84,10 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
     brightness, contrast, saturation = (ops.reshape(factors[:, i], (-1, 1, 1, 1)) for i in range(3))
     low, high = backend.constant(0.0), backend.constant(255.0)
     x = ops.clip(images * brightness, low, high)
-    mean = ops.mean(_grey(x), axis=(1, 2), keepdims=True)
-    x = ops.clip(mean + (x - mean) * contrast, low, high)
-    grey = _grey(x)
-    return ops.clip(grey + (x - grey) * saturation, low, high)
+    # The mean of the grey is the grey of the mean. A blend is written as two passes over the image, and not as three.
+    mean = _grey(ops.mean(x, axis=(1, 2), keepdims=True))
+    x = ops.clip(x * contrast + mean * (1.0 - contrast), low, high)
+    return ops.clip(x * saturation + _grey(x) * (1.0 - saturation), low, high)
 
 
 def _grey(images: Tensor) -> Tensor:

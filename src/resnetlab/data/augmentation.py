@@ -1,6 +1,6 @@
-"""The host's half of augmentation: what is to be done to each image of a batch, drawn as small arrays.
+"""The host's half of augmentation: what is to be done to each image of a batch, as small arrays of parameters.
 
-Everything is a pure function of the generator it is given; `augment.py` applies the draws on the device.
+Everything is a pure function of the generator it is given; `augment.py` applies them on the device.
 Boxes are (top, left, height, width) in pixels. A negative width mirrors the box.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Draws = dict[str, np.ndarray]
+Parameters = dict[str, np.ndarray]
 Generator = np.random.Generator
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width / height of a random resized crop (Szegedy 2014, arXiv:1409.4842)
@@ -42,7 +42,7 @@ OPERATION_PROBABILITY, MAGNITUDE_STD, MAGNITUDE_MAX = 0.5, 0.5, 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Which draws a recipe asks for. `source_size` is the side of the packed images, `size` that of the network's."""
+    """What a recipe asks for. `source_size` is the side of the packed images, `size` that of the network's."""
 
     source_size: int
     size: int
@@ -66,7 +66,7 @@ class Augmentation:
         return self.crop != "none" or self.flip
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape, without the batch axis, of each draw that `draw` makes."""
+        """Name and shape, without the batch axis, of each array of `sample_parameters`."""
         shapes: dict[str, tuple[int, ...]] = {}
         if self.resamples:
             shapes["window"] = (4,)
@@ -77,41 +77,41 @@ class Augmentation:
         if self.erase:
             shapes["erase"] = (4,)
         if self.mixes:
-            shapes |= {"partner": (), "share": (), "paste": (4,)}
+            shapes |= {"permutation": (), "fraction": (), "paste": (4,)}
         if self.drop_rates:
             shapes["keep"] = (len(self.drop_rates),)
         return shapes
 
 
-def draw(
+def sample_parameters(
     augmentation: Augmentation, count: int, rng: Generator, aspect: np.ndarray | None = None
-) -> tuple[Draws, np.ndarray]:
-    """Draws for `count` images, and the share (count,) of each image's own label in its target.
+) -> tuple[Parameters, np.ndarray]:
+    """Augmentation parameters of `count` images, and the fraction (count,) of each image's own label in its target.
 
     `aspect` (count,) is the width / height of images that were squeezed to squares; None where they were not.
     """
-    draws: Draws = {}
+    parameters: Parameters = {}
     if augmentation.resamples:
-        draws["window"] = _window(augmentation, count, aspect, rng)
+        parameters["window"] = _window(augmentation, count, aspect, rng)
     if augmentation.rand_augment:
-        draws |= _rand_augment(augmentation, count, rng)
+        parameters |= _rand_augment(augmentation, count, rng)
     if augmentation.color_jitter:
         low, high = 1 - augmentation.color_jitter, 1 + augmentation.color_jitter
-        draws["color"] = rng.uniform(low, high, (count, 3)).astype(np.float32)
+        parameters["color"] = rng.uniform(low, high, (count, 3)).astype(np.float32)
     if augmentation.erase:
         side = np.full(count, augmentation.size)
         box, fits = _first_fitting_box(ERASE_AREA, ERASE_RATIO, side, side, rng, most=augmentation.size - 1)
         erased = fits & (rng.random(count) < augmentation.erase)
-        draws["erase"] = box * erased[:, None]  # an empty box erases nothing
+        parameters["erase"] = box * erased[:, None]  # an empty box erases nothing
     own: np.ndarray = np.ones(count, np.float32)
     if augmentation.mixes:
-        draws |= _mix(augmentation, count, rng)
-        area = draws["paste"][:, 2] * draws["paste"][:, 3] / augmentation.size**2
-        own = draws["share"] * (1 - area)
+        parameters |= _mix(augmentation, count, rng)
+        area = parameters["paste"][:, 2] * parameters["paste"][:, 3] / augmentation.size**2
+        own = parameters["fraction"] * (1 - area)
     if augmentation.drop_rates:
         rates = np.array(augmentation.drop_rates)
-        draws["keep"] = ((rng.random((count, len(rates))) >= rates) / (1 - rates)).astype(np.float32)
-    return draws, own
+        parameters["keep"] = ((rng.random((count, len(rates))) >= rates) / (1 - rates)).astype(np.float32)
+    return parameters, own
 
 
 def _window(augmentation: Augmentation, count: int, aspect: np.ndarray | None, rng: Generator) -> np.ndarray:
@@ -131,7 +131,7 @@ def _window(augmentation: Augmentation, count: int, aspect: np.ndarray | None, r
 
 
 def _resized_crop(augmentation: Augmentation, count: int, aspect: np.ndarray, rng: Generator) -> np.ndarray:
-    """Random resized crops as torchvision's `RandomResizedCrop.get_params` draws them: (count, 4) float32.
+    """Random resized crops as torchvision's `RandomResizedCrop.get_params` samples them: (count, 4) float32.
 
     A crop is drawn in an image of its aspect ratio (count,) whose shorter side is that of the packed image, and then
     stated in pixels of the packed image, to which the whole image was squeezed. Where no attempt fits, the fallback
@@ -175,7 +175,7 @@ def _first_fitting_box(
     return np.stack([top, left, h, w], axis=1).astype(np.float32), fits.any(axis=1)
 
 
-def _rand_augment(augmentation: Augmentation, count: int, rng: Generator) -> Draws:
+def _rand_augment(augmentation: Augmentation, count: int, rng: Generator) -> Parameters:
     """Operations (count, LAYERS) with their arguments, and affine maps (a, b, c, d, e, f) as Pillow has them.
 
     An output pixel (x, y) is read at (a x + b y + c, d x + e y + f). The arguments are those of timm's
@@ -218,15 +218,15 @@ def _rand_augment(augmentation: Augmentation, count: int, rng: Generator) -> Dra
     }
 
 
-def _mix(augmentation: Augmentation, count: int, rng: Generator) -> Draws:
+def _mix(augmentation: Augmentation, count: int, rng: Generator) -> Parameters:
     """Mixup (Zhang 2017, arXiv:1710.09412) or CutMix (Yun 2019, arXiv:1905.04899), by one coin for the whole batch."""
-    share, paste = np.ones(count, np.float32), np.zeros((count, 4), np.float32)
+    fraction, paste = np.ones(count, np.float32), np.zeros((count, 4), np.float32)
     cuts = rng.random() < 0.5 if augmentation.mixup and augmentation.cutmix else augmentation.cutmix > 0
     if cuts:
         paste = _cutmix_box(rng.beta(augmentation.cutmix, augmentation.cutmix, count), augmentation.size, rng)
     else:
-        share = rng.beta(augmentation.mixup, augmentation.mixup, count).astype(np.float32)
-    return {"partner": rng.permutation(count).astype(np.int32), "share": share, "paste": paste}
+        fraction = rng.beta(augmentation.mixup, augmentation.mixup, count).astype(np.float32)
+    return {"permutation": rng.permutation(count).astype(np.int32), "fraction": fraction, "paste": paste}
 
 
 def _cutmix_box(own: np.ndarray, size: int, rng: Generator) -> np.ndarray:

@@ -158,7 +158,7 @@ def _refuse_mixture(here: Folder, roles: dict[Folder, str], others: Sequence[Fol
 
 
 def _refuse_flat(folder: Folder, layout: Layout) -> NoReturn:
-    """A part or a data set with images and no class folders: nothing says which class they are of."""
+    """A part or a data set with images and no class folders: their classes are unknown."""
     entered = dict.fromkeys([*layout.beside, folder])
     labels = [name for place in entered for name in place.others if name.lower().endswith(LABEL_ENDINGS)]
     beside = f" Labels in files ({', '.join(labels[:3])}) are not read." if labels else ""
@@ -178,7 +178,7 @@ def _check_class_level(layout: Layout, subset: str | None) -> None:
     if not groups:
         if here.images:
             _refuse_flat(here, layout)
-        return  # no images at all, which the source says
+        return  # no images at all, which the source reports
     roles = roles_among({folder: folder.name for folder in groups})
     others = [folder for folder in groups if folder not in roles]
     if roles and not _is_class_beside(roles, others):

@@ -27,7 +27,7 @@ from resnetlab.atomic import atomic_folder
 from resnetlab.data.audit import Audit, Progress, Record, inspect_all, require_few_losses, source_facts
 from resnetlab.data.preprocess import MAX_PIXELS, Interpolation, Pixels
 from resnetlab.data.sources import Source
-from resnetlab.data.split import check_shares, split
+from resnetlab.data.split import check_fractions, split
 from resnetlab.environment import cache_folder
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.recipes import Recipe
@@ -86,7 +86,7 @@ def pack(
     """
     if size < 1:
         raise UsageError(f"image size {size}: expected at least 1 pixel.")
-    check_shares(validation=validation, test=test)
+    check_fractions(validation=validation, test=test)
 
     if not allow_losses:  # what is known before anything is decoded
         require_few_losses(source, Counter(source.class_names[sample.label] for sample in source.samples))
@@ -210,7 +210,7 @@ def _key(source: Source, size: int, interpolation: Interpolation, whole: bool) -
 def _stat(path: Path) -> tuple[int, int]:
     try:
         stat = path.stat()
-    except OSError:  # a dangling link; the audit will say so
+    except OSError:  # a dangling link; the audit will report it
         return 0, 0
     return stat.st_size, stat.st_mtime_ns
 

@@ -81,7 +81,7 @@ def load_image(
         centre_crop: pixels, at most `shorter_side`.
 
     Raises:
-        ImageProblem: the file cannot be used; the message says why.
+        ImageProblem: the file cannot be used; the message is the reason.
         ValueError: a size or an interpolation that there is not.
     """
     if not 1 <= centre_crop <= shorter_side:
@@ -191,7 +191,7 @@ def _to_rgb(image: Image.Image, done: list[str]) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(0x0112, 1))
-    except Exception:  # unreadable EXIF says nothing about the pixels
+    except Exception:  # unreadable EXIF does not concern the pixels
         return 1
 
 
@@ -404,7 +404,7 @@ def _describe_tiff(content: bytes) -> str:
 class _Silencer:
     """Turns off, while any thread decodes, Pillow's warnings and its own pixel limit, which are process-wide.
 
-    What they would say, the audit says. Counted, because threads overlap: the first to enter saves the state,
+    What they would warn of, the audit reports. Counted, because threads overlap: the first to enter saves the state,
     the last to leave restores it.
     """
 

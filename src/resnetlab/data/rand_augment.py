@@ -1,4 +1,4 @@
-"""RandAugment's operations on the device, as Pillow defines them on 8-bit images; `draws.py` draws their parameters.
+"""RandAugment's operations on the device, as Pillow defines them on 8-bit images, with parameters of `augmentation.py`.
 
 An operation is a blend with a degenerate image, a table of 256 levels, or an affine map. Each image passes through one
 of each per layer, two of which change nothing: cost and memory do not grow with the number of operations.

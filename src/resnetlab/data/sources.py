@@ -68,7 +68,7 @@ class Sample:
     name: str  # its place inside the source, "dog/1.jpg"
     path: Path  # the file that holds its bytes; for a row of an array only a name
     label: int
-    subset: str | None = None  # "train", "validation" or "test" where the source itself says so
+    subset: str | None = None  # "train", "validation" or "test" where the source itself states it
     zipped: bool = False  # it is the member `name` of the zip file `path`
 
 
@@ -230,8 +230,8 @@ def _check_classes(
     if not any(folder.num_images for folders in places.values() for folder in folders):
         others = listed_endings(tree.other_endings())
         found = f"No images in {root}" + (f", only files that are ignored: {others}" if others else "")
-        said = "".join(f" ({note})" for note in layout.notes)
-        raise ResnetlabError(f"{found}{said}. {EXPECTED} ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        notes = "".join(f" ({note})" for note in layout.notes)
+        raise ResnetlabError(f"{found}{notes}. {EXPECTED} ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     if len(class_names) == 1:
         raise ResnetlabError(f"Only one class in {root}: {class_names[0]!r}. {EXPECTED}, and two classes or more.")
     for subset, part in layout.parts.items():

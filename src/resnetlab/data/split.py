@@ -2,12 +2,12 @@
 
 Each distinct image has a number u in [0, 1) made of the seed and its SHA-256 alone. It is a test image where
 u < test, a validation image where test <= u < test + validation, and otherwise for training. So copies of one
-image are always on the same side, and added files move none of the old ones. The price is that a share of a
+image are always on the same side, and added files move none of the old ones. The price is that a fraction of a
 class is met on average, not exactly: with 1,000 images, 20 % is 20 ± 1.3 %.
 
 In a small class that could go badly wrong (24 images: 20 ± 8 %), so a count that strays more than a third
 from what was asked, or is zero, is put right, by exchanging with training the images whose u lies nearest to
-the boundary. Exact shares and images that never move exclude each other; this way only such classes ever see
+the boundary. Exact fractions and images that never move exclude each other; this way only such classes ever see
 an image move.
 
 A run that begins with the weights of another inherits that run's split (see `split`'s `inherited`): what the
@@ -48,24 +48,24 @@ def split(
         labels: n class indices.
         subsets: n subsets that the source itself gives, or None. A given one is kept, but a part
             that is asked for and not given is carved out of the training part.
-        validation, test: shares of each class, in [0, 1) and together below 1.
+        validation, test: fractions of each class, in [0, 1) and together below 1.
         inherited: the strongest subset that each image had in the runs that the weights come from, by the
             first DIGITS of its hash (see `run.strongest`). An image keeps it, or is trained on where this run has
             no such part; only images without one are carved. What the data itself holds out, and a run
             before this one was trained on (or, for a test image, selected its best epoch by), is UNUSED.
 
     Guarantees, for each class and counted in distinct images:
-        - a share asked for gets at least one image, and so does training; where there are too few images for
+        - a fraction asked for gets at least one image, and so does training; where there are too few images for
           that, training goes first, then test;
-        - otherwise it is off by at most a third of itself (or of training's share, if that is smaller), or by
+        - otherwise it is off by at most a third of itself (or of training's fraction, if that is smaller), or by
           what rounding to a whole image takes;
         - an image's subset depends on the seed and its content alone, except for what is moved to that end.
     """
-    check_shares(validation=validation, test=test)
+    check_fractions(validation=validation, test=test)
     inherited = inherited or {}
     given = {subset for subset in subsets if subset is not None}
-    shares = {"test": test, "validation": validation}  # in this order where images are few
-    shares = {name: share for name, share in shares.items() if share > 0 and name not in given}
+    fractions = {"test": test, "validation": validation}  # in this order where images are few
+    fractions = {name: fraction for name, fraction in fractions.items() if fraction > 0 and name not in given}
 
     classes: dict[int, dict[str, float]] = defaultdict(dict)  # of each class, its distinct images with their u
     for content, label, subset in zip(hashes, labels, subsets, strict=True):
@@ -73,28 +73,28 @@ def split(
             classes[label][content] = _uniform(content, seed)
     carved: dict[str, str] = {}
     for images in classes.values():
-        carved.update(_carve(images, shares))
+        carved.update(_carve(images, fractions))
 
     def settle(content: str, subset: str | None) -> str:
         before = inherited.get(content[:DIGITS])
         if subset in (None, "train"):
             if before is None:
                 return carved[content]
-            return before if before in shares else "train"
+            return before if before in fractions else "train"
         return UNUSED if before is not None and STRONGEST[before] < STRONGEST[subset] else subset
 
     return np.array([settle(*sample) for sample in zip(hashes, subsets, strict=True)], dtype="U10")
 
 
-def check_shares(*, validation: float, test: float) -> None:
-    """Raise UsageError unless both are shares that leave something to train on."""
-    for name, share in (("validation", validation), ("test", test)):
-        if not 0 <= share < 1:
-            raise UsageError(f"{name} share {share}: expected a number from 0 up to, but not including, 1.")
+def check_fractions(*, validation: float, test: float) -> None:
+    """Raise UsageError unless both are fractions that leave something to train on."""
+    for name, fraction in (("validation", validation), ("test", test)):
+        if not 0 <= fraction < 1:
+            raise UsageError(f"{name} fraction {fraction}: expected a number from 0 up to, but not including, 1.")
     if validation + test >= 1:
         raise UsageError(
             f"Nothing left to train on: validation {validation} and test {test} make {validation + test:g}. "
-            "Expected shares that together are below 1."
+            "Expected fractions that together are below 1."
         )
 
 
@@ -103,18 +103,18 @@ def _uniform(content: str, seed: int) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48  # exact in a double, and below 1
 
 
-def _carve(images: dict[str, float], shares: dict[str, float]) -> dict[str, str]:
+def _carve(images: dict[str, float], fractions: dict[str, float]) -> dict[str, str]:
     """The subset of each of one class's distinct images (hash to u)."""
     ordered = sorted(images, key=lambda content: (images[content], content))
     sides: dict[str, list[str]] = {}
     rest, edge = ordered, 0.0
-    for name, share in shares.items():
-        edge += share
+    for name, fraction in fractions.items():
+        edge += fraction
         stop = sum(images[content] < edge for content in rest)
         sides[name], rest = rest[:stop], rest[stop:]
 
     # What is too much goes to training; too little is filled from there, nearest to the boundary first.
-    counts = _counts({name: len(side) for name, side in sides.items()}, len(ordered), shares)
+    counts = _counts({name: len(side) for name, side in sides.items()}, len(ordered), fractions)
     train = [content for name, side in sides.items() for content in side[counts[name] :]] + rest
     carved: dict[str, str] = {}
     for name, side in sides.items():
@@ -124,13 +124,13 @@ def _carve(images: dict[str, float], shares: dict[str, float]) -> dict[str, str]
     return carved | dict.fromkeys(train, "train")
 
 
-def _counts(drawn: dict[str, int], n: int, shares: dict[str, float]) -> dict[str, int]:
-    """How many of n images each share gets: what was drawn, where that is within tolerance."""
+def _counts(drawn: dict[str, int], n: int, fractions: dict[str, float]) -> dict[str, int]:
+    """How many of n images each fraction gets: what was drawn, where that is within tolerance."""
     counts = {}
     room = n - 1  # training keeps one
-    for later, (name, share) in zip(reversed(range(len(shares))), shares.items(), strict=True):
-        slack = TOLERANCE * n * min(share, 1 - sum(shares.values()))
-        least, most = max(1, ceil(n * share - slack)), max(1, floor(n * share + slack))
+    for later, (name, fraction) in zip(reversed(range(len(fractions))), fractions.items(), strict=True):
+        slack = TOLERANCE * n * min(fraction, 1 - sum(fractions.values()))
+        least, most = max(1, ceil(n * fraction - slack)), max(1, floor(n * fraction + slack))
         most = min(max(least, most), max(1, room - later), room)
         counts[name] = min(max(drawn[name], least), most)
         room -= counts[name]

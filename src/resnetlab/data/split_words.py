@@ -41,7 +41,7 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a folder's name says: "animals_train" has the role "train" and the rest {"animals"}."""
+    """The meaning of a folder's name: "animals_train" has the role "train" and the rest {"animals"}."""
 
     roles: frozenset[str]
     rest: frozenset[str]  # its other words, without generic ones and numbers

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from resnetlab.data.augmentation import Augmentation, draw
+from resnetlab.data.augmentation import Augmentation, sample_parameters
 
 # Streams of random numbers that must not overlap, by the second half of the generator's key.
-_ORDER, _DRAWS = 0, 1
+_ORDER, _PARAMETERS = 0, 1
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]
 
@@ -34,7 +34,7 @@ class Stream:
         indices: the samples to draw from.
         batch_size, num_classes, seed: as named.
         augmentation: what is drawn for each image.
-        label_smoothing: share of a target that is spread over all classes.
+        label_smoothing: fraction of a target that is spread over all classes.
         aspect: (n,) width / height of the images before they were squeezed to squares; None where they were not.
         class_weights: (num_classes,) weights of the samples of each class, or None.
     """
@@ -55,22 +55,22 @@ class Stream:
         return max(1, round(len(self.indices) / self.batch_size))
 
     def batch(self, step: int) -> Batch:
-        """A step's batch: {"image": bytes, **draws}, soft targets (batch, num_classes), weights (batch,) or None."""
+        """A step's batch: {"image": bytes, **parameters}, targets (batch, num_classes), weights (batch,) or None."""
         chosen = self._samples(step)
-        rng = _generator(self.seed, _DRAWS, step)
+        rng = _generator(self.seed, _PARAMETERS, step)
         aspect = None if self.aspect is None else self.aspect[chosen]
-        draws, own = draw(self.augmentation, self.batch_size, rng, aspect)
+        parameters, own = sample_parameters(self.augmentation, self.batch_size, rng, aspect)
         labels = self.labels[chosen]
         rows = np.arange(self.batch_size)
         targets = np.zeros((self.batch_size, self.num_classes), np.float32)
         targets[rows, labels] = own
-        if "partner" in draws:
-            targets[rows, labels[draws["partner"]]] += 1 - own
-        # A mixed image weighs as its classes do, in their shares.
+        if "permutation" in parameters:
+            targets[rows, labels[parameters["permutation"]]] += 1 - own
+        # A mixed image weighs as its classes do, in their fractions.
         weights = None if self.class_weights is None else targets @ self.class_weights
         if self.label_smoothing:
             targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
-        return {"image": self.images[chosen], **draws}, targets, weights
+        return {"image": self.images[chosen], **parameters}, targets, weights
 
     def batches(self, start: int, *, ahead: int = 4) -> Iterator[Any]:
         """Batches from step `start` on, for `keras.Model.fit`; a thread prepares them, up to `ahead` of the device."""

@@ -174,7 +174,7 @@ class _Scan:
                 elif not entry.is_file() and not entry.is_symlink():
                     continue  # a pipe or a device: to read it might never end
                 elif is_image(entry.name):
-                    node.images.append(entry.name)  # where it is a dangling link, the audit says so
+                    node.images.append(entry.name)  # where it is a dangling link, the audit reports it
                 else:
                     node.others.append(entry.name)
             waiting.extend(reversed(below))

@@ -1,7 +1,7 @@
 """`resnetlab doctor`: can training run here, on which devices, and what is in the way of the others?
 
 Collecting facts (machine.py, frameworks.py) is kept apart from judging them (diagnosis.py, accelerators.py),
-so that one machine's facts can be judged on another.
+so that one machine's facts can be diagnosed on another.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from resnetlab.doctor import frameworks as _frameworks
 from resnetlab.doctor import machine
-from resnetlab.doctor.diagnosis import diagnose
+from resnetlab.doctor.diagnosis import collect_findings
 from resnetlab.doctor.facts import BACKENDS, LABELS, Facts, Finding
 from resnetlab.doctor.table import render
 
@@ -26,7 +26,6 @@ __all__ = [
     "diagnose",
     "examine",
     "gpu_backends",
-    "judge",
     "render",
     "why_no_gpu",
 ]
@@ -94,13 +93,13 @@ def collect(*, frameworks: Sequence[str] = BACKENDS, time_limit: float = 90.0) -
 
 
 def examine(*, frameworks: Sequence[str] = BACKENDS) -> Report:
-    """Collect and judge: everything that `resnetlab doctor` shows."""
-    return judge(collect(frameworks=frameworks))
+    """Collect the facts and diagnose them: everything that `resnetlab doctor` shows."""
+    return diagnose(collect(frameworks=frameworks))
 
 
-def judge(facts: Facts) -> Report:
+def diagnose(facts: Facts) -> Report:
     """A report of facts from any machine."""
-    return Report(facts, tuple(diagnose(facts)))
+    return Report(facts, tuple(collect_findings(facts)))
 
 
 def why_no_gpu(report: Report | None = None, *, backend: str | None = None) -> str:
@@ -118,7 +117,7 @@ def why_no_gpu(report: Report | None = None, *, backend: str | None = None) -> s
     decisive = (next((f for f in report.findings if name in f.blocks_gpu), None) for name in wanted)
     reasons = dict.fromkeys(finding for finding in decisive if finding)
     if not reasons:
-        return "No GPU: no framework computes on one here; `resnetlab doctor` says what each of them reports."
+        return "No GPU: no framework computes on one here; `resnetlab doctor` shows what each of them reports."
     return f"No GPU: {' '.join(map(_sentence, reasons))}"
 
 

@@ -31,7 +31,7 @@ WSL_DRIVER = "Install or update the NVIDIA driver in Windows (none inside WSL), 
 SPARED_BY_TENSORFLOW = ("CUPTI", "NCCL")
 
 
-def judge_platform(facts: Facts) -> tuple[Status, str, str, tuple[str, ...]]:
+def diagnose_platform(facts: Facts) -> tuple[Status, str, str, tuple[str, ...]]:
     """What the operating system rules out: status, needed, fix, the backends without a GPU there."""
     here = facts.platform
     if here.system == "Windows":
@@ -51,7 +51,7 @@ def judge_platform(facts: Facts) -> tuple[Status, str, str, tuple[str, ...]]:
     return "ok", "", "", ()
 
 
-def judge_gpus(facts: Facts) -> Iterator[Finding]:
+def diagnose_gpus(facts: Facts) -> Iterator[Finding]:
     section, nvidia = "GPU", facts.nvidia
     if nvidia.gpus:
         yield _driver(facts)
@@ -152,7 +152,7 @@ def _card(part: str, gpu: Gpu) -> Finding:
 
 
 def _profiling(facts: Facts) -> Iterator[Finding]:
-    """CUPTI reads a GPU's counters with a privilege only, unless the driver is told otherwise."""
+    """CUPTI reads a GPU's counters with a privilege only, unless the driver is set otherwise."""
     nvidia = facts.nvidia
     if nvidia.profiling_for_admin_only and not nvidia.may_profile:
         yield Finding(
@@ -168,7 +168,7 @@ def _profiling(facts: Facts) -> Iterator[Finding]:
         yield Finding("GPU", "CUPTI permission", "ok", "this process may profile")
 
 
-def judge_libraries(facts: Facts) -> Iterator[Finding]:
+def diagnose_libraries(facts: Facts) -> Iterator[Finding]:
     """The CUDA libraries that the frameworks ask for; nothing where there is no GPU to use them."""
     if not facts.nvidia.gpus:
         return
@@ -214,7 +214,7 @@ def _library(askers: list[Library], works: set[str]) -> Finding:
     return Finding(section, one.name, "error" if blocked else "warning", found, needed, fix, blocked)
 
 
-def judge_frameworks(facts: Facts, explained: set[str]) -> Iterator[Finding]:
+def diagnose_frameworks(facts: Facts, explained: set[str]) -> Iterator[Finding]:
     """The frameworks; `explained` are the backends whose lack of a GPU has its finding already."""
     for framework in facts.frameworks:
         if len(framework.packages) > 1 and framework.name != "jax":
@@ -292,7 +292,7 @@ def _idle_gpu(facts: Facts, probe: Probe, name: str) -> Finding:
 
 
 def gpu_build(framework: Framework) -> bool | None:
-    """Whether it is a build for GPUs: by its own word, else by its packages; None where neither tells."""
+    """Whether it is a build for GPUs: by its own report, else by its packages; None where neither states it."""
     if framework.probe and framework.probe.gpu_build is not None:
         return framework.probe.gpu_build
     packages = framework.packages
@@ -319,7 +319,7 @@ def _has_code_for(gpu: Gpu, architectures: tuple[str, ...]) -> bool:
         needs = _numbers_of_code(code)
         if needs <= have and (code.startswith("compute") or needs[:1] == have[:1]):
             return True
-    return not architectures  # not told
+    return not architectures  # not stated
 
 
 def _numbers_of_code(code: str) -> tuple[int, ...]:

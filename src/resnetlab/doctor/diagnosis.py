@@ -1,6 +1,6 @@
 """What the facts mean: pure functions from `Facts` to findings, causes before their effects.
 
-This file judges the machine and its environment, accelerators.py all that has to do with GPUs.
+This file examines the machine and its environment, accelerators.py all that has to do with GPUs.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ DISK_NEEDED = 2 * GIB  # Animals-10 as downloaded and packed, and some runs
 ONEDNN_BY_DEFAULT = ("avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16")
 
 
-def diagnose(facts: Facts) -> list[Finding]:
-    """Judge the facts. Every warning and every error has a fix."""
+def collect_findings(facts: Facts) -> list[Finding]:
+    """Findings from the facts. Every warning and every error has a fix."""
     findings = [
         *_system(facts),
         *_processor(facts),
         *_memory(facts),
-        *accelerators.judge_gpus(facts),
+        *accelerators.diagnose_gpus(facts),
         *_environment(facts),
-        *accelerators.judge_libraries(facts),
+        *accelerators.diagnose_libraries(facts),
     ]
     explained = {backend for finding in findings for backend in finding.blocks_gpu}
-    return [*findings, *accelerators.judge_frameworks(facts, explained)]
+    return [*findings, *accelerators.diagnose_frameworks(facts, explained)]
 
 
 def _system(facts: Facts) -> Iterator[Finding]:
     here = facts.platform
     name = {"Darwin": "macOS"}.get(here.system, here.system)
     found = ", ".join((f"{name} {here.release}", here.machine, *here.places))
-    status, needed, fix, blocks = accelerators.judge_platform(facts)
+    status, needed, fix, blocks = accelerators.diagnose_platform(facts)
     yield Finding("System", "Operating system", status, found, needed, fix, blocks)
     yield Finding("System", "Python", "ok", here.python)
     keras = facts.keras or "not installed"

@@ -1,6 +1,6 @@
-"""What the doctor knows of a machine (facts) and says of it (findings): plain frozen values.
+"""What is known of a machine (facts), and what follows (findings): plain frozen values.
 
-machine.py and frameworks.py collect the facts, diagnosis.py and accelerators.py judge them. Facts turn into
+machine.py and frameworks.py collect the facts, diagnosis.py and accelerators.py derive the findings. Facts turn into
 JSON and back, so that one machine's can be replayed on another: in a test, or from a bug report.
 """
 
@@ -70,7 +70,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Nvidia:
-    """What NVIDIA's management library says, and what shows a card or a driver where that is silent."""
+    """What NVIDIA's management library reports, and signs of a card or a driver where it reports none."""
 
     error: str = ""  # why the management library did not answer
     driver: str = ""
@@ -110,7 +110,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a framework said of itself, in a process of its own."""
+    """What a framework reported, in a process of its own."""
 
     version: str = ""
     gpu_build: bool | None = None

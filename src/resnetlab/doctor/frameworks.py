@@ -1,4 +1,4 @@
-"""TensorFlow, JAX, PyTorch: what is installed, which CUDA libraries they need, what each says of itself."""
+"""TensorFlow, JAX, PyTorch: what is installed, which CUDA libraries they need, what each reports."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _ask(what: str, arguments: Sequence[str], time_limit: float) -> tuple[dict[s
         "TF_CPP_VMODULE": "dso_loader=1",  # names the library that could not be loaded
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # a look must not take the GPU's whole memory
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "KERAS_BACKEND": what,  # TensorFlow loads Keras, which a wrong value would break; it is judged by itself
+        "KERAS_BACKEND": what,  # TensorFlow loads Keras, which a wrong value would break; it is examined by itself
         "PYTHONWARNINGS": "ignore",
         "PYTHONIOENCODING": "utf-8",
     }

@@ -121,7 +121,7 @@ def nvidia() -> Nvidia:
         cuda = f"{number // 1000}.{number % 1000 // 10}"
         gpus = [_gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(nvml.nvmlDeviceGetCount())]
         nvml.nvmlShutdown()
-    except Exception as caught:  # nvmlInit says by its error what is missing
+    except Exception as caught:  # nvmlInit's error states what is missing
         error = f"{type(caught).__name__}: {caught}"
     try:
         ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")

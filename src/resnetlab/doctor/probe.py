@@ -200,7 +200,7 @@ def _torch(answer: dict[str, Any]) -> None:
 
 
 def _libraries(answer: dict[str, Any]) -> None:
-    """What the system's loader makes of each library in argv: its version where it tells, or the error."""
+    """What the system's loader makes of each library in argv: its version where it is known, or the error."""
     for soname in sys.argv[2:]:
         try:
             library = ctypes.CDLL(soname)

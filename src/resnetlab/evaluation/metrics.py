@@ -1,11 +1,11 @@
-"""How good a classifier is, from its logits: NumPy alone, so that any backend, or a file, can be judged.
+"""How good a classifier is, from its logits: NumPy alone, so that any backend, or a file, can be evaluated.
 
     evaluation = evaluate_logits(logits, labels, class_names)
     print(evaluation.summary())
 
 Conventions, where textbooks differ:
     - **Ties.** Of equal logits the class with the lower index ranks first, as in `argmax`. So top-1, the confusion
-      matrix and the predictions agree, and a network that says the same of every class gets no top-5 for free.
+      matrix and the predictions agree, and a network with equal logits for all classes gets no top-5 for free.
     - **Nothing to divide by.** Precision of a class that was never predicted, and recall of a class without samples,
       are None: not known, rather than bad. F1 is 2 TP / (2 TP + FP + FN), and None only where that is 0 / 0.
     - **Macro averages** are over the classes that have samples; there, a precision of None counts as 0, because the
@@ -38,7 +38,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class: shares in [0, 1] (None: see the module's conventions), and how many samples it has."""
+    """One class: fractions in [0, 1] (None: see the module's conventions), and how many samples it has."""
 
     name: str
     support: int
@@ -78,19 +78,19 @@ class ConfusedPair:
     support: int
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         return self.count / self.support
 
 
 @dataclass(frozen=True, eq=False)  # an array has no single truth value; compare to_json()
 class Evaluation:
-    """What `evaluate_logits` found. All shares and errors are in [0, 1]; the intervals are Wilson's at 95 %."""
+    """What `evaluate_logits` found. All fractions and errors are in [0, 1]; the intervals are Wilson's at 95 %."""
 
     n: int
     loss: float  # mean cross-entropy, in nats
     top1: float
     top1_interval: Interval
-    top5: float | None  # None with five classes or fewer, where it would say nothing
+    top5: float | None  # None with five classes or fewer, where it carries no information
     top5_interval: Interval | None
     macro_precision: float
     macro_recall: float
@@ -116,7 +116,7 @@ class Evaluation:
         return sum(b.count * b.confidence for b in self.bins if b.confidence is not None) / self.n
 
     def most_confused(self, limit: int = 10) -> tuple[ConfusedPair, ...]:
-        """The pairs with the most mistakes; of equal ones, that with the larger share of its class first."""
+        """The pairs with the most mistakes; of equal ones, that with the larger fraction of its class first."""
         return most_confused(self.confusion, self.class_names, limit=limit)
 
     def to_json(self) -> dict[str, Any]:
@@ -187,7 +187,8 @@ class Evaluation:
             text = [f"{_short(pair.true)} taken for {_short(pair.predicted)}" for pair in pairs]
             width, digits = max(map(cell_len, text)), len(f"{pairs[0].count:,}")
             lines = [
-                f"  {set_cell_size(line, width)}  {pair.count:>{digits},} of {pair.support:,} ({_percent(pair.share)})"
+                f"  {set_cell_size(line, width)}  {pair.count:>{digits},} of {pair.support:,} "
+                f"({_percent(pair.fraction)})"
                 for line, pair in zip(text, pairs, strict=True)
             ]
             parts.append("\n".join(["Most often mistaken", *lines]))
@@ -196,8 +197,8 @@ class Evaluation:
     def _table(self) -> str:
         shown, note = self.classes, ""
         if len(shown) > TABLE_CLASSES:
-            judged = [score for score in shown if score.f1 is not None]
-            shown = tuple(sorted(judged, key=lambda score: score.f1 or 0.0)[:TABLE_WORST])
+            scored = [score for score in shown if score.f1 is not None]
+            shown = tuple(sorted(scored, key=lambda score: score.f1 or 0.0)[:TABLE_WORST])
             note = f"\n  the {len(shown)} of {len(self.classes)} classes with the lowest F1"
         rows = [
             (_short(s.name), f"{s.support:,}", _percent(s.precision), _percent(s.recall), _percent(s.f1)) for s in shown
@@ -282,12 +283,12 @@ def softmax(logits: ArrayLike) -> NDArray[np.float64]:
 
 
 def wilson(hits: int, n: int, *, level: float = 0.95) -> Interval:
-    """Wilson's score interval for a share of `hits` in `n` (Wilson 1927), without continuity correction.
+    """Wilson's score interval for a fraction of `hits` in `n` (Wilson 1927), without continuity correction.
 
     Unlike p ± 1.96 √(p(1-p)/n) it stays inside [0, 1] and does not shrink to nothing when all were right.
     """
     if not 0 <= hits <= n or n == 0:
-        raise ResnetlabError(f"A share needs 0 <= hits <= n and n > 0; received {hits} of {n}.")
+        raise ResnetlabError(f"A fraction needs 0 <= hits <= n and n > 0; received {hits} of {n}.")
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre = (hits + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(hits * (n - hits) / n + z * z / 4)
@@ -313,7 +314,7 @@ def most_confused(
         for i, j in np.argwhere(confusion)
         if i != j
     ]
-    return tuple(sorted(pairs, key=lambda pair: (-pair.count, -pair.share))[:limit])
+    return tuple(sorted(pairs, key=lambda pair: (-pair.count, -pair.fraction))[:limit])
 
 
 def _checked(
@@ -396,13 +397,13 @@ def _pair(values: Sequence[float]) -> Interval:
     return float(low), float(high)
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.1f} %"
 
 
-def _with_interval(share: float, interval: Interval) -> str:
+def _with_interval(fraction: float, interval: Interval) -> str:
     low, high = interval
-    return f"{_percent(share)} (95 % interval {100 * low:.1f}–{100 * high:.1f} %)"
+    return f"{_percent(fraction)} (95 % interval {100 * low:.1f}–{100 * high:.1f} %)"
 
 
 def _short(name: str, width: int = 32) -> str:

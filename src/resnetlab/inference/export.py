@@ -1,4 +1,4 @@
-"""A run's network for another runtime, in a folder that says how to serve it, verified against Keras.
+"""A run's network for another runtime, in a folder with instructions to serve it, verified against Keras.
 
     RUN/export/onnx-float32/
         model.onnx          (or saved_model/1, model.tflite, model.xml and model.bin)

@@ -19,14 +19,14 @@ def folded(network: keras.Model, size: int) -> keras.Model:
     bias. What then does nothing, stochastic depth too, is left as an `Identity`. Weights are kept in the precision that
     they are computed with.
     """
-    partner = _partners(network)
-    gone = {norm.name for norm in partner.values()}
+    norms = _following_norms(network)
+    gone = {norm.name for norm in norms.values()}
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         if layer.name in gone or isinstance(layer, StochasticDepth):
             return keras.layers.Identity(name=layer.name)
         config = layer.get_config() | {"dtype": layer.compute_dtype}
-        if layer.name in partner:
+        if layer.name in norms:
             config["use_bias"] = True
         return layer.from_config(config)
 
@@ -38,8 +38,8 @@ def folded(network: keras.Model, size: int) -> keras.Model:
         call_function=lambda layer, *tensors, **_: layer(*tensors),  # an Identity knows no `mask` and no `training`
     )
     for layer in network.layers:
-        if layer.name in partner:
-            copy.get_layer(layer.name).set_weights(_folded_weights(layer, partner[layer.name]))
+        if layer.name in norms:
+            copy.get_layer(layer.name).set_weights(_folded_weights(layer, norms[layer.name]))
         elif layer.name not in gone and layer.trainable_weights:
             copy.get_layer(layer.name).set_weights(layer.get_weights())
     return copy
@@ -57,7 +57,7 @@ def consumers_of(network: keras.Model) -> dict[int, list[keras.layers.Layer | No
     return consumers
 
 
-def _partners(network: keras.Model) -> dict[str, BatchNorm]:
+def _following_norms(network: keras.Model) -> dict[str, BatchNorm]:
     """Names of the convolutions whose output goes to a batch norm and nowhere else, and that batch norm."""
     consumers = consumers_of(network)
     return {

@@ -1,4 +1,4 @@
-"""What an exported folder says about how to serve it: its README, and Triton's configuration."""
+"""How to serve an export: its README, and Triton's configuration."""
 
 from __future__ import annotations
 

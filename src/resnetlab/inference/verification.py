@@ -29,7 +29,7 @@ class LoadSettings(TypedDict):
 
 TOLERANCE = 1e-4  # of a probability, in float32
 LOSS = 0.01  # of accuracy, in a reduced precision
-FLIPS = 0.05  # where nothing is labelled, a flipped near tie cannot be told from a mistake
+FLIPS = 0.05  # where nothing is labelled, a flipped near tie cannot be distinguished from a mistake
 BATCHES = (1, 3, 32)  # sizes of the first batches, and of all others: an export with a wrong axis in it takes only one
 
 
@@ -43,7 +43,7 @@ def probabilities_of(engine: Engine, images: np.ndarray, indices: np.ndarray) ->
 def compare(
     received: np.ndarray, expected: np.ndarray, *, precision: str, labels: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """What `export.json` says about an export's probabilities (n, classes) beside Keras's.
+    """What `export.json` records about an export's probabilities (n, classes) beside Keras's.
 
     In float32, no probability may differ by more than TOLERANCE, nor the first class by more than a tie within it. In a
     reduced precision at most LOSS of the accuracy may go; without labels at most FLIPS of the images may change class.

@@ -1,7 +1,7 @@
 """The pictures of a run: curves, confusion matrix, reliability diagram.
 
 Each function draws on a figure of its own (no pyplot, so no display and no state that two runs could share) and
-writes a PNG atomically into a folder that exists. A title says what is to be seen in this run.
+writes a PNG atomically into a folder that exists. A title states the result of this run.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ class _MatrixLayout:
 def _draw_matrix(figure: Figure, counts: NDArray[np.int64], fractions: Any, layout: _MatrixLayout) -> Any:
     k, width, height, room, side = len(layout.names), layout.width, layout.height, layout.room, layout.side
     axes = figure.add_axes((room / width, (room + 0.3) / height, side / width, side / height))
-    # Square root: a mistake of 2 % should be seen beside a diagonal of 95 %. The scale bar says so.
+    # Square root: a mistake of 2 % should be seen beside a diagonal of 95 %. The scale bar shows it.
     image = axes.imshow(fractions, cmap=SHADES, norm=PowerNorm(0.5, 0, 1), interpolation="nearest", aspect="auto")
     ticks, names = range(0, k, layout.every), layout.names[:: layout.every]
     axes.set_xticks(ticks, names, rotation=0 if layout.lying else 90, fontsize=layout.font)

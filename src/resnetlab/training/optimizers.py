@@ -96,8 +96,8 @@ class _Ours:
         self.factor_of = [self.factors[id(v)] if self.factors else 1.0 for v in variables]
 
     def rate_of(self, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
-        share = self.factor_of[self._get_variable_index(variable)]  # type: ignore[attr-defined]
-        return learning_rate if share == 1.0 else learning_rate * share
+        fraction = self.factor_of[self._get_variable_index(variable)]  # type: ignore[attr-defined]
+        return learning_rate if fraction == 1.0 else learning_rate * fraction
 
     def _backend_update_step(
         self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable], learning_rate: Tensor
@@ -113,7 +113,7 @@ class _Ours:
         raise NotImplementedError
 
     def _settings(self, variables: Sequence[keras.Variable], learning_rate: Tensor) -> dict[str, Any]:
-        """What every kernel of an update is told, and the places of the variables among the slots."""
+        """The common arguments of every update kernel, and the places of the variables among the slots."""
         index = [self._get_variable_index(variable) for variable in variables]  # type: ignore[attr-defined]
         fractions = [self.factor_of[i] for i in index]
         return {"rate": learning_rate, "fractions": None if set(fractions) == {1.0} else fractions}
@@ -165,7 +165,7 @@ class SGD(_Ours, keras.optimizers.SGD):
 class _Moments(_Ours):
     """AdamW and LAMB: two moments of each gradient, and decay of kernels alone."""
 
-    kernel: Callable[..., bool]  # of `kernels`
+    kernel: Callable[..., bool]  # of `backend`
 
     def __init__(self, *, decay: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -1,6 +1,6 @@
 """Transfer: training that begins with the weights of another network, of which only the head is new (fine-tuning).
 
-A network has parts: the stem, the stages, the head. A recipe says how many of them are frozen at first, and how much
+A network has parts: the stem, the stages, the head. A recipe states how many of them are frozen at first, and how much
 slower a part learns than the one after it.
 """
 
@@ -76,15 +76,15 @@ def freeze(network: keras.Model, recipe: Recipe, step: int, steps_per_epoch: int
     frozen = stages if recipe.frozen_stages is None else recipe.frozen_stages
     if frozen > stages:
         raise UsageError(f"frozen_stages={frozen}: {network.name} has {stages} stages, expected at most as many.")
-    thaw = recipe.frozen_epochs * steps_per_epoch
+    unfreeze_step = recipe.frozen_epochs * steps_per_epoch
     for place, layers in enumerate(groups):
         for layer in layers:
-            layer.trainable = step >= thaw or place > frozen
-    return thaw if step >= thaw else 0
+            layer.trainable = step >= unfreeze_step or place > frozen
+    return unfreeze_step if step >= unfreeze_step else 0
 
 
 def learning_rate_factors(network: keras.Model, recipe: Recipe) -> dict[int, float]:
-    """The share of the learning rate that each weight learns at, by the identity of the variable.
+    """The fraction of the learning rate that each weight learns at, by the identity of the variable.
 
     Discriminative fine-tuning (Howard, Ruder 2018, arXiv:1801.06146, section 3.1), with one factor from part to part:
     early layers are more general, and have less to learn.

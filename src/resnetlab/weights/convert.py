@@ -1,7 +1,7 @@
 """Weights in: other implementations' weights become a run folder like any other, checked against their source.
 
 Every array of the source and every weight of our network is used exactly once, or nothing is (`mapping.py`); what the
-source says of normalisation, size, crop, interpolation, class names and licence goes along (`readers.py`); and
+source states of normalisation, size, crop, interpolation, class names and licence goes along (`readers.py`); and
 where the source's own implementation is installed, its logits are compared with ours (`parity.py`).
 """
 
@@ -110,13 +110,13 @@ def import_checkpoint(
     shortcut_padding: Padding | None = None,
     new_head: bool = False,
 ) -> RunFolder:
-    """Make a run folder of a checkpoint, whose `import.json` says where it came from and how it was checked.
+    """Make a run folder of a checkpoint, whose `import.json` records where it came from and how it was checked.
 
     Args:
         checkpoint: as `readers.read` returns it.
         folder: of the new run.
-        model: name of the model, where weights of the same shapes are not enough to tell.
-        settings: of a recipe, of its `INPUT_KEYS`, over what the checkpoint says.
+        model: name of the model, where weights of the same shapes are ambiguous.
+        settings: of a recipe, of its `INPUT_KEYS`, overriding those of the checkpoint.
         class_names: one for each logit, over the checkpoint's.
         shortcut_padding: where a shortcut A of the source has its zero channels; None: as its family usually has.
         new_head: the weights are for training under a new head, so they need not have one of ours.
@@ -206,7 +206,7 @@ def _write_run(folder: Path, network: keras.Model, recipe: Recipe, info: RunInfo
 
 
 def _usual(arch: Architecture, naming: Naming) -> dict[str, Any]:
-    """What is usual where a source does not say: the shorter side to 256, the middle 224 of it; CIFAR's 32 whole.
+    """What is usual where a source does not state it: the shorter side to 256, the middle 224 of it; CIFAR's 32 whole.
 
     akamaster's networks (shortcut A) were trained with ImageNet's mean and standard deviation.
     """

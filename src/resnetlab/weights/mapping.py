@@ -1,6 +1,6 @@
 """How other implementations name and lay out the weights of a residual network, and whose a set of weights is.
 
-A `Naming` says under which name each of our layers finds its weights. `recognise` finds the row of the table and the
+A `Naming` gives the name under which each of our layers finds its weights. `recognise` finds the architecture and the
 naming under which a set of arrays has exactly the names and shapes it should have.
 """
 
@@ -182,7 +182,7 @@ def recognise(
     the number of classes is 1.
 
     Raises:
-        ResnetlabError: no row has exactly these arrays; it says what differs from the nearest one.
+        ResnetlabError: no architecture has exactly these arrays; the message states what differs from the nearest one.
     """
     rows = VARIANTS.values() if model is None else [architecture(model)]
     best: tuple[int, Architecture, Naming, list[str], int] | None = None
@@ -218,11 +218,11 @@ def _not_recognised(
             f"{name} {source[name].shape}: the stem takes images of {channels} channel{'s' * (channels > 1)}{grey}, "
             "expected 3: RGB. Networks here take RGB images, so these weights cannot be imported."
         )
-    told = f"These are not the weights of {'any network here' if model is None else repr(model)}. "
+    text = f"These are not the weights of {'any network here' if model is None else repr(model)}. "
     if per_cent > 50:
-        told += f"Nearest is {row.name!r} as {naming.family} names it, but: {listing(problems)}. "
+        text += f"Nearest is {row.name!r} as {naming.family} names it, but: {listing(problems)}. "
     first = ", ".join(f"{name} {array.shape}" for name, array in list(source.items())[:5])
-    return ResnetlabError(f"{told}Received {len(source)} arrays: {first}{', ...' if len(source) > 5 else ''}.")
+    return ResnetlabError(f"{text}Received {len(source)} arrays: {first}{', ...' if len(source) > 5 else ''}.")
 
 
 def listing(problems: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What the implementation that weights come from makes of them: the check of a port.
+"""What the implementation that weights come from computes with them: the check of an import.
 
     python -m resnetlab.weights.parity SOURCE ROW FAMILY SIZE PREPROCESSING OUTPUT.npz
 
@@ -46,7 +46,7 @@ def logits(
 ) -> tuple[np.ndarray, str] | str:
     """The source implementation's logits (2, classes) for `images(size)`, and its name and version.
 
-    Returns a text that says why where it is not installed, or cannot run the network.
+    Returns the reason where it is not installed, or cannot run the network.
     """
     if family not in _NEEDS:
         return "its own implementation is no package"
@@ -59,8 +59,8 @@ def logits(
         command += [key] if key else []
         child = subprocess.run(command, capture_output=True, text=True)
         if not output.exists():
-            told = child.stderr.strip().splitlines()
-            return f"{family} could not run it: {told[-1] if told else f'exit code {child.returncode}'}"
+            text = child.stderr.strip().splitlines()
+            return f"{family} could not run it: {text[-1] if text else f'exit code {child.returncode}'}"
         with np.load(output, allow_pickle=False) as file:
             return file["logits"], str(file["by"])
 

@@ -44,7 +44,7 @@ class Checkpoint:
 
     origin: str  # file, folder or name
     arrays: dict[str, np.ndarray]
-    # Of a recipe: image_size, crop_pct, interpolation, preprocessing. What is not in here the source does not say.
+    # Of a recipe: image_size, crop_pct, interpolation, preprocessing. What is absent the source does not state.
     settings: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     licence: str | None = None
@@ -65,8 +65,8 @@ def read(source: str, *, key: str | None = None) -> Checkpoint:
 
     Raises:
         UsageError: no such file or name.
-        ResnetlabError: damaged, not weights, with a program in it, or it cannot be downloaded: then it says where to
-            put the file by hand.
+        ResnetlabError: damaged, not weights, with a program in it, or it cannot be downloaded: then the message
+            states where to put the file by hand.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -99,7 +99,7 @@ def find_class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...
 
 
 def _from_file(path: Path, origin: str, key: str | None = None) -> Checkpoint:
-    """All arrays of a file, floats as float32, all of them finite. Its content tells its format, not its ending."""
+    """All arrays of a file, floats as float32, all finite. The format goes by the content, not by the ending."""
     kind = kind_of(path)
     if key is not None and kind != "PyTorch":
         raise UsageError(f"{path}: --key is for PyTorch's checkpoints, and this is a {kind} file.")
@@ -162,7 +162,9 @@ def kind_of(path: Path) -> str:
     if start[257:262] == b"ustar":
         raise ResnetlabError(f"{path} is a tar archive: unpack it, and give the file of weights in it.")
     if path.suffix.lower() in _ENDINGS:
-        raise ResnetlabError(f"{path} cannot be read: damaged, or not what its ending says (it begins {start[:8]!r}).")
+        raise ResnetlabError(
+            f"{path} cannot be read: damaged, or not what its ending indicates (it begins {start[:8]!r})."
+        )
     raise UsageError(
         f"{path}: its content (it begins {start[:8]!r}) is not that of a PyTorch, safetensors, HDF5 or Keras file."
     )
@@ -201,8 +203,8 @@ def _as_numbers(path: Path, name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _damaged(path: Path, error: Exception) -> ResnetlabError:
-    told = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return ResnetlabError(f"{path} cannot be read: damaged, truncated, or not what its ending says ({told:.120}).")
+    text = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return ResnetlabError(f"{path} cannot be read: damaged, truncated, or not what its ending indicates ({text:.120}).")
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -322,7 +324,7 @@ def _unique(names: Any) -> Iterator[str]:
 
 
 def _licence(card: Path) -> str | None:
-    """What the head of a model card says."""
+    """The licence that the head of a model card states."""
     if not card.is_file():
         return None
     found = re.search(r"^license:\s*(\S+)", card.read_text("utf-8", errors="replace"), re.MULTILINE)

@@ -44,7 +44,7 @@ class StateDict:
 
 
 def prefixes_of_networks(names: Iterable[str]) -> list[str]:
-    """The prefix of each network among the names, as short as tells them apart: ["student.", "teacher."]."""
+    """The prefix of each network among the names, as short as possible while distinct: ["student.", "teacher."]."""
     names = list(names)
     roots = list(dict.fromkeys(found[1] for name in names if (found := _FIRST_BLOCK.match(name))))
     prefixes = []
