@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from peers import CHILD, SOURCE, Child, Contender, Failed, Job, Mark, serve  # puts src/ on the path
-from peers import RunFolder as Steps
+from peers import Run as Steps
 from throughput import machine_name, say
 
 from resnetlab import environment, results

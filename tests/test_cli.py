@@ -358,7 +358,7 @@ def test_ported_weights_predict_are_evaluated_and_trained_on_from(cli: Cli, publ
     code, out, err = cli("import", published, *arguments)
     assert (code, err) == (0, "")
     assert "resnet18, 3 classes, from 102 arrays as torchvision names them" in out
-    assert "assumed, for the source does not say: crop_pct, interpolation, preprocessing" in out
+    assert "assumed, not stated by the source: crop_pct, interpolation, preprocessing" in out
     assert out.endswith("run folder  runs/net\n")
     code, out, err = cli("import", published, *arguments)
     assert code == 2
