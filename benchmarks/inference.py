@@ -96,14 +96,16 @@ def keras_applications(job: Job, mark: Mark) -> Steps:
 
 def from_files(job: Job, mark: Mark, *, run: str, files: list[str]) -> Steps:
     """`resnetlab predict --engine onnx` of n batches of files; returns the most memory ever held, in MB."""
+    from resnetlab.inference.images import ImageInput
     from resnetlab.inference.predictor import Predictor
 
     predictor = Predictor(RunFolder.open(Path(run)), engine="onnx")
 
     def predict(steps: int) -> float:
         count = steps * job.batch
-        for prediction in predictor.predict(Path(files[number % len(files)]) for number in range(count)):
-            assert prediction.classes, prediction.problem
+        images = (ImageInput(path, Path(path)) for path in (files[number % len(files)] for number in range(count)))
+        for prediction in predictor.predict(images):
+            assert prediction.top, prediction.problem
         return peak_memory()
 
     return predict
