@@ -35,7 +35,7 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder beside `folder` to fill: it takes its place if the block ends well, and vanishes if it does not.
 
     What stands in that place is replaced if it is an empty folder or `replace` is true; otherwise the block ends with
-    OSError, as it does where the place cannot be written. Give "." as `named` has it: it is another folder afterwards.
+    OSError, as it does where the place cannot be written. Give "." by `without_dots`: it is another folder afterwards.
     """
     folder = folder.resolve()  # beside what a link points to
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -108,16 +108,18 @@ class TerminalProgress(LogProgress):
     def __init__(self, console: Console | None = None, warnings: Console | None = None) -> None:
         from rich.console import Console
 
-        options: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}
-        self.warnings = warnings or Console(stderr=True, **options)
+        self.warnings = warnings or Console(stderr=True)
         self.console = console or self.warnings
         self._bar: Any = None
 
     def info(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._print(self.console, text)
 
     def warning(self, text: str) -> None:
-        self.warnings.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+        self._print(self.warnings, f"warning: {text}")
+
+    def _print(self, console: Console, text: str) -> None:
+        console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def count(self, task: str, done: int, total: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -136,9 +136,9 @@ class Run:
 
         self.folder.weights()
         _, pack = open_run_data(self.folder, progress=report)
-        return self._evaluate_own(pack)
+        return self._evaluate_own(pack, report)
 
-    def _evaluate_own(self, pack: Pack) -> Evaluation:
+    def _evaluate_own(self, pack: Pack, report: Progress) -> Evaluation:
         import numpy as np
 
         from resnetlab.evaluation.metrics import evaluate_logits
@@ -148,7 +148,7 @@ class Run:
         if subset is None:
             raise ResnetlabError("The run has neither test nor validation images to evaluate on. Give other data.")
         indices = pack.indices(subset)
-        logits, labels = self.predictor().logits(pack.images, indices), pack.labels[indices]
+        logits, labels = self.predictor(progress=report).logits(pack.images, indices), pack.labels[indices]
         found = evaluate_logits(logits, labels, pack.class_names, subset=subset)
 
         def write(path: Path) -> None:
@@ -169,7 +169,7 @@ class Run:
         from resnetlab.data.loading import open_data, select_unseen
         from resnetlab.evaluation.metrics import evaluate_logits
 
-        predictor = self.predictor()
+        predictor = self.predictor(progress=report)
         source, pack = open_data(data, predictor.recipe, progress=report, allow_losses=allow_losses)
         if unknown_classes := sorted(set(pack.class_names) - set(self.class_names)):
             raise UsageError(
@@ -218,7 +218,7 @@ class Run:
         for note in notes:
             report.info(note)
         predictions = []
-        for prediction in self.predictor(engine, precision).predict(found, top=top):
+        for prediction in self.predictor(engine, precision, progress=report).predict(found, top=top):
             predictions.append(prediction)
             report.count("predicting", len(predictions), len(found))
         return predictions
@@ -242,7 +242,7 @@ class Run:
         if not len(indices):
             raise ResnetlabError("The run has no test images to predict.")
         chosen = np.random.default_rng(0).permutation(indices)[:count]
-        ranked = self.predictor(**options).rank(pack.images[chosen], top=top)
+        ranked = self.predictor(**options, progress=report).rank(pack.images[chosen], top=top)
         for i, classes in zip(chosen, ranked, strict=True):
             yield Prediction.of(pack.names[i], classes, true_label=pack.class_names[pack.labels[i]])
 
@@ -288,7 +288,7 @@ class Run:
                 if precision == "int8":
                     raise
                 report.info(f"The run's data is not at hand, so other photographs verify the export. {error}")
-        self._start(report)
+        start(self._backend, self._device, progress=report)
         target = exports.export(
             self.folder,
             format,
@@ -300,18 +300,17 @@ class Run:
         details = json.loads((target / EXPORT_FILE).read_text("utf-8"))
         return Export(target, details["model"], format, precision, details["bytes"], details["verified"])
 
-    def predictor(self, engine: str = "keras", precision: str = "float32") -> Predictor:
+    def predictor(
+        self, engine: str = "keras", precision: str = "float32", *, progress: Progress | str | None = None
+    ) -> Predictor:
         """The network, ready to predict; kept for the next call."""
         from resnetlab.inference.predictor import Predictor
 
         if (engine, precision) not in self._predictors:
             self.folder.weights()
             if engine == "keras":
-                self._start(make_progress(None))
+                start(self._backend, self._device, progress=make_progress(progress))
             else:  # Keras is imported only if there is something to export
                 environment.configure(backend=self._backend, device=self._device)
             self._predictors[engine, precision] = Predictor(self.folder, engine=engine, precision=precision)
         return self._predictors[engine, precision]
-
-    def _start(self, report: Progress) -> None:
-        start(self._backend, self._device, progress=report)

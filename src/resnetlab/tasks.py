@@ -251,9 +251,6 @@ class Variant:
     num_classes: int
     stages: tuple[tuple[str, int, int, int], ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def variants(name: str | None = None) -> list[Variant]:
     """The architectures that `build` and `train` know, or the one of that name. Imports no Keras.
@@ -341,7 +338,7 @@ def _create(
         chosen = choose_recipe(data, recipe or "finetune", changes, report=report, fixed=fixed)
     inherited = {} if origin is None else origin.used_images()
     source, pack = open_data(data, chosen, progress=report, inherited=inherited, allow_losses=allow_losses)
-    notes = [] if origin is None else check_inheritance(origin, chosen, pack)
+    notes = [] if origin is None else check_inheritance(origin, inherited, chosen, pack)
     started = start(backend, device, progress=report, precision=chosen.precision)
     from resnetlab.training import transfer
     from resnetlab.training.trainer import require_validation
@@ -387,9 +384,8 @@ def _resume(
 ) -> _Job:
     check_resumable(folder, changes)
     _, pack = open_run_data(folder, None if data is None else str(data), progress=report)
-    before = folder.read_json("environment.json").get("settings", {}).get("KERAS_BACKEND")
     recipe = folder.recipe()
-    started = start(backend or before, device, progress=report, precision=recipe.precision)
+    started = start(backend or folder.info().backend, device, progress=report, precision=recipe.precision)
     changed, notes = extend(folder, recipe, pack, changes)
     moved = {} if data is None else {"data": _location(str(data))}  # its images are those of the run's split
     folder.update(**asdict(started), **moved)
@@ -420,6 +416,9 @@ def _run_folder(run: PathOrStr | Run) -> RunFolder:
 
 def _initial_weights(weights: PathOrStr | Run, *, backend: str | None, device: str) -> RunFolder:
     """The run folder of initial weights; they need no head."""
-    if isinstance(weights, Run) or (Path(weights).expanduser() / "run.json").is_file():
-        return _run_folder(weights if isinstance(weights, Run) else Path(weights).expanduser())
+    if isinstance(weights, Run):
+        return weights.folder
+    path = Path(weights).expanduser()
+    if (path / "run.json").is_file():
+        return RunFolder.open(path)
     return import_to_cache(str(weights), None, {"new_head": True}, backend=backend, device=device)

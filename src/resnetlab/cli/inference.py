@@ -51,7 +51,7 @@ def predict(
         progress.info(note)
     width = max(len(str(image.path)) for image in found)
     problems = 0
-    for prediction in run.predictor(engine, precision).predict(found, top=top):
+    for prediction in run.predictor(engine, precision, progress=progress).predict(found, top=top):
         problems += prediction.problem is not None
         _print(prediction, width, as_json=as_json)
     if problems:

@@ -49,8 +49,7 @@ def terminal(*, as_json: bool, messages: bool = True) -> TerminalProgress:
 
     from resnetlab.progress import TerminalProgress
 
-    options: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}
-    return TerminalProgress(Console(stderr=as_json or not messages, **options))
+    return TerminalProgress(Console(stderr=as_json or not messages))
 
 
 def print_json(value: Any) -> None:

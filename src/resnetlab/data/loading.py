@@ -97,14 +97,13 @@ def split_rows(pack: Pack) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def inherited_subsets(origin: RunFolder, pack: Pack) -> list[str | None]:
-    """For each image of `pack`, its subset in the runs that the weights of `origin` come from; None for a new one."""
-    used = origin.used_images()
+def inherited_subsets(used: Mapping[str, str], pack: Pack) -> list[str | None]:
+    """For each image of `pack`, its subset among the `used_images` of a run; None for a new one."""
     return [used.get(digest[:DIGITS]) for digest in pack.hashes]
 
 
-def check_inheritance(origin: RunFolder, recipe: Recipe, pack: Pack) -> list[str]:
-    """Notes on what the initial weights mean for the split.
+def check_inheritance(origin: RunFolder, used: Mapping[str, str], recipe: Recipe, pack: Pack) -> list[str]:
+    """Notes on what initial weights, with the `used_images` of their run, mean for the split.
 
     Raises:
         ResnetlabError: they were trained on all images that would be tested on.
@@ -114,7 +113,7 @@ def check_inheritance(origin: RunFolder, recipe: Recipe, pack: Pack) -> list[str
         notes.append(
             "what the imported weights were trained on is not known: images held out here may have been among it"
         )
-    before = inherited_subsets(origin, pack)
+    before = inherited_subsets(used, pack)
     if known := sum(subset is not None for subset in before):
         notes.append(
             f"{known:,} images were in the runs that the weights come from, and keep their subset; others are new"
@@ -141,7 +140,7 @@ def select_unseen(folder: RunFolder, source: Source, pack: Pack) -> tuple[NDArra
         ResnetlabError: none is left.
     """
     notes = []
-    before = np.array([subset or "" for subset in inherited_subsets(folder, pack)])
+    before = np.array([subset or "" for subset in inherited_subsets(folder.used_images(), pack)])
     kept = np.flatnonzero(before != "train")
     own_test = np.intersect1d(kept, pack.indices("test")) if any(s.subset for s in source.samples) else kept
     kept = own_test if len(own_test) else kept

@@ -50,8 +50,8 @@ def split(
             that is asked for and not given is carved out of the training part.
         validation, test: fractions of each class, in [0, 1) and together below 1.
         inherited: the strongest subset that each image had in the runs that the weights come from, by the
-            first DIGITS of its hash (see `run.strongest`). An image keeps it, or is trained on where this run has
-            no such part; only images without one are carved. What the data itself holds out, and a run
+            first DIGITS of its hash (see `run_folder.strongest`). An image keeps it, or is trained on where this run
+            has no such part; only images without one are carved. What the data itself holds out, and a run
             before this one was trained on (or, for a test image, selected its best epoch by), is UNUSED.
 
     Guarantees, for each class and counted in distinct images:
