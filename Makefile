@@ -11,6 +11,8 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 EXTRAS ?=
 # Arguments for pytest: make test ARGS="-x tests/models"
 ARGS ?=
+# A process for each core, up to four: each may hold three frameworks.
+SIDE_BY_SIDE ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
 # Where the quickstart's run goes: a new folder each time, so that none is overwritten.
 ifndef RUN
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
@@ -65,10 +67,10 @@ run-lint:
 	$(BIN)/lint-imports
 
 run-tests:
-	$(BIN)/python -m pytest -m "not long" $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long" $(ARGS)
 
 run-long:
-	$(BIN)/python -m pytest -m long $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m long $(ARGS)
 
 constraints: ## Renew requirements/constraints.txt: the newest of everything, resolved in a fresh environment
 	rm -rf build/constraints

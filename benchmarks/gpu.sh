@@ -1,9 +1,9 @@
 #!/bin/sh
-# Everything that needs a GPU, in one command: see gpu.py, which takes the same options; with --checklist first, see
-# gpu_checklist.py.
-# What the machine lacks may lie beside the checkout's files as wheels, in .whl/ (no network is used):
+# On a machine with a GPU, without network: the tests of what it computes, `resnetlab compare`, then gpu.py, which takes
+# the options given here. What is written goes below $OUT, or into results/.
+# What the machine lacks may lie beside the checkout's files as wheels, in .whl/:
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_17_x86_64 -d .whl \
-#     keras namex optree pydantic pydantic-core annotated-types typing-inspection
+#     keras namex optree pydantic pydantic-core annotated-types typing-inspection pytest pluggy iniconfig
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -11,8 +11,9 @@ if ls .whl/*.whl >/dev/null 2>&1; then
   "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
 fi
 export PYTHONPATH="$PWD/src:/tmp/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-if [ "${1:-}" = --checklist ]; then
-  shift
-  exec "$python" benchmarks/gpu_checklist.py "$@"
-fi
-exec "$python" benchmarks/gpu.py "$@"
+out=${OUT:-results}
+"$python" -m pytest -m gpu tests/gpu -p no:cacheprovider || failed=1
+"$python" -m resnetlab.cli compare digits --model resnet20 --batch-sizes 64,1024 --repeats 1 --budget 0.5 \
+  --output "$out/compare" || failed=1
+"$python" benchmarks/gpu.py "$@" || failed=1
+exit "${failed:-0}"

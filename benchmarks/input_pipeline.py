@@ -1,16 +1,15 @@
 """The input pipeline: what it feeds, what the first pass over JPEG files costs, and what training waits for.
 
-Claims: the packed stream feeds 20,000 images/s and more at 64x64 with augmentation draws on one core; the first pass
-over JPEG files is as fast as tf.data's and a PyTorch DataLoader's; on a CPU the loader costs at most 3 % of a step.
+Claims: the packed stream feeds 20,000 images/s and more at 64x64 with augmentation parameters drawn, on one core; the
+first pass over JPEG files is as fast as tf.data's and a PyTorch DataLoader's; on a CPU the loader costs at most 3 % of
+a step.
 
-    python benchmarks/input_pipeline.py               everything, about 10 minutes on two cores
+    python benchmarks/input_pipeline.py                   everything, about 10 minutes on two cores
     python benchmarks/input_pipeline.py --part decode     one part; may be repeated
-    python benchmarks/input_pipeline.py --quick       3 rounds, 4 minutes
 
 Files are Animals-10's (below $RESNETLAB_DATA, or --data), copied under new names, each with a comment segment of its
 own, until there are 2,000. They lie in the system's page cache for everyone. Ours audits while it decodes (every file
-opened whole, hashed, copies found) and writes the pack; the peers only decode. Contenders take turns, as in
-throughput.py.
+opened whole, hashed, copies found) and writes the pack; the others only decode.
 """
 
 from __future__ import annotations
@@ -19,15 +18,13 @@ import argparse
 import itertools
 import os
 import shutil
-import statistics
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peers import CHILD, ENDS, SOURCE, Child, Contender, Failed, Job, Mark, Run, clock, serve  # puts src/ on the path
-from throughput import machine_name, say
+import harness  # puts src/ on the path
+from harness import Contender, Job, Mark, Row, Run, say
 
 from resnetlab import environment, results
 from resnetlab.errors import ResnetlabError
@@ -36,51 +33,47 @@ PARTS = ("stream", "decode", "cached", "end-to-end")
 SIZE, BATCH = 64, 32
 ALL_OPTIONS = {"color_jitter": 0.4, "erase": 0.25, "mixup": 0.2, "cutmix": 1.0}
 
-# Makers for children: each returns run(n), which goes n times through its work.
+# Makers: each returns run(n), which goes n times through its work.
 
 
-def stream_alone(job: Job, mark: Mark, *, batch: int, settings: dict[str, Any], steps: int) -> Run:
-    """Batches of the animals recipe with their draws, on one core."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    stream = _stream(batch, **settings)
-
-    def run(times: int) -> float:
-        for step in range(times * steps):
-            stream.batch(step)
-        return 0.0
-
-    return run
-
-
-def _stream(batch: int, count: int = 8192, recipe: str = "animals", **settings: Any) -> Any:
+def _stream(recipe: Any, count: int = 8192) -> Any:
     """A stream over random bytes in a memory-mapped file, as a pack's."""
-    environment.configure(device="cpu")
     import numpy as np
 
-    from resnetlab.data.augmentation import Augmentation
     from resnetlab.data.stream import Stream
-    from resnetlab.recipes import RECIPES
+    from resnetlab.training.trainer import make_augmentation
 
-    chosen = RECIPES[recipe].changed(**settings)
-    side, rng = chosen.pack_size, np.random.default_rng(0)
-    with tempfile.TemporaryFile() as file:
+    side, rng = recipe.pack_size, np.random.default_rng(0)
+    with tempfile.NamedTemporaryFile() as file:
         np.save(file, rng.integers(0, 256, (count, side, side, 3), np.uint8))
         file.flush()
-        offset = file.tell() - count * side * side * 3
-        images = np.memmap(file, np.uint8, "r", offset, (count, side, side, 3))
-    fields = Augmentation.__dataclass_fields__
-    shared = {name: value for name, value in chosen.model_dump().items() if name in fields}
+        images = np.load(file.name, mmap_mode="r")
     return Stream(
         images=images,
         labels=rng.integers(0, 10, count),
         indices=np.arange(count),
-        batch_size=batch,
+        batch_size=recipe.batch_size,
         num_classes=10,
-        augmentation=Augmentation(source_size=side, size=chosen.image_size, **shared),
-        label_smoothing=chosen.label_smoothing,
-        class_weights=np.ones(10, np.float32) if chosen.class_weights else None,
+        augmentation=make_augmentation(recipe),
+        label_smoothing=recipe.label_smoothing,
+        class_weights=np.ones(10, np.float32) if recipe.class_weights else None,
     )
+
+
+def stream_alone(job: Job, mark: Mark, *, settings: dict[str, Any], steps: int) -> Run:
+    """Batches of the animals recipe with their parameters, on one core."""
+    environment.configure(device="cpu")
+    from resnetlab.recipes import RECIPES
+
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    stream = _stream(RECIPES["animals"].changed(batch_size=job.batch, **settings))
+
+    def run(times: int) -> None:
+        for step in range(times * steps):
+            stream.batch(step)
+
+    return run
 
 
 def decode_ours(job: Job, mark: Mark, *, folder: str) -> Run:
@@ -88,17 +81,16 @@ def decode_ours(job: Job, mark: Mark, *, folder: str) -> Run:
     from resnetlab.data.pack import pack
     from resnetlab.data.sources import resolve
 
-    def run(times: int) -> float:
+    def run(times: int) -> None:
         for _ in range(times):
             with tempfile.TemporaryDirectory() as cache:
-                packed = pack(resolve(folder), size=SIZE, cache_dir=Path(cache), validation=0.1, test=0.1)
-        return float(len(packed.images))
+                pack(resolve(folder), size=SIZE, cache_dir=Path(cache), validation=0.1, test=0.1)
 
     return run
 
 
 def cached_ours(job: Job, mark: Mark, *, folder: str) -> Run:
-    """Shuffled batches of the packed images, without draws, as the peers have none."""
+    """Shuffled batches of the packed images, without augmentation, as the others have none."""
     import numpy as np
 
     from resnetlab.data.augmentation import Augmentation
@@ -110,54 +102,41 @@ def cached_ours(job: Job, mark: Mark, *, folder: str) -> Run:
     packed = pack(resolve(folder), size=SIZE, cache_dir=Path(cache), validation=0.0, test=0.0)
     shutil.rmtree(cache)  # the memory map keeps the file
     count = len(packed.images)
-    plain = Augmentation(source_size=SIZE, size=SIZE)
     stream = Stream(
         images=packed.images,
         labels=packed.labels,
         indices=np.arange(count),
         batch_size=BATCH,
         num_classes=len(packed.class_names),
-        augmentation=plain,
+        augmentation=Augmentation(source_size=SIZE, size=SIZE, flip=False),
     )
-    steps = -(-count // BATCH)
 
-    def run(times: int) -> float:
+    def run(times: int) -> None:
         batches: Any = stream.batches(0)
-        for _ in itertools.islice(batches, times * steps):
+        for _ in itertools.islice(batches, times * -(-count // BATCH)):
             pass
         batches.close()
-        return float(count)
 
     return run
 
 
-def tf_data(job: Job, mark: Mark, *, folder: str, bare: bool, cached: bool) -> Run:
+def tf_data(job: Job, mark: Mark, *, folder: str, by_hand: bool = False, cached: bool) -> Run:
     """`image_dataset_from_directory` with its defaults, or tf.data by hand with AUTOTUNE."""
     os.environ |= {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
     import keras
     import tensorflow as tf
 
-    if bare:
+    def load(path: Any) -> Any:
+        pixels = tf.image.resize(tf.io.decode_jpeg(tf.io.read_file(path), channels=3), (SIZE, SIZE))
+        return tf.cast(pixels, tf.uint8)
+
+    if by_hand:
         files = sorted(str(path) for path in Path(folder).rglob("*.jp*g"))
-
-        def load(path: Any) -> Any:
-            pixels = tf.image.resize(tf.io.decode_jpeg(tf.io.read_file(path), channels=3), (SIZE, SIZE))
-            return tf.cast(pixels, tf.uint8)
-
         dataset = tf.data.Dataset.from_tensor_slices(files).map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH)
     else:
         dataset = keras.utils.image_dataset_from_directory(folder, image_size=(SIZE, SIZE), batch_size=BATCH)
-    if cached:
-        dataset = dataset.cache()
-    dataset = dataset.prefetch(tf.data.AUTOTUNE)
-
-    def run(times: int) -> float:
-        for _ in range(times):
-            for _batch in dataset:
-                pass
-        return 0.0
-
-    return run
+    dataset = (dataset.cache() if cached else dataset).prefetch(tf.data.AUTOTUNE)
+    return partial(_go_through, dataset)
 
 
 def torch_loader(job: Job, mark: Mark, *, folder: str, workers: int, cached: bool) -> Run:
@@ -181,136 +160,92 @@ def torch_loader(job: Job, mark: Mark, *, folder: str, workers: int, cached: boo
     if cached:
         images = torch.from_numpy(np.stack([dataset[i][0].numpy() for i in range(len(files))]))
         dataset = torch.utils.data.TensorDataset(images, torch.arange(len(files)) % 10)
-    loader = torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, num_workers=workers)
+    return partial(_go_through, torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, num_workers=workers))
 
-    def run(times: int) -> float:
-        for _ in range(times):
-            for _batch in loader:
-                pass
-        return float(len(files))
 
-    return run
+def _go_through(batches: Any, times: int) -> None:
+    for _ in range(times):
+        for _batch in batches:
+            pass
 
 
 def end_to_end(job: Job, mark: Mark, *, backend: str, recipe: str) -> Run:
-    """run(n) trains n steps on one batch and n fed by the stream; the loader's share of the latter's time."""
+    """run(n) trains n steps on one batch and n fed by the stream; the loader's fraction of the latter's time."""
     environment.configure(backend=backend, device="cpu")
+    from resnetlab.comparison.measure import repeat_batch
+    from resnetlab.comparison.timing import FitTimer, interleave
     from resnetlab.models.from_recipe import build_network
     from resnetlab.recipes import RECIPES
     from resnetlab.training.trainer import make_trainer
 
     chosen = RECIPES[recipe]
-    stream = _stream(chosen.batch_size, recipe=recipe)
-    trainer = make_trainer(build_network(chosen, 10), chosen, stream)
+    stream = _stream(chosen)
+    timer = FitTimer(make_trainer(build_network(chosen, 10), chosen, stream), "cpu")
     inputs, targets, weights = stream.batch(0)
     batch = (inputs, targets) if weights is None else (inputs, targets, weights)
-
-    def constant() -> Any:
-        while True:
-            yield batch
-
-    def seconds(batches: Any, steps: int) -> float:
-        ENDS.clear()
-        trainer.fit(batches, steps_per_epoch=steps + 1, verbose=0, shuffle=False, callbacks=clock(job))
-        batches.close()
-        return ENDS[-1][0] - ENDS[0][0]
-
-    turn = itertools.count()
+    feeds = {"constant": partial(repeat_batch, batch), "stream": partial(stream.batches, 0)}
 
     def run(steps: int) -> float:
-        feeds: list[Callable[[], Any]] = [constant, lambda: stream.batches(0)]
-        order = (0, 1) if next(turn) % 2 else (1, 0)
-        spent = {which: seconds(feeds[which](), steps) for which in order}
-        return 1 - spent[0] / spent[1]
+        found = interleave({name: partial(timer.steps, feed, steps) for name, feed in feeds.items()}, 2)
+        constant, fed = (sum(spent.seconds for spent in found[name]) for name in feeds)
+        return 1 - constant / fed
 
     return run
 
 
-MAKERS: dict[str, Callable[..., Run]] = {
-    maker.__name__: maker for maker in (stream_alone, decode_ours, cached_ours, tf_data, torch_loader, end_to_end)
-}
-
-# ------------------------------------------------------------------------------------------------- measuring
+MAKERS = (stream_alone, decode_ours, cached_ours, tf_data, torch_loader, end_to_end)
 
 
-def take_turns(part: str, contenders: Sequence[Contender], *, amount: float, times: int, repeats: int) -> list[Any]:
-    """Images/s of each, and the first one's ratio to each of the others, round by round."""
-    rows: list[dict[str, Any]] = []
-    alive = []
-    for contender in contenders:
-        say(f"{part}: starting {contender.name}")
-        try:
-            alive.append(Child(contender, Job(), script=__file__))
-        except Failed as failure:
-            rows.append({"part": part, "contender": contender.name, "failed": str(failure)})
-    rates: dict[str, list[float]] = {child.contender.name: [] for child in alive}
-    processor: dict[str, list[float]] = {name: [] for name in rates}
-    for number in range(repeats):
-        shift = number % max(len(alive), 1)
-        for child in [*alive[shift:], *alive[:shift]]:
-            rates[child.contender.name].append(amount * times / child.train(times))
-            processor[child.contender.name].append(1e3 * child.processor / (amount * times))
-    for child in alive:
-        child.close()
-    for name, values in rates.items():
-        row = {"part": part, "contender": name, "processor_ms_per_image": round(statistics.median(processor[name]), 4)}
-        rows.append(row | results.Timing.of(values).to_json())
-    mine = contenders[0].name
-    for name, values in rates.items():
-        if mine in rates and not name.startswith("ours"):
-            timing = results.Timing.of([a / b for a, b in zip(rates[mine], values, strict=True)], "x")
-            rows.append({"part": part, "ours": mine, "over": name} | timing.to_json())
-    return rows
-
-
-def measure_stream(repeats: int) -> list[Any]:
-    rows = []
+def measure_stream(rounds: int) -> list[Row]:
+    rows: list[Row] = []
     for batch, (name, settings) in itertools.product((32, 256), (("recipe", {}), ("all options", ALL_OPTIONS))):
-        options: dict[str, Any] = {"batch": batch, "settings": settings, "steps": 100_000 // batch}
+        options: dict[str, Any] = {"settings": settings, "steps": 100_000 // batch}
         contender = Contender(f"ours, batch {batch}, {name}", "stream_alone", options)
-        rows += take_turns("stream", [contender], amount=options["steps"] * batch, times=1, repeats=repeats)
+        rows += take_turns([contender], Job(batch=batch), "stream", options["steps"] * batch, rounds)
     return rows
 
 
-def measure_decode(folder: str, files: int, repeats: int) -> list[Any]:
-    cores = environment.usable_cores()
-    peers = [
-        Contender("tf.data, image_dataset_from_directory", "tf_data", {"bare": False}),
-        Contender("tf.data, by hand", "tf_data", {"bare": True}),
+def measure_files(part: str, folder: str, files: int, rounds: int) -> list[Row]:
+    """From JPEG files, or from what each keeps of them in memory."""
+    cores, cached = environment.usable_cores(), part == "cached"
+    others = [
+        Contender("tf.data, image_dataset_from_directory", "tf_data"),
+        Contender("tf.data, by hand", "tf_data", {"by_hand": True}),
         Contender(f"DataLoader, {cores} workers", "torch_loader", {"workers": cores}),
     ]
-    contenders = [Contender("ours, audit and pack", "decode_ours", {"folder": folder})]
-    contenders += [Contender(p.name, p.maker, p.options | {"folder": folder, "cached": False}) for p in peers]
-    return take_turns("decode", contenders, amount=files, times=1, repeats=repeats)
+    if cached:
+        others[1] = Contender("DataLoader, no workers", "torch_loader", {"workers": 0})
+    ours = (
+        Contender("ours, packed stream", "cached_ours") if cached else Contender("ours, audit and pack", "decode_ours")
+    )
+    contenders = [Contender(ours.name, ours.maker, {"folder": folder})]
+    contenders += [Contender(o.name, o.maker, o.options | {"folder": folder, "cached": cached}) for o in others]
+    return take_turns(contenders, Job(), part, files, rounds, times=5 if cached else 1)
 
 
-def measure_cached(folder: str, files: int, repeats: int) -> list[Any]:
-    cores = environment.usable_cores()
-    peers = [
-        Contender("tf.data, image_dataset_from_directory().cache()", "tf_data", {"bare": False}),
-        Contender("DataLoader over the array", "torch_loader", {"workers": 0}),
-        Contender(f"DataLoader over the array, {cores} workers", "torch_loader", {"workers": cores}),
-    ]
-    contenders = [Contender("ours, packed stream", "cached_ours", {"folder": folder})]
-    contenders += [Contender(p.name, p.maker, p.options | {"folder": folder, "cached": True}) for p in peers]
-    return take_turns("cached", contenders, amount=files, times=5, repeats=repeats)
+def take_turns(
+    contenders: list[Contender], job: Job, part: str, images: int, rounds: int, *, times: int = 1
+) -> list[Row]:
+    rows: list[Row] = []
+    alive = harness.start(contenders, job, where={"part": part}, rows=rows)
+    harness.compare(alive, where={"part": part}, rows=rows, rounds=rounds, amount=images, units=times)
+    for each in alive:
+        each.close()
+    return rows
 
 
-def measure_end_to_end(backend: str, repeats: int) -> list[Any]:
-    rows: list[dict[str, Any]] = []
+def measure_end_to_end(backend: str, rounds: int) -> list[Row]:
+    rows: list[Row] = []
     for recipe, steps in (("animals", 6), ("cifar", 20)):
-        name = f"{recipe} recipe, {backend}"
-        say(f"end-to-end: {name}")
-        try:
-            child = Child(Contender(name, "end_to_end", {"backend": backend, "recipe": recipe}), Job(), script=__file__)
-            child.value(2)
-            shares = [child.value(steps) for _ in range(repeats)]
-            child.close()
-        except Failed as failure:
-            rows.append({"part": "end-to-end", "contender": name, "failed": str(failure)})
-            continue
-        timing = results.Timing.of(shares, "share of the step")
-        rows.append({"part": "end-to-end", "contender": name} | timing.to_json())
+        contender = Contender(f"{recipe} recipe, {backend}", "end_to_end", {"backend": backend, "recipe": recipe})
+        fractions = []
+        for alive in harness.start([contender], Job(), where={"part": "end-to-end"}, rows=rows):
+            for _ in range(rounds):
+                alive.run(steps)
+                fractions.append(alive.value)
+            alive.close()
+            timing = results.Timing.of(fractions, "share of the step").to_json()
+            rows.append({"part": "end-to-end", "contender": contender.name} | timing)
     return rows
 
 
@@ -319,37 +254,14 @@ def copies(data: Path | None, folder: Path, wanted: int) -> int:
     from resnetlab.data.sources import resolve
 
     source = resolve("animals10", data_root=data)
-    files = [sample for sample in source.samples if sample.path.suffix.lower() in (".jpg", ".jpeg")]
-    made = 0
-    for round_ in itertools.count():
-        for sample in files:
-            content = sample.path.read_bytes()
-            if content[:2] != b"\xff\xd8":
-                continue
-            target = folder / source.class_names[sample.label] / f"{round_}-{sample.path.stem}.jpeg"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            comment = b"\xff\xfe\x00\x06" + made.to_bytes(4, "big")
-            target.write_bytes(content[:2] + comment + content[2:])
-            made += 1
-        if made >= wanted or not made:
-            return made
-    raise AssertionError("not reached")
-
-
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    for part in dict.fromkeys(row["part"] for row in rows):
-        print(f"\n{part}")
-        for row in sorted((r for r in rows if r["part"] == part), key=lambda r: "over" not in r):
-            if "failed" in row:
-                print(f"    failed  {row['contender']}: {row['failed']}")
-            elif "over" in row:
-                low, high = row["minimum"], row["maximum"]
-                print(f"  {row['median']:7.2f} x  {row['ours']} over {row['over']}  ({low:.2f} - {high:.2f})")
-            else:
-                shown = f"{row['median']:,.4f}" if row["unit"].startswith("share") else f"{row['median']:,.0f}"
-                spent = row.get("processor_ms_per_image")
-                more = f", {spent:.3g} ms of processor time an image" if spent else ""
-                print(f"  {shown:>9} {row['unit']} ± {row['deviation']:,.3g}  {row['contender']}{more}")
+    files = [sample for sample in source.samples if sample.path.read_bytes()[:2] == b"\xff\xd8"]  # JPEG
+    for made in range(wanted):
+        sample = files[made % len(files)]
+        content = sample.path.read_bytes()
+        target = folder / source.class_names[sample.label] / f"{made}-{sample.path.stem}.jpeg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content[:2] + b"\xff\xfe\x00\x06" + made.to_bytes(4, "big") + content[2:])
+    return wanted
 
 
 def main() -> None:
@@ -359,42 +271,30 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--backend", default="tensorflow", help="of the end-to-end part")
     parser.add_argument("--repeats", type=int, default=7, help="rounds")
-    parser.add_argument("--quick", action="store_true", help="3 rounds")
-    parser.add_argument("--machine", default=machine_name(), help="what to call this machine")
     parser.add_argument("--out", type=Path, help="default: results/input-pipeline-MACHINE.json")
     options = parser.parse_args()
-    parts, repeats = options.part or PARTS, 3 if options.quick else options.repeats
-
-    rows: list[dict[str, Any]] = []
-    files = 0
-    if "stream" in parts:
-        rows += measure_stream(repeats)
+    parts, rounds = options.part or PARTS, options.repeats
+    rows: list[Row] = measure_stream(rounds) if "stream" in parts else []
     if {"decode", "cached"} & set(parts):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 files = copies(options.data, Path(folder), options.files)
             except ResnetlabError as error:
+                say(f"Files are not measured: {error}")
                 rows.append({"part": "decode", "contender": "all", "failed": str(error)})
-            if files and "decode" in parts:
-                rows += measure_decode(folder, files, repeats)
-            if files and "cached" in parts:
-                rows += measure_cached(folder, files, repeats)
+            else:
+                for part in ("decode", "cached"):
+                    rows += measure_files(part, folder, files, rounds) if part in parts else []
     if "end-to-end" in parts:
-        rows += measure_end_to_end(options.backend, repeats)
+        rows += measure_end_to_end(options.backend, rounds)
 
-    configuration = {
-        "size": SIZE,
-        "batch": BATCH,
-        "files": files,
-        "repeats": repeats,
-        "cores": "one for `stream`, else all",
-    }
-    result = results.result("The input pipeline, ours and the peers'", configuration=configuration, rows=rows)
-    out = options.out or SOURCE.parent / "results" / f"input-pipeline-{options.machine}.json"
-    results.write(out, result)
-    show(rows)
+    configuration = {"size": SIZE, "batch": BATCH, "files": options.files, "repeats": rounds}
+    configuration["cores"] = "one for `stream`, else all"
+    out = options.out or harness.ROOT / "results" / f"input-pipeline-{harness.machine_name()}.json"
+    results.write(out, results.result("The input pipeline, ours and others", configuration=configuration, rows=rows))
+    harness.show(rows, "part")
     print(f"\nWritten to {out}")
 
 
 if __name__ == "__main__":
-    serve(MAKERS) if CHILD in sys.argv[1:2] else main()
+    harness.main(MAKERS, main)

@@ -11,6 +11,8 @@ from PIL import Image
 
 from resnetlab.environment import BACKENDS, configure
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core, so one thread in each
+    os.environ |= {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as `python -m pytest` does, and a bare `pytest` does not
 
 from tests.workers import HERE, Workers

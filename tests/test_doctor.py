@@ -74,7 +74,7 @@ def test_healthy_h200() -> None:
     assert at(made, "warning", "error") == set()
     assert made.exit_code == 0
     assert made.runs_on == {"jax": ["CPU", "GPU"], "torch": ["CPU", "GPU"]}
-    assert "GPU: NVIDIA H200." in made.verdict
+    assert "GPU: NVIDIA H200." in made.summary
     assert doctor.why_no_gpu(made) == ""
     assert part(made, "cuDNN").needed == "JAX >=9.12.0.46,<10.0; PyTorch ==9.19.0.56"
 
@@ -193,7 +193,7 @@ def test_macos_computes_on_apples_gpu_with_pytorch() -> None:
     made = report("macos")
     assert at(made, "warning", "error") == set()
     assert made.runs_on == {"tensorflow": ["CPU"], "torch": ["CPU", "GPU"]}
-    assert "GPU: mps." in made.verdict
+    assert "GPU: mps." in made.summary
     assert "mps" in doctor.why_no_gpu(made, backend="tensorflow")
 
 
@@ -203,7 +203,7 @@ def test_broken_framework_means_no_training() -> None:
     assert part(made, "TensorFlow").status == "error"
     assert "SIGILL" in part(made, "TensorFlow").found
     assert part(made, "TensorFlow packages").fix.startswith("pip uninstall -y tensorflow tensorflow-cpu && pip")
-    assert "nothing yet" in made.verdict
+    assert "nothing yet" in made.summary
 
 
 def test_old_cuda_in_the_library_path() -> None:
@@ -272,7 +272,7 @@ def test_this_machine() -> None:
     assert made.exit_code == 0
     assert "CPU" in made.runs_on["tensorflow"]
     assert set(made.runs_on) == {"tensorflow"}
-    assert "TensorFlow (CPU" in made.verdict
+    assert "TensorFlow (CPU" in made.summary
     if not made.facts.nvidia.gpus and not made.facts.nvidia.adapters and sys.platform == "linux":
         assert doctor.why_no_gpu(made).startswith("No GPU: no NVIDIA card on the PCI bus, no /dev/nvidia*")
     assert text(made, 100)

@@ -23,7 +23,8 @@ import pytest
 from resnetlab.environment import BACKENDS, configure, installed
 
 ROOT = Path(__file__).parents[1]
-HERE = "tensorflow"  # the test process's own
+HERE = next(filter(installed, BACKENDS), "tensorflow")  # the test process's own
+ENVIRONMENT = dict(os.environ)  # before `configure` hides the GPUs
 
 
 class WorkerError(Exception):
@@ -31,9 +32,14 @@ class WorkerError(Exception):
 
 
 class Workers:
-    """Runs functions on any backend: `on("jax")(function, **kwargs)`. Children start when they are first needed."""
+    """Runs functions on any backend: `on("jax")(function, **kwargs)`. Children start when they are first needed.
 
-    def __init__(self) -> None:
+    Args:
+        device: of the children, "cpu" or "gpu"; on a GPU all backends run in children, as this process has none.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
         self.children: dict[str, subprocess.Popen[bytes]] = {}
 
     def __call__(self, backend: str) -> Callable[..., Any]:
@@ -41,7 +47,8 @@ class Workers:
         if not installed(backend):
             title = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}[backend]
             pytest.skip(f"{title} is not installed: make test EXTRAS={backend}")
-        return self._here if backend == HERE else lambda function, **kwargs: self._there(backend, function, kwargs)
+        here = backend == HERE and self.device == "cpu"
+        return self._here if here else lambda function, **kwargs: self._there(backend, function, kwargs)
 
     def _here(self, function: Callable[..., Any], **kwargs: Any) -> Any:
         return function(**kwargs)
@@ -62,8 +69,10 @@ class Workers:
         return answer
 
     def _start(self, backend: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.workers", backend]
-        self.children[backend] = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        command = [sys.executable, "-m", "tests.workers", backend, self.device]
+        self.children[backend] = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT
+        )
         return self.children[backend]
 
     def close(self) -> None:
@@ -80,12 +89,12 @@ def apply_warning_filters() -> None:
         warnings.filterwarnings(action, message, getattr(builtins, category or "Warning"), module)
 
 
-def serve(backend: str) -> None:
+def serve(backend: str, device: str) -> None:
     """The child: read a call, answer it, until the pipe closes."""
     calls, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a function prints must not get among the answers
     apply_warning_filters()
-    configure(backend=backend, device="cpu")
+    configure(backend=backend, device=device)
     while calls.peek(1):
         try:
             function, kwargs = pickle.load(calls)
@@ -98,4 +107,4 @@ def serve(backend: str) -> None:
 
 if __name__ == "__main__":
     assert sys.argv[1] in BACKENDS
-    serve(sys.argv[1])
+    serve(sys.argv[1], sys.argv[2])

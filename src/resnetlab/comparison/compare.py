@@ -1,20 +1,14 @@
 """CPU against GPU in one run.
 
-This process has no Keras: it starts one child per configuration, each with its own device in sight, and reads what
-they measured.
+This process does not import Keras: it starts one child process per configuration, in which only one device is visible,
+and reads the measurements from it.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,26 +16,27 @@ from typing import Any
 
 from resnetlab import doctor, environment, results
 from resnetlab.atomic import atomic_file
-from resnetlab.errors import UsageError, unknown
+from resnetlab.child_process import Child, ChildFailed
+from resnetlab.errors import UsageError, unknown_name
 from resnetlab.models.shapes import summarize
 from resnetlab.models.variants import architecture
-from resnetlab.progress import Progress
+from resnetlab.progress import Progress, format_duration
 from resnetlab.recipes import Recipe
 from resnetlab.report.comparison import chart, problems, table
 
 Row = dict[str, Any]
 CHILD = ("-m", "resnetlab.comparison.measure")  # Python's arguments
-CHILD_LIMIT = 900.0  # seconds: a child that hangs is ended, and what it has measured is kept
+CHILD_LIMIT = 900.0  # seconds: a child that hangs is killed, and its measurements so far are kept
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What one child measures."""
+    """The configuration that one child process measures."""
 
     device: str
     backend: str
     precision: str = "float32"
-    xla: bool | None = None  # None: as the backend has it
+    xla: bool | None = None  # None: the backend's default
     onednn: bool = True
 
     @property
@@ -56,7 +51,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison measures, and why a backend is not measured on a GPU."""
+    """The configurations to measure, and the reasons why backends are not measured on a GPU."""
 
     configurations: tuple[Configuration, ...]
     no_gpu: tuple[str, ...] = ()
@@ -67,22 +62,22 @@ class Plan:
 
 
 def plan(report: doctor.Report, *, devices: Sequence[str] | None = None, backends: Sequence[str] | None = None) -> Plan:
-    """What is worth measuring: oneDNN on and off on a CPU; precisions, and XLA on and off, on a GPU.
+    """Choose the configurations: on a CPU oneDNN on and off; on a GPU the precisions, and XLA on and off.
 
-    GPUs before Ampere have neither TF32 nor bfloat16: there it is float16.
+    GPUs before Ampere have neither TF32 nor bfloat16, so float16 is measured there.
 
     Args:
         report: of this machine; the frameworks need not have been probed.
-        devices: of "cpu" and "gpu"; by default both. A GPU that is asked for by name is tried with every backend, and
-            otherwise with those that have nothing in their way.
+        devices: any of "cpu" and "gpu"; by default both. An explicitly requested GPU is tried with every backend,
+            otherwise only with those that no finding blocks.
         backends: by default those that are installed.
     """
     for device in devices or ():
         if device not in ("cpu", "gpu"):
-            raise unknown("device", device, ("cpu", "gpu"))
+            raise unknown_name("device", device, ("cpu", "gpu"))
     for backend in backends or ():
         if backend not in environment.BACKENDS:
-            raise unknown("backend", backend, environment.BACKENDS)
+            raise unknown_name("backend", backend, environment.BACKENDS)
     installed = {framework.name for framework in report.facts.frameworks if framework.packages}
     backends = backends or [name for name in environment.BACKENDS if name in installed]
     on_gpu = list(backends) if devices and "gpu" in devices else doctor.gpu_backends(report, backends)
@@ -146,14 +141,14 @@ def run(
     """Measure every configuration, and write table, chart and JSON.
 
     Args:
-        data, recipe: as of `train`.
-        images: training images: what an epoch is.
-        devices, backends: by default all there are.
+        data, recipe: as in `train`.
+        images: number of training images, which are one epoch.
+        devices, backends: by default all that are available.
         batch_sizes: by default a quarter of the recipe's, the recipe's and four times it (16 times on a GPU).
-        repeats, budget: of each measurement of a rate, and seconds for one of them.
+        repeats, budget: number of repeats of each throughput measurement, and seconds for each of them.
         output: a folder.
 
-    After each configuration compare.json has what was measured so far, so that nothing is lost if a later one hangs.
+    compare.json is written after each configuration, so that nothing is lost if a later one hangs.
     """
     if repeats < 1 or budget <= 0:
         raise UsageError(f"Received repeats={repeats} and budget={budget}, expected at least 1, and more than 0.")
@@ -165,19 +160,13 @@ def run(
     )
     began = time.perf_counter()
     job = {"data": data, "recipe": recipe.model_dump(mode="json"), "repeats": repeats, "budget": budget}
-    configuration = {
-        "data": source_name,
-        "model": recipe.model,
-        "image_size": recipe.image_size,
-        "training_images": images,
-        "recipe": recipe.name,
-        "repeats": repeats,
-    }
+    configuration = {"data": source_name, "model": recipe.model, "image_size": recipe.image_size}
+    configuration |= {"training_images": images, "recipe": recipe.name, "repeats": repeats}
     rows: list[Row] = []
     total = sum(len(sizes[each.device]) for each in planned.configurations)
     try:
         for each in planned.configurations:
-            measured = _measure_in_child(each, job, sizes, partial(_count, progress, len(rows), total))
+            measured = _measure_in_child(each, job, sizes[each.device], partial(_count, progress, len(rows), total))
             rows += measured
             _write(output, rows, recipe, configuration, began, planned)
             for row in measured:
@@ -185,9 +174,9 @@ def run(
     except KeyboardInterrupt:
         if not rows:
             raise
-        progress.info("Interrupted: what was measured until then follows.")
+        progress.info("Interrupted: the measurements so far follow.")
     found = _write(output, rows, recipe, configuration, began, planned)
-    comparison = Comparison(output, rows, [*problems(rows), *found["verdict"]], found)
+    comparison = Comparison(output, rows, [*problems(rows), *found["summary"]], found)
     if any(not row.get("problem") for row in rows):
         chart(found, output / "compare.png")
     with atomic_file(output / "compare.txt") as temporary:
@@ -204,12 +193,12 @@ def _write(
 ) -> dict[str, Any]:
     _add_derived(rows, recipe, configuration["training_images"])
     found = results.result(
-        "CPU against GPU: rates of training and inference by device, backend, precision and batch size",
+        "CPU against GPU: training and inference throughput by device, backend, precision and batch size",
         configuration=configuration | {"seconds": round(time.perf_counter() - began, 1)},
         rows=rows,
         gpu=next((row["gpu"] for row in rows if row.get("gpu")), None),
     )
-    found["verdict"] = summarize_rows(rows, recipe.batch_size, planned.no_gpu)
+    found["summary"] = summarize_rows(rows, recipe.batch_size, planned.no_gpu)
     results.write(output / "compare.json", found)
     return found
 
@@ -225,85 +214,32 @@ def _batch_sizes(recipe: Recipe, devices: Sequence[str], asked: Sequence[int] | 
 
 
 def _measure_in_child(
-    configuration: Configuration, job: dict[str, Any], sizes: dict[str, list[int]], report: Callable[[int], None]
+    configuration: Configuration, job: dict[str, Any], sizes: list[int], report: Callable[[int], None]
 ) -> list[Row]:
     """Run one child to its end, reporting the number of rows so far.
 
-    Returns its rows, and a row with the reason for each batch size that it did not reach.
+    Returns its rows, plus a row with the reason for each batch size that was not measured.
     """
-    wanted = sizes[configuration.device]
-    job = job | {
-        "device": configuration.device,
-        "backend": configuration.backend,
-        "precision": configuration.precision,
-        "xla": configuration.xla,
-        "batch_sizes": wanted,
-    }
-    settings = dict(os.environ, TF_ENABLE_ONEDNN_OPTS="1" if configuration.onednn else "0", PYTHONUNBUFFERED="1")
-    facts: Row = {
-        "configuration": configuration.label,
-        "device": configuration.device,
-        "backend": configuration.backend,
-    }
-    facts |= {"precision": configuration.precision, "xla": configuration.xla, "onednn": configuration.onednn}
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *CHILD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=settings,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    facts: Row = asdict(configuration) | {"configuration": configuration.label}
     rows: list[Row] = []
-    errors: list[str] = []
-    drain = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)  # type: ignore[arg-type]
-    killer = threading.Timer(CHILD_LIMIT, process.kill)
-    try:
-        drain.start()
-        killer.start()
-        with suppress(BrokenPipeError):  # it died at once: its exit code shows how
-            process.stdin.write(json.dumps(job))
-            process.stdin.close()
-        report(0)
-        for line in process.stdout:
-            if not line.startswith("@row "):
-                continue
-            row = json.loads(line.removeprefix("@row "))
-            if row.pop("event") == "device":
-                facts |= row | {"start_seconds": time.perf_counter() - began}
-                continue
-            rows.append(facts | row)
-            report(len(rows))
-        code = process.wait()
-        drain.join(timeout=5)
-    finally:
-        killer.cancel()  # or an interrupted comparison would wait for it
-        process.kill()
-        process.wait()
-        drain.join(timeout=5)
-        for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
-            with suppress(BrokenPipeError):
-                pipe.close()
-    reason = _reason(code, errors, time.perf_counter() - began)
-    rows += [facts | {"batch_size": size, "problem": reason} for size in wanted[len(rows) :]]
-    return rows
-
-
-def _reason(code: int, errors: list[str], seconds: float) -> str:
-    """Why a child ended early, in one line."""
-    if seconds >= CHILD_LIMIT:
-        return f"ended after {CHILD_LIMIT:.0f} s"
-    if code < 0:
-        return "killed, as the system does when memory is used up" if code == -9 else f"killed by signal {-code}"
-    last = next((line.strip() for line in reversed(errors) if line.strip()), "no output")
-    return last.split(": ", 1)[-1][:200] if code else "a smaller batch size was out of memory"
+    reason = "a smaller batch size was out of memory"
+    began = time.perf_counter()
+    report(0)
+    with Child(*CHILD, environment={"TF_ENABLE_ONEDNN_OPTS": str(int(configuration.onednn))}) as child:
+        try:
+            for answer in child.ask(job | asdict(configuration) | {"batch_sizes": sizes}, limit=CHILD_LIMIT):
+                if device := answer.pop("device", None):
+                    facts |= device | {"start_seconds": time.perf_counter() - began}
+                    continue
+                rows.append(facts | answer)
+                report(len(rows))
+        except ChildFailed as failure:
+            reason = str(failure)
+    return rows + [facts | {"batch_size": size, "problem": reason} for size in sizes[len(rows) :]]
 
 
 def _add_derived(rows: list[Row], recipe: Recipe, images: int) -> None:
-    """What follows from the rates: epoch time, bottleneck, fraction of the device's own matrix-product rate."""
+    """Add quantities derived from the throughputs: epoch time, bottleneck, fraction of the device's matmul rate."""
     for row in rows:
         if row.get("problem"):
             continue
@@ -316,7 +252,7 @@ def _add_derived(rows: list[Row], recipe: Recipe, images: int) -> None:
 
 
 def summarize_rows(rows: Sequence[Row], batch_size: int, no_gpu: Sequence[str] = ()) -> list[str]:
-    """The summary of the rows, in sentences, and why a backend (`no_gpu`) or all of them were not measured on a GPU."""
+    """Summarise the rows in sentences, including the reasons (`no_gpu`) why backends were not measured on a GPU."""
     done = [row for row in rows if not row.get("problem")]
     if not done:
         return ["Nothing could be measured: see the reasons above.", *no_gpu]
@@ -328,7 +264,7 @@ def summarize_rows(rows: Sequence[Row], batch_size: int, no_gpu: Sequence[str] =
         for device in sorted({row["device"] for row in done})
     }
     sentences = [
-        f"An epoch of your data takes {_duration(row['epoch_seconds'])} on the {device.upper()}"
+        f"An epoch of your data takes {format_duration(row['epoch_seconds'])} on the {device.upper()}"
         f"{' (' + row['gpu'] + ')' if row.get('gpu') else ''}: fastest with {row['configuration']}, "
         f"batch size {row['batch_size']}; limited by {row['bottleneck']}."
         for device, row in best.items()
@@ -346,10 +282,10 @@ def summarize_rows(rows: Sequence[Row], batch_size: int, no_gpu: Sequence[str] =
             ratio = _rate(at_recipe["gpu"]) / _rate(at_recipe["cpu"])
             sentences.append(f"At the recipe's batch size {batch_size} it is {ratio:.1f} times as fast.")
         sentences += filter(None, [_crossover(done)])
-    onednn = _pair(done, lambda r: r["device"] == "cpu" and r["backend"] == "tensorflow", "onednn")
+    onednn = _median_speedup(done, lambda r: r["device"] == "cpu" and r["backend"] == "tensorflow", "onednn")
     if onednn:
         sentences.append(f"oneDNN makes TensorFlow on this CPU {onednn:.2f} times as fast.")
-    xla = _pair(done, lambda r: r["device"] == "gpu" and r["backend"] == "tensorflow", "xla")
+    xla = _median_speedup(done, lambda r: r["device"] == "gpu" and r["backend"] == "tensorflow", "xla")
     if xla:
         sentences.append(f"XLA makes TensorFlow on this GPU {xla:.2f} times as fast.")
     return [*sentences, *no_gpu]
@@ -360,7 +296,7 @@ def _rate(row: Row) -> float:
 
 
 def _crossover(rows: Sequence[Row]) -> str:
-    """From which batch size on the GPU wins."""
+    """A sentence on the smallest batch size from which the GPU is faster."""
     sizes = sorted(
         {r["batch_size"] for r in rows if r["device"] == "cpu"}
         & {r["batch_size"] for r in rows if r["device"] == "gpu"}
@@ -373,25 +309,19 @@ def _crossover(rows: Sequence[Row]) -> str:
     from_here = [size for size in sizes if all(wins[later] for later in sizes if later >= size)]
     if not from_here:
         if any(wins.values()):
-            return "The GPU does not win at the largest batch sizes that both were measured at."
-        return "The GPU does not win at any batch size that both were measured at." if sizes else ""
+            return "The GPU is not faster at the largest batch sizes that both were measured at."
+        return "The GPU is not faster at any batch size that both were measured at." if sizes else ""
     if from_here[0] == sizes[0]:
-        return f"The GPU wins from the smallest batch size on ({sizes[0]})."
-    return f"The GPU wins from batch size {from_here[0]} on."
+        return f"The GPU is faster from the smallest measured batch size ({sizes[0]}) on."
+    return f"The GPU is faster from batch size {from_here[0]} on."
 
 
-def _pair(rows: Sequence[Row], among: Callable[[Row], bool], key: str) -> float | None:
-    """Median ratio of training rates with `key` on to off, over rows that agree in everything else."""
+def _median_speedup(rows: Sequence[Row], among: Callable[[Row], bool], key: str) -> float | None:
+    """Median ratio of training throughput with `key` on and off, over rows that are equal otherwise."""
     same = ("batch_size", "precision", "device", "backend", *({"onednn", "xla"} - {key}))
     by = {(*(r[k] for k in same), bool(r[key])): r["train"]["median"] for r in rows if among(r)}
     ratios = sorted(by[k] / by[(*k[:-1], False)] for k in by if k[-1] and (*k[:-1], False) in by)
     return ratios[len(ratios) // 2] if ratios else None
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _line(row: Row) -> str:

@@ -1,7 +1,7 @@
-"""`resnetlab doctor`: can training run here, on which devices, and what is in the way of the others?
+"""`resnetlab doctor`: whether training can run here, on which devices, and what blocks the others.
 
-Collecting facts (machine.py, frameworks.py) is kept apart from judging them (diagnosis.py, accelerators.py),
-so that one machine's facts can be diagnosed on another.
+Collecting facts (machine.py, frameworks.py) is separate from diagnosing them (diagnosis.py, accelerators.py), so that
+the facts of one machine can be diagnosed on another.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Report:
 
     @property
     def runs_on(self) -> dict[str, list[str]]:
-        """The backends that compute, each with the kinds of device on which a convolution was right."""
+        """The backends that work, each with the device types on which its test computations were correct."""
         return {
             framework.name: kinds
             for framework in self.facts.frameworks
@@ -52,7 +52,7 @@ class Report:
         return 0 if self.runs_on and keras else 1
 
     @property
-    def verdict(self) -> str:
+    def summary(self) -> str:
         tried = [framework for framework in self.facts.frameworks if framework.probe]
         runs = ", ".join(f"{LABELS[name]} ({' and '.join(kinds)})" for name, kinds in self.runs_on.items())
         if self.exit_code:
@@ -68,16 +68,16 @@ class Report:
         return {
             "exit_code": self.exit_code,
             "runs_on": self.runs_on,
-            "verdict": self.verdict,
+            "summary": self.summary,
             "findings": [asdict(finding) for finding in self.findings],
             "facts": asdict(self.facts),
         }
 
 
 def collect(*, frameworks: Sequence[str] = BACKENDS, time_limit: float = 90.0) -> Facts:
-    """Look at this machine, and try each of `frameworks` in a child process that has `time_limit` seconds.
+    """Examine this machine, and test each of `frameworks` in a child process, limited to `time_limit` seconds.
 
-    With `frameworks=()` nothing is imported, and the answer takes a fraction of a second.
+    With `frameworks=()` no framework is imported, and the call takes a fraction of a second.
     """
     nvidia = machine.nvidia()
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
@@ -105,15 +105,15 @@ def diagnose(facts: Facts) -> Report:
 def why_no_gpu(report: Report | None = None, *, backend: str | None = None) -> str:
     """One or two sentences: why no backend (or why `backend`) computes on a GPU; "" where one does or may.
 
-    A backend that was not probed may compute on a GPU as long as no finding is in its way: a process that uses it will
-    prove it. Without a report the machine is examined quickly, without importing a framework, so without a probe.
+    A backend that was not probed is assumed to work on a GPU unless a finding blocks it. Without a report, the machine
+    is examined quickly, without importing or probing a framework.
     """
     report = report or examine(frameworks=())
     installed = [framework.name for framework in report.facts.frameworks if framework.packages]
     wanted = [backend] if backend else installed or list(BACKENDS)
     if gpu_backends(report, wanted):
         return ""
-    # The findings are in the order of cause and effect, so the first that is in the way decides.
+    # Findings are ordered from cause to effect, so the first one that blocks a backend is the reason.
     decisive = (next((f for f in report.findings if name in f.blocks_gpu), None) for name in wanted)
     reasons = dict.fromkeys(finding for finding in decisive if finding)
     if not reasons:
@@ -122,7 +122,7 @@ def why_no_gpu(report: Report | None = None, *, backend: str | None = None) -> s
 
 
 def gpu_backends(report: Report, backends: Sequence[str] = BACKENDS) -> list[str]:
-    """The installed ones of `backends` that compute on a GPU, or may: not probed, and no finding in the way."""
+    """The installed ones of `backends` that work on a GPU, or may: not probed, and not blocked by a finding."""
     probed = {framework.name for framework in report.facts.frameworks if framework.probe}
     installed = {framework.name for framework in report.facts.frameworks if framework.packages}
     blocked = {name for finding in report.findings for name in finding.blocks_gpu}

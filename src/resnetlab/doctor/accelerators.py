@@ -1,4 +1,4 @@
-"""The way from the driver to a convolution on a GPU, and where it breaks."""
+"""Diagnosis of the GPU stack, from the driver to a convolution, and of the point where it fails."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def diagnose_gpus(facts: Facts) -> Iterator[Finding]:
 
 
 def _driver(facts: Facts) -> Finding:
-    """A driver runs what was built for its own major version of CUDA, or for an older one."""
+    """Check the driver: it runs code built for its own major version of CUDA or an older one."""
     nvidia = facts.nvidia
     found = f"{nvidia.driver}, runs CUDA up to {nvidia.cuda}"
     built = {f.name: f.probe.cuda for f in facts.frameworks if f.probe and f.probe.cuda}
@@ -132,7 +132,7 @@ def _no_card(facts: Facts) -> Finding:
         fix = f"If the PC has an NVIDIA GPU: {WSL_DRIVER}"
     elif "container" in places:
         fix = "If the host has an NVIDIA GPU: start the container with docker run --gpus all"
-    # On Apple silicon PyTorch needs no NVIDIA card for a GPU.
+    # On Apple silicon, PyTorch uses the GPU without an NVIDIA card.
     apple = facts.platform.system == "Darwin" and facts.platform.machine == "arm64"
     return Finding("GPU", "NVIDIA GPU", "info", found, "", fix, ("tensorflow", "jax") if apple else BACKENDS)
 
@@ -183,7 +183,7 @@ def _identity(library: Library) -> tuple[str, str]:
 
 
 def _library(askers: list[Library], works: set[str]) -> Finding:
-    """One library, with the wishes of all the frameworks that ask for it."""
+    """The finding for one library, given the requirements of all frameworks that need it."""
     section, one = "CUDA libraries", askers[0]
     needed = "; ".join(f"{LABELS[each.framework]} {each.needed}".strip() for each in askers)
     version = one.installed or one.version
@@ -215,7 +215,7 @@ def _library(askers: list[Library], works: set[str]) -> Finding:
 
 
 def diagnose_frameworks(facts: Facts, explained: set[str]) -> Iterator[Finding]:
-    """The frameworks; `explained` are the backends whose lack of a GPU has its finding already."""
+    """Diagnose the frameworks; for backends in `explained`, another finding already explains why they have no GPU."""
     for framework in facts.frameworks:
         if len(framework.packages) > 1 and framework.name != "jax":
             both = list(framework.packages)
@@ -243,7 +243,7 @@ def _framework(facts: Facts, framework: Framework, explained: set[str]) -> Findi
         return Finding(section, label, "info", f"{version}, not tried")
     if gpus and not framework.computes_on("GPU") and name not in explained:
         return _idle_gpu(facts, probe, name)
-    found = f"{version}: a convolution is right on {', '.join(d.name for d in probe.devices if d.computes)}"
+    found = f"{version}: a convolution is correct on {', '.join(d.name for d in probe.devices if d.computes)}"
     wrong = [f"{device.name}: {device.error}" for device in probe.devices if not device.computes]
     if wrong:  # one of several
         fix = "Leave that device out by CUDA_VISIBLE_DEVICES"
@@ -274,7 +274,7 @@ def _broken(facts: Facts, framework: Framework, probe: Probe) -> Finding:
 
 
 def _idle_gpu(facts: Facts, probe: Probe, name: str) -> Finding:
-    """A CUDA build that does not compute on the GPU, for no reason found below it."""
+    """A CUDA build that does not compute on the GPU, although the driver and the libraries are in order."""
     label, gpu = LABELS[name], facts.nvidia.gpus[0]
     wrong = [f"{device.name}: {device.error}" for device in probe.devices if not device.computes]
     reason = "; ".join(wrong or probe.log) or "it gives no reason"

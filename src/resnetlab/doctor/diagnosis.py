@@ -1,6 +1,6 @@
 """What the facts mean: pure functions from `Facts` to findings, causes before their effects.
 
-This file examines the machine and its environment, accelerators.py all that has to do with GPUs.
+This file diagnoses the machine and its environment; accelerators.py everything about GPUs.
 """
 
 from __future__ import annotations

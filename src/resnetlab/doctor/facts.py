@@ -1,4 +1,4 @@
-"""What is known of a machine (facts), and what follows (findings): plain frozen values.
+"""Facts about a machine and the findings derived from them, as frozen dataclasses.
 
 machine.py and frameworks.py collect the facts, diagnosis.py and accelerators.py derive the findings. Facts turn into
 JSON and back, so that one machine's can be replayed on another: in a test, or from a bug report.
@@ -18,7 +18,7 @@ Status = Literal["ok", "info", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One part of the machine: what was found, what is needed, and the command or step that makes it so."""
+    """One part of the machine: what was found, what is needed, and the command or step that fixes it."""
 
     section: str
     part: str

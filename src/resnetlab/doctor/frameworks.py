@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,10 +15,10 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from resnetlab.child_process import Child, ChildFailed
 from resnetlab.doctor.facts import BACKENDS, Framework, Library, Probe
-from resnetlab.doctor.probe import MARK
 
-# The packages that can be the framework; two of one row in an environment overwrite each other's files.
+# Packages that provide each framework; if two of one row are installed, they overwrite each other's files.
 PACKAGES = {
     "tensorflow": (
         "tensorflow",
@@ -59,7 +55,7 @@ def examine(names: Sequence[str], *, with_libraries: bool, time_limit: float) ->
     found = [_from_metadata(name, with_libraries=with_libraries) for name in BACKENDS]
     sonames = sorted({library.soname for f in found for library in f.libraries if not library.installed})
     with ThreadPoolExecutor() as pool:
-        system = pool.submit(_ask, "libraries", sonames, time_limit) if sonames else None
+        system = pool.submit(_ask, {"libraries": sonames}, time_limit) if sonames else None
         asked = {f.name: pool.submit(_probe, f.name, time_limit) for f in found if f.packages and f.name in names}
     in_system: dict[str, Any] = system.result()[0] if system else {}
     return tuple(
@@ -153,43 +149,27 @@ def _located(library: Library, in_system: dict[str, Any]) -> Library:
 def _probe(name: str, time_limit: float) -> Probe:
     from pydantic import TypeAdapter
 
-    answer, log = _ask(name, [], time_limit)
+    answer, log = _ask({"framework": name}, time_limit)
     return TypeAdapter(Probe).validate_python(answer | {"log": tuple(_about_gpus(log))})
 
 
-def _ask(what: str, arguments: Sequence[str], time_limit: float) -> tuple[dict[str, Any], str]:
+def _ask(request: dict[str, Any], time_limit: float) -> tuple[dict[str, Any], str]:
     """The answer of probe.py in a child process, and what was logged on the way."""
-    environment = os.environ | {
+    environment = {
         "TF_CPP_MIN_LOG_LEVEL": "0",
         "TF_CPP_VMODULE": "dso_loader=1",  # names the library that could not be loaded
-        "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # a look must not take the GPU's whole memory
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # the probe must not allocate the whole GPU memory
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "KERAS_BACKEND": what,  # TensorFlow loads Keras, which a wrong value would break; it is examined by itself
+        # TensorFlow loads Keras, which a wrong value would break; it is examined by itself.
+        "KERAS_BACKEND": request.get("framework", "tensorflow"),
         "PYTHONWARNINGS": "ignore",
-        "PYTHONIOENCODING": "utf-8",
     }
-    command = [sys.executable, "-P", str(Path(__file__).with_name("probe.py")), what, *arguments]
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=time_limit,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as caught:
-        late = isinstance(caught, subprocess.TimeoutExpired)
-        return {"error": f"no answer within {time_limit:.0f} s" if late else str(caught)}, ""
-    _, found, answer = done.stdout.rpartition(MARK)
-    if found:
-        return json.loads(answer), done.stderr
-    try:
-        how = signal.Signals(-done.returncode).name  # a negative code is the signal that ended it
-    except ValueError:
-        how = f"code {done.returncode}"
-    return {"error": f"the process died ({how}) {done.stderr.strip()[-300:]}".strip()}, done.stderr
+    # -P: what lies in the current folder, a torch.py, is not imported.
+    with Child("-P", "-m", "resnetlab.doctor.probe", environment=environment) as child:
+        try:
+            return next(child.ask(request, limit=time_limit)), child.log()
+        except ChildFailed as failure:
+            return {"error": str(failure)}, child.log()
 
 
 def _about_gpus(log: str) -> Iterator[str]:

@@ -1,11 +1,10 @@
-"""A program for a child process: import a framework, ask what it was built for, compute on every device.
+"""A program for a child process: import a framework, query its build, and run a test on every device.
 
 What is computed is a convolution, and a training step as `resnetlab train` compiles it: with XLA for TensorFlow on a
 GPU and for JAX, eagerly for PyTorch. So a missing ptxas or libdevice, which compiled code needs, is found here.
 
 A broken CUDA installation can crash or hang an interpreter, and so can PyTorch imported after TensorFlow:
-each framework is asked in a process of its own. The file is run by its path and imports nothing of the
-project. Its answer follows MARK on standard output: what `facts.Probe` holds.
+each framework is asked in a process of its own. The answer is what `facts.Probe` holds.
 """
 
 from __future__ import annotations
@@ -13,14 +12,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
-import json
-import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-MARK = "resnetlab-doctor:"
-
+from resnetlab.child_process import serve
 
 RATE = 0.5  # of the training step
 
@@ -32,7 +27,7 @@ def _compute(
     convolve: Callable[[Any, Any], Any],
     train: Callable[[Any, Any], Any],
 ) -> None:
-    """Convolve small integers and make a training step on one device, and note whether the results are right.
+    """Run a convolution of small integers and a training step on one device, and record whether they are correct.
 
     Small integers are exact in float32, TF32 and bfloat16 alike, so the convolution is compared without a tolerance.
     `train` returns the kernel after one step of gradient descent at RATE on `_loss`.
@@ -76,7 +71,7 @@ def _loss(image: Any, kernel: Any) -> float:
 
 
 def _gradient(image: Any, kernel: Any) -> Any:
-    """Of `_loss` by the kernel, by central differences."""
+    """Gradient of `_loss` with respect to the kernel, by central differences."""
     import numpy as np
 
     gradient = np.zeros_like(kernel)
@@ -199,9 +194,9 @@ def _torch(answer: dict[str, Any]) -> None:
         _compute(answer, name, kind, convolve, train)
 
 
-def _libraries(answer: dict[str, Any]) -> None:
-    """What the system's loader makes of each library in argv: its version where it is known, or the error."""
-    for soname in sys.argv[2:]:
+def _libraries(answer: dict[str, Any], sonames: list[str]) -> None:
+    """Try to load each library with the system's loader: record its version, if known, or the error."""
+    for soname in sonames:
         try:
             library = ctypes.CDLL(soname)
         except OSError as caught:
@@ -227,16 +222,19 @@ def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip()[:600]}".removesuffix(": ")
 
 
-def main() -> None:
-    what = sys.argv[1]
-    answer: dict[str, Any] = {} if what == "libraries" else {"devices": []}
-    try:
-        {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch, "libraries": _libraries}[what](answer)
-    except BaseException as caught:
-        answer["error"] = _text(caught)
-    print(f"\n{MARK}{json.dumps(answer)}", flush=True)
-    os._exit(0)  # the answer is out: no framework's shutdown may spoil it
+def answer(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Probe one framework, or look for shared libraries."""
+    found: dict[str, Any] = {}
+    if "libraries" in request:
+        _libraries(found, request["libraries"])
+    else:
+        found["devices"] = []
+        try:
+            {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[request["framework"]](found)
+        except BaseException as caught:
+            found["error"] = _text(caught)
+    yield found
 
 
 if __name__ == "__main__":
-    main()
+    serve(answer)

@@ -1,4 +1,4 @@
-"""The report as a person reads it: marks that do without colour, commands that can be copied."""
+"""Render the report for the terminal: readable without colour, with commands that can be copied."""
 
 from __future__ import annotations
 
@@ -42,4 +42,4 @@ def render(report: Report) -> Group:
             table.add_row(Text(mark, style), finding.part, text)
         table.add_row()
     style = "bold green" if report.exit_code == 0 else "bold red"
-    return Group(table, Padding(Text.assemble(("Verdict  ", style), report.verdict), (0, 0, 1, 0)))
+    return Group(table, Padding(Text.assemble(("Summary  ", style), report.summary), (0, 0, 1, 0)))

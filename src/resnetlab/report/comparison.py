@@ -18,15 +18,15 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#2
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Lines of at most 80 columns, under the name of each configuration; the fastest has a star.
+    """A table of at most 80 columns, grouped by configuration; the fastest row is marked with a star.
 
-    What failed has dashes, and its reason in `problems`.
+    Failed measurements are shown as dashes; `problems` gives the reasons.
     """
     done = [row for row in rows if not row.get("problem")]
     fastest = max(done, key=lambda row: row["end_to_end"]["median"], default=None)
     lines = [
-        "      first step    training images/s       inference    loader            peak   share",
-        " batch       sec  compute     ±   all in      images/s  images/s    limit    GB  matmul",
+        "         first       training, images/s     predict   loader                  of",
+        " batch  step,s  compute   all in       ±  images/s  images/s   limit   GB matmul",
     ]
     before = None
     for row in rows:
@@ -34,28 +34,28 @@ def table(rows: Sequence[Row]) -> str:
             before = row["configuration"]
             lines.append(before)
         if row.get("problem"):
-            lines.append(f"{row['batch_size']:6}" + "".join(f"{'–':>{w}}" for w in (10, 9, 6, 9, 14, 10)))
+            lines.append(f"{row['batch_size']:6}" + "".join(f"{'–':>{w}}" for w in (8, 9, 9, 8, 10, 10)))
             continue
         first = row["import_seconds"] + row["build_seconds"] + row["first_step_seconds"]
-        train, inference = row["train"], row["inference"]["median"]
+        train = row["train"]
         cells = (
             (f"{row['batch_size']}", 6),
-            (f"{first:.1f}", 10),
+            (f"{first:.1f}", 8),
             (_number(train["median"]), 9),
-            (_number(train["deviation"]), 6),
             (_number(row["end_to_end"]["median"]), 9),
-            (_number(inference), 14),
+            (_number(train["deviation"]) if train["n"] > 1 else "–", 8),  # one measurement has no spread
+            (_number(row["inference"]["median"]), 10),
             (_number(row["loader"]), 10),
-            (row["bottleneck"], 9),
-            (f"{row['peak_memory'] / 1e9:.1f}", 6),
-            (f"{row['matmul_share']:.0%}", 8),
+            (row["bottleneck"], 8),
+            (f"{row['peak_memory'] / 1e9:.1f}", 5),
+            (f"{row['matmul_share']:.0%}", 5),
         )
-        lines.append("".join(f"{text:>{width}}" for text, width in cells) + ("  *" if row is fastest else ""))
+        lines.append("".join(f"{text:>{width}}" for text, width in cells) + (" *" if row is fastest else ""))
     return "\n".join(lines)
 
 
 def problems(rows: Sequence[Row]) -> list[str]:
-    """Why measurements are missing, a sentence each."""
+    """The reasons for missing measurements, one sentence each."""
     return [
         f"{row['configuration']}, batch size {row['batch_size']}: {row['problem']}"
         for row in rows
@@ -64,7 +64,7 @@ def problems(rows: Sequence[Row]) -> list[str]:
 
 
 def chart(found: dict[str, Any], path: Path) -> None:
-    """Training rate, end to end, over batch size: a line for each configuration, named where it ends."""
+    """Plot end-to-end training throughput over batch size, with a line for each configuration."""
     done = [row for row in found["rows"] if not row.get("problem")]
     labels = list(dict.fromkeys(row["configuration"] for row in done))
     facts = found["configuration"]

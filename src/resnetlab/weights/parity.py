@@ -1,27 +1,22 @@
-"""What the implementation that weights come from computes with them: the check of an import.
+"""Check of an import: the logits that the source's own implementation computes with the weights.
 
-    python -m resnetlab.weights.parity SOURCE ROW FAMILY SIZE PREPROCESSING OUTPUT.npz
-
-runs in a process of its own, as PyTorch and TensorFlow should not share one, and leaves the logits of two images. With
--P, so that what lies beside downloaded weights, a torch.py, is not imported.
+It runs in a separate process, as PyTorch and TensorFlow should not share one.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from resnetlab.errors import ResnetlabError, first_informative_line
+from resnetlab.child_process import Child, ChildFailed, serve
 from resnetlab.models.variants import PREPROCESSING, Architecture, architecture
 from resnetlab.weights.readers import read
 
-_NEEDS: dict[str, list[tuple[str, ...]]] = {  # of each group, one
+TIME_LIMIT = 600.0  # seconds
+_NEEDS: dict[str, list[tuple[str, ...]]] = {  # at least one package of each group
     "keras.applications": [("keras",)],
     "torchvision": [("torch",), ("torchvision", "timm")],
     "transformers": [("torch",), ("transformers",)],
@@ -42,27 +37,32 @@ def images(size: int) -> np.ndarray:
 
 
 def logits(
-    source: str, row: str, family: str, *, size: int, preprocessing: str, key: str | None = None
+    source: str, model: str, family: str, *, size: int, preprocessing: str, key: str | None = None
 ) -> tuple[np.ndarray, str] | str:
     """The source implementation's logits (2, classes) for `images(size)`, and its name and version.
 
     Returns the reason where it is not installed, or cannot run the network.
     """
     if family not in _NEEDS:
-        return "its own implementation is no package"
+        return "its own implementation is not an installable package"
     missing = [group for group in _NEEDS[family] if not any(map(importlib.util.find_spec, group))]
     if missing:
         return f"{family} cannot run here: {', '.join(map(' or '.join, missing))} is not installed"
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "logits.npz"
-        command = [sys.executable, "-P", "-m", __name__, source, row, family, str(size), preprocessing, str(output)]
-        command += [key] if key else []
-        child = subprocess.run(command, capture_output=True, text=True)
-        if not output.exists():
-            text = child.stderr.strip().splitlines()
-            return f"{family} could not run it: {text[-1] if text else f'exit code {child.returncode}'}"
-        with np.load(output, allow_pickle=False) as file:
-            return file["logits"], str(file["by"])
+    request = {
+        "source": source,
+        "model": model,
+        "family": family,
+        "size": size,
+        "preprocessing": preprocessing,
+        "key": key,
+    }
+    # -P: what lies beside downloaded weights, a torch.py, is not imported.
+    with Child("-P", "-m", __name__) as child:
+        try:
+            answer = next(child.ask(request, limit=TIME_LIMIT))
+        except ChildFailed as failure:
+            return f"{family} could not run it: {failure}"
+    return np.array(answer["logits"], np.float32), answer["by"]
 
 
 def _keras(arrays: dict[str, np.ndarray], arch: Architecture, pixels: np.ndarray) -> tuple[np.ndarray, str]:
@@ -94,7 +94,7 @@ def _torch(
     else:
         model, by, head = _from_torchvision_or_timm(arch, len(arrays["fc.bias"]))
     states = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
-    # Not strict about the counters of batch norms, which published weights may lack; recognise() was about the rest.
+    # Not strict, as published weights may lack the counters of batch norms; recognise() has checked everything else.
     model.load_state_dict(states, strict=False)
     mean, scale = PREPROCESSING[preprocessing]
     scaled = ((pixels - np.array(mean)) / scale).astype(np.float32).transpose(0, 3, 1, 2)
@@ -134,19 +134,16 @@ def _from_torchvision_or_timm(arch: Architecture, classes: int) -> tuple[Any, st
     return timm.create_model(name, num_classes=classes), f"timm {timm.__version__}", lambda output: output
 
 
-def main() -> None:
-    source, row, family, size, preprocessing, output, *key = sys.argv[1:]
-    checkpoint, arch, pixels = read(source, key=key[0] if key else None), architecture(row), images(int(size))
-    arrays = checkpoint.arrays
+def answer(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The logits, and the name and version of the implementation that computed them."""
+    arrays, arch = read(request["source"], key=request["key"]).arrays, architecture(request["model"])
+    pixels, family = images(request["size"]), request["family"]
     if family == "keras.applications":
         found, by = _keras(arrays, arch, pixels)
     else:
-        found, by = _torch(arrays, arch, family, pixels, preprocessing)
-    np.savez(output, logits=found, by=np.array(by))
+        found, by = _torch(arrays, arch, family, pixels, request["preprocessing"])
+    yield {"logits": found.astype(np.float64).tolist(), "by": by}
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ImportError, RuntimeError, ResnetlabError) as error:
-        sys.exit(first_informative_line(error))
+    serve(answer)
