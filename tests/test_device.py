@@ -36,7 +36,7 @@ def test_a_gpu_that_is_not_used_is_warned_of(on_machine: doctor.Report, capsys: 
     gpus = on_machine.facts.nvidia.gpus
     assert (gpus[0].name in warned and "is not used" in warned) if gpus else not warned
     if gpus and (reason := doctor.why_no_gpu(on_machine, backend="tensorflow")):
-        assert reason in warned
+        assert " ".join(reason.split()) in " ".join(warned.split())
     start("tensorflow", "cpu", progress=TerminalProgress())
     assert not capsys.readouterr().err
 
@@ -46,7 +46,7 @@ def test_a_gpu_that_was_asked_for_is_missed_with_the_reason(on_machine: doctor.R
     with pytest.raises(ResnetlabError, match="--device gpu: tensorflow sees no GPU") as error:
         start("tensorflow", "gpu", progress=TerminalProgress())
     reason = doctor.why_no_gpu(on_machine, backend="tensorflow")
-    assert reason in str(error.value) if reason else "nothing was found in" in str(error.value)
+    assert reason in str(error.value) if reason else "is unknown" in str(error.value)
 
 
 @pytest.mark.parametrize(("visible", "left", "idle"), [(None, "0", ("1", "2")), ("2,0", "2", ("0",)), ("1", "1", ())])

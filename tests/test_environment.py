@@ -142,7 +142,7 @@ def test_keras_on_another_backend_is_told() -> None:
 
     assert keras.backend.backend() == "tensorflow"
     for backend in filter(installed, ("jax", "torch")):
-        with pytest.raises(ResnetlabError, match=f"Keras already runs on 'tensorflow'.*{backend!r} was asked for"):
+        with pytest.raises(ResnetlabError, match=f"Keras already runs on 'tensorflow'.*{backend!r} was requested"):
             environment.configure(backend=backend)
     assert os.environ["KERAS_BACKEND"] == "tensorflow"  # nothing was changed
 

@@ -11,7 +11,7 @@ from resnetlab.data.augmentation import Augmentation
 from resnetlab.data.stream import Stream
 from resnetlab.errors import UsageError
 from resnetlab.models.variants import architecture
-from resnetlab.recipes import BASE, RECIPES, Recipe, recipe
+from resnetlab.recipes import BASE, RECIPES, SYNONYMS, Recipe, recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -28,7 +28,7 @@ def test_a_named_recipe_is_valid_and_its_model_exists(name: str) -> None:
     [
         ("animal", "Unknown recipe 'animal'. Did you mean 'animals'"),
         ("cifar-quik", "'cifar-quick'"),
-        ("zzz", "Known: quick, animals, cifar, cifar-quick, finetune, imagenet, strikes-back-a3."),
+        ("zzz", "Known: quick, animals, photos, cifar, cifar-quick, finetune, imagenet, strikes-back-a3."),
         ("zzz", "A file must end in .toml or .json."),
     ],
 )
@@ -40,7 +40,7 @@ def test_an_unknown_recipe_is_told_with_the_nearest(name: str, told: str) -> Non
 
 @pytest.mark.parametrize(
     ("setting", "nearest"),
-    [("epoch=3", "'epochs'"), ("learning-rate=0.1", "'learning_rate'"), ("batchsize=2", "'batch_size'")],
+    [("epohcs=3", "'epochs'"), ("learning-rate=0.1", "'learning_rate'"), ("batchsize=2", "'batch_size'")],
 )
 def test_an_unknown_key_is_told_with_the_nearest(setting: str, nearest: str) -> None:
     with pytest.raises(UsageError, match=f"Unknown recipe key .*Did you mean .*{nearest}"):
@@ -96,7 +96,7 @@ def test_a_value_out_of_range_names_key_received_and_expected(
         (["early_stopping=3", "validation=0"], "set validation above 0"),
         (["milestones=[30]"], 'milestones and schedule="steps" belong together'),
         (["schedule=steps"], 'milestones and schedule="steps" belong together'),
-        (["epochs=2", "frozen_epochs=3"], "frozen_epochs=3 are more than epochs=2"),
+        (["epochs=2", "frozen_epochs=3"], "frozen_epochs=3 exceeds epochs=2"),
         (["frozen_stages=1"], "set those above 0"),
         (["mixup=0.2", "cutmix=1", "batch_size=1"], "batch_size of at least 2"),
         (["mixup=0.2", "batch_size=1"], "batch_size of at least 2"),
@@ -206,7 +206,7 @@ def test_cifar_is_the_papers() -> None:
         indices=np.arange(50_000),
         batch_size=cifar.batch_size,
         num_classes=10,
-        augmentation=Augmentation(source_size=32, size=32),
+        augmentation=Augmentation(source_size=32, size=32, flip=False),
     )
     epoch = stream.steps_per_epoch
     assert epoch == 391
@@ -280,9 +280,27 @@ def test_seeds_of_any_size_that_is_taken_make_batches() -> None:
         indices=np.arange(4),
         batch_size=2,
         num_classes=4,
-        augmentation=Augmentation(source_size=8, size=8),
+        augmentation=Augmentation(source_size=8, size=8, flip=False),
         seed=BASE.with_settings([f"seed={2**31 - 1}"]).seed,
     )
     assert stream.batch(0)[1].shape == (2, 4)
     with pytest.raises(UsageError, match="seed: received"):
         BASE.with_settings([f"seed={2**70}"])
+
+
+@pytest.mark.parametrize(
+    ("synonym", "key"),
+    [("lr", "learning_rate"), ("WD", "weight_decay"), ("bs", "batch_size"), ("img-size", "image_size")],
+)
+def test_a_key_by_its_name_elsewhere_is_answered_with_ours(synonym: str, key: str) -> None:
+    with pytest.raises(UsageError, match=f"{synonym!r}.*{key!r}"):
+        BASE.with_settings([f"{synonym}=1"])
+
+
+def test_synonyms_lead_to_keys_and_hide_none() -> None:
+    assert set(SYNONYMS.values()) <= set(Recipe.model_fields)
+    assert not set(SYNONYMS) & set(Recipe.model_fields)
+
+
+def test_every_key_is_described() -> None:
+    assert all(field.description for field in Recipe.model_fields.values())

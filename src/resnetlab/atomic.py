@@ -12,12 +12,12 @@ from pathlib import Path
 
 from resnetlab.errors import ResnetlabError
 
-ABANDONED = 24 * 3600  # seconds after which a folder that was never finished is swept up
+ABANDONED = 24 * 3600  # seconds after which an unfinished temporary folder is removed
 
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """A path to write to: what was written replaces `target` if the block ends well, and vanishes if it does not."""
+    """Yield a temporary path to write to. On success the file replaces `target`; on an exception it is deleted."""
     temporary = target.with_name(f".{os.getpid()}.{target.name}")
     try:
         yield temporary
@@ -32,10 +32,11 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A folder beside `folder` to fill: it takes its place if the block ends well, and vanishes if it does not.
+    """Yield a temporary folder next to `folder`. On success it is renamed to `folder`; on an exception it is deleted.
 
-    What stands in that place is replaced if it is an empty folder or `replace` is true; otherwise the block ends with
-    OSError, as it does where the place cannot be written. Give "." by `without_dots`: it is another folder afterwards.
+    An existing `folder` is replaced if it is empty or `replace` is true; otherwise OSError is raised when the block
+    ends, as it is where `folder` cannot be written. Pass "." through `without_dots`, since the folder is replaced by
+    another one.
     """
     folder = folder.resolve()  # beside what a link points to
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -57,12 +58,12 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def without_dots(folder: Path) -> Path:
-    """The same folder by a name that does not depend on where one is, if it was "." or ends in ".."."""
+    """`folder` as an absolute path if it is "." or ends in "..", otherwise unchanged."""
     return folder.resolve() if folder.name in ("", "..") else folder
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what was being made when its process was killed; not what it replaced, which may be all there is."""
+    """Remove unfinished folders of killed processes, but not the folders they replaced, which may be the only copy."""
     for building in parent.glob(".resnetlab-new-*"):
         try:
             abandoned = time.time() - building.stat().st_mtime > ABANDONED

@@ -1,8 +1,8 @@
-"""The one file that knows the backends: each operation a residual network spends its time in, by the fastest kernel.
+"""The only module that knows the backends: the operations that dominate training time, by the fastest kernels.
 
 Keras 3 normalises batches by separate elementwise operations on every backend, updates weights one operation at a
-time on TensorFlow, and on PyTorch copies every feature map to another layout and back. The functions here call what
-each backend has for the purpose instead; nothing else in this project branches on the backend.
+time on TensorFlow, and on PyTorch copies every feature map to another layout and back. The functions here call
+each backend's specialised kernels instead; no other code in this project branches on the backend.
 All feature maps are (batch, height, width, channels).
 """
 
@@ -31,7 +31,7 @@ if NAME == "tensorflow":
         half = int(kernel.shape[0]) // 2
         padding = "VALID" if half == 0 else "SAME"  # which is half padding at stride 1
         if half and stride > 1:
-            # Not conv2d's own explicit padding: its gradients leave oneDNN, and take up to 15 times as long.
+            # Not conv2d's explicit padding: its gradients do not use oneDNN, and take up to 15 times as long.
             x, padding = tf.pad(x, [(0, 0), (half, half), (half, half), (0, 0)]), "VALID"
         if groups > 1:  # TensorFlow has no gradient of a grouped convolution on the CPU: Keras compiles it with XLA
             return keras.ops.conv(x, kernel, strides=stride, padding=padding.lower(), data_format="channels_last")
@@ -63,7 +63,7 @@ if NAME == "tensorflow":
         momentum: float,
         nesterov: bool,
     ) -> bool:
-        """velocity = momentum * velocity - rate * gradient, and the weight follows it, in one pass over the memory.
+        """Update velocity (momentum * velocity - rate * gradient) and weight in one pass over the memory.
 
         Returns whether it was done; if not, Keras's own update is as fast on this backend.
         """
@@ -78,11 +78,11 @@ if NAME == "tensorflow":
         return True
 
     def max_pool(x: Tensor, size: int, stride: int) -> Tensor:
-        """Largest value of each window that lies inside."""
+        """Maximum of each window that lies completely inside the image ("valid" padding)."""
         return tf.nn.max_pool2d(x, size, stride, "VALID")
 
     def average_pool(x: Tensor, size: int, stride: int) -> Tensor:
-        """Mean of each window; where a side is no multiple of the stride, of what of the last window lies inside."""
+        """Mean of each window ("same" padding); a window that extends beyond the image averages only pixels inside."""
         return tf.nn.avg_pool2d(x, size, stride, "SAME")
 
     def add_scaled(xs: Sequence[Tensor], ys: Sequence[keras.Variable], scale: float) -> list[Tensor]:
@@ -99,23 +99,23 @@ if NAME == "tensorflow":
 
     adam_update = lamb_update = sgd_update
 
-    def move_averages(averages: Sequence[keras.Variable], values: Sequence[keras.Variable], weight: Tensor) -> None:
+    def update_averages(averages: Sequence[keras.Variable], values: Sequence[keras.Variable], weight: Tensor) -> None:
         """average += (value - average) * weight, for each pair of variables."""
         for average, value in zip(averages, values, strict=True):
             average.assign_add((value - average) * tf.cast(weight, average.dtype))
 
     def constant(values: tuple[Any, ...] | float, dtype: str = "float32") -> Tensor:
-        """A constant of a layer, at no cost in a step: folded into a graph, or copied to the device once."""
+        """A constant tensor without cost per step: folded into the graph, or copied to the device once."""
         return tf.constant(values, dtype)
 
-    def upload(batches: Iterator[Any]) -> Iterator[Any]:
-        """Batches on their way to the device, where that is worth more than what Keras does."""
+    def prefetch_to_device(batches: Iterator[Any]) -> Iterator[Any]:
+        """Copy batches to the device ahead of the step, on backends where this is faster than Keras's own copy."""
         return batches
 
-    def lay_out(variable: keras.Variable) -> None:
-        """Keep the kernel of a convolution (k, k, in, out), or a slot of it, in the order that convolutions read."""
+    def set_kernel_layout(variable: keras.Variable) -> None:
+        """Store a convolution kernel (k, k, in, out), or its optimizer slot, in the memory layout convolutions read."""
 
-    def move_statistic(variable: keras.Variable, value: Tensor, momentum: float) -> None:
+    def update_running_statistic(variable: keras.Variable, value: Tensor, momentum: float) -> None:
         """variable = momentum * variable + (1 - momentum) * value."""
         variable.assign(variable * momentum + value * (1.0 - momentum))
 
@@ -125,15 +125,15 @@ if NAME == "tensorflow":
         return [tf.config.experimental.get_device_details(d).get("device_name", d.name) for d in devices]
 
     def device() -> str:
-        """Where training computes: "cpu" or "gpu"."""
+        """The device that training runs on: "cpu" or "gpu"."""
         return "gpu" if gpus() else "cpu"
 
     def gpu_memory_peak() -> int:
-        """Most bytes of the first GPU's memory that this process has held at once."""
+        """Peak memory, in bytes, that this process has allocated on the first GPU."""
         return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
 
     def tf32_setting() -> Any:
-        """The backend's own setting of what `allow_tf32` sets."""
+        """The backend's current TensorFloat-32 setting, for `set_tf32`."""
         return tf.config.experimental.tensor_float_32_execution_enabled()
 
     def set_tf32(setting: Any) -> None:
@@ -141,14 +141,14 @@ if NAME == "tensorflow":
         tf.config.experimental.enable_tensor_float_32_execution(setting)
 
     def allow_tf32(allowed: bool) -> None:
-        """Whether float32 products may be rounded to TensorFloat-32 on GPUs that have it."""
+        """Allow or forbid that GPUs round the operands of float32 products to TensorFloat-32."""
         set_tf32(allowed)
 
 elif NAME == "torch":
     import torch
     import torch.nn.functional as F
 
-    torch.backends.cudnn.benchmark = True  # shapes do not change from step to step: let cuDNN choose by trying
+    torch.backends.cudnn.benchmark = True  # shapes are the same in every step: let cuDNN choose by measuring
 
     # A permuted view of a (batch, height, width, channels) tensor *is* PyTorch's channels_last: nothing is copied.
 
@@ -174,7 +174,7 @@ elif NAME == "torch":
         return y.permute(0, 2, 3, 1)
 
     def max_pool(x: Tensor, size: int, stride: int) -> Tensor:
-        """As on TensorFlow, above. Keras's own makes contiguous NCHW of the view, and all that follows is slower."""
+        """As on TensorFlow, above. Keras's own op makes the view contiguous NCHW, which slows down later ops."""
         return F.max_pool2d(x.permute(0, 3, 1, 2), size, stride).permute(0, 2, 3, 1)
 
     def average_pool(x: Tensor, size: int, stride: int) -> Tensor:
@@ -192,8 +192,8 @@ elif NAME == "torch":
         """As on TensorFlow, above."""
         return list(torch._foreach_add(list(xs), _values(ys), alpha=scale))
 
-    # A loop over 161 variables is 1,600 operations a step, of microseconds each: the _foreach_ functions take lists.
-    # Rates stay tensors: to read one as a number would wait for the device.
+    # A loop over 161 variables launches 1,600 tiny operations per step, so the _foreach_ functions are used on lists.
+    # Learning rates stay tensors: reading one as a number would synchronise with the device.
 
     def _values(variables: Sequence[keras.Variable]) -> list[Tensor]:
         return [variable.value for variable in variables]
@@ -218,7 +218,7 @@ elif NAME == "torch":
     ) -> bool:
         """As on TensorFlow, above."""
         weights, rate = _values(variables), keras.ops.convert_to_tensor(rate)
-        if rate.device.type == "cpu" and fractions is None:  # a number at no cost, and so fewer passes over the memory
+        if rate.device.type == "cpu" and fractions is None:  # as a number it saves passes over memory
             down = -float(rate)
             if momentum:
                 slots = _values(velocities)
@@ -274,9 +274,9 @@ elif NAME == "torch":
             _subtract(some, list(some), rate * decay, fractions and [fractions[i] for i in chosen])
         _move_moments(first, second, list(gradients), betas)
         scale = torch.sqrt(1.0 - betas[1] ** step) / (1.0 - betas[0] ** step)
-        below = torch._foreach_sqrt(second)
-        torch._foreach_add_(below, epsilon)
-        _subtract(weights, torch._foreach_div(first, below), rate * scale, fractions)
+        denominator = torch._foreach_sqrt(second)
+        torch._foreach_add_(denominator, epsilon)
+        _subtract(weights, torch._foreach_div(first, denominator), rate * scale, fractions)
         return True
 
     @torch.no_grad()
@@ -296,9 +296,9 @@ elif NAME == "torch":
         """As on TensorFlow, above."""
         weights, (first, second) = _values(variables), map(_values, moments)
         _move_moments(first, second, list(gradients), betas)
-        below = torch._foreach_sqrt(torch._foreach_div(second, 1.0 - betas[1] ** step))
-        torch._foreach_add_(below, epsilon)
-        updates = list(torch._foreach_div(torch._foreach_div(first, 1.0 - betas[0] ** step), below))
+        denominator = torch._foreach_sqrt(torch._foreach_div(second, 1.0 - betas[1] ** step))
+        torch._foreach_add_(denominator, epsilon)
+        updates = list(torch._foreach_div(torch._foreach_div(first, 1.0 - betas[0] ** step), denominator))
         chosen = [i for i, yes in enumerate(decays) if yes]
         if chosen:
             some, theirs = [weights[i] for i in chosen], [updates[i] for i in chosen]
@@ -310,7 +310,7 @@ elif NAME == "torch":
         _subtract(weights, updates, rate, fractions)
         return True
 
-    def move_averages(averages: Sequence[keras.Variable], values: Sequence[keras.Variable], weight: Tensor) -> None:
+    def update_averages(averages: Sequence[keras.Variable], values: Sequence[keras.Variable], weight: Tensor) -> None:
         """As on TensorFlow, above."""
         with torch.no_grad():
             moving = [average.value for average in averages]
@@ -326,9 +326,9 @@ elif NAME == "torch":
     def _constant(values: tuple[Any, ...] | float, dtype: str, device: str) -> Tensor:
         return keras.ops.convert_to_tensor(np.array(values), dtype)
 
-    def upload(batches: Iterator[Any]) -> Iterator[Any]:
-        """As on TensorFlow, above: from pinned memory, so that the copy does not wait for the step before it."""
-        if _kind_of_device() != "cuda":
+    def prefetch_to_device(batches: Iterator[Any]) -> Iterator[Any]:
+        """As on TensorFlow, above: from pinned memory, so that the copy does not wait for the previous step."""
+        if _device_type() != "cuda":
             return batches
         return _pinned(batches)
 
@@ -342,7 +342,7 @@ elif NAME == "torch":
         finally:
             batches.close()  # type: ignore[attr-defined]
 
-    def lay_out(variable: keras.Variable) -> None:
+    def set_kernel_layout(variable: keras.Variable) -> None:
         """As on TensorFlow, above: (out, k, k, in) in memory, which is channels_last of PyTorch's (out, in, k, k).
 
         In any other order each step copies every kernel twice, and its gradient once.
@@ -350,7 +350,7 @@ elif NAME == "torch":
         if len(variable.shape) == 4 and not variable.value.is_meta:
             variable.value.data = variable.value.data.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
 
-    def move_statistic(variable: keras.Variable, value: Tensor, momentum: float) -> None:
+    def update_running_statistic(variable: keras.Variable, value: Tensor, momentum: float) -> None:
         """As on TensorFlow, above."""
         if keras.src.backend.common.stateless_scope.in_stateless_scope():
             variable.assign(keras.ops.convert_to_tensor(variable) * momentum + value * (1.0 - momentum))
@@ -360,23 +360,23 @@ elif NAME == "torch":
 
     def gpus() -> list[str]:
         """As on TensorFlow, above."""
-        if kind := {"mps": "Apple GPU (MPS)", "xpu": "Intel GPU (XPU)"}.get(_kind_of_device()):
+        if kind := {"mps": "Apple GPU (MPS)", "xpu": "Intel GPU (XPU)"}.get(_device_type()):
             return [kind]
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
-    def _kind_of_device() -> str:
-        """Of the device that Keras computes on: "cpu", "cuda", "mps" or "xpu"."""
+    def _device_type() -> str:
+        """The type of the device that Keras uses: "cpu", "cuda", "mps" or "xpu"."""
         return str(keras.src.backend.torch.core.get_device()).partition(":")[0]
 
     def device() -> str:
         """As on TensorFlow, above."""
-        return "cpu" if _kind_of_device() == "cpu" else "gpu"
+        return "cpu" if _device_type() == "cpu" else "gpu"
 
     def gpu_memory_peak() -> int:
         """As on TensorFlow, above."""
-        if _kind_of_device() == "mps":  # which counts no peak
+        if _device_type() == "mps":  # MPS does not track the peak
             return int(torch.mps.driver_allocated_memory())
-        return int((torch.xpu if _kind_of_device() == "xpu" else torch.cuda).max_memory_allocated())
+        return int((torch.xpu if _device_type() == "xpu" else torch.cuda).max_memory_allocated())
 
     def tf32_setting() -> Any:
         """As on TensorFlow, above."""
@@ -424,7 +424,7 @@ elif NAME == "jax":
         variable: Any, velocity: Any, gradient: Tensor, *, rate: Tensor, momentum: float, nesterov: bool
     ) -> bool:
         """As on TensorFlow, above."""
-        return False  # XLA fuses what Keras writes
+        return False  # XLA fuses Keras's own update
 
     def max_pool(x: Tensor, size: int, stride: int) -> Tensor:
         """As on TensorFlow, above."""
@@ -444,7 +444,7 @@ elif NAME == "jax":
 
     adam_update = lamb_update = sgd_update
 
-    def move_averages(averages: Sequence[keras.Variable], values: Sequence[keras.Variable], weight: Tensor) -> None:
+    def update_averages(averages: Sequence[keras.Variable], values: Sequence[keras.Variable], weight: Tensor) -> None:
         """As on TensorFlow, above."""
         for average, value in zip(averages, values, strict=True):
             before = keras.ops.convert_to_tensor(average)
@@ -454,14 +454,14 @@ elif NAME == "jax":
         """As on TensorFlow, above."""
         return keras.ops.convert_to_tensor(values, dtype)
 
-    def upload(batches: Iterator[Any]) -> Iterator[Any]:
+    def prefetch_to_device(batches: Iterator[Any]) -> Iterator[Any]:
         """As on TensorFlow, above."""
         return batches
 
-    def lay_out(variable: keras.Variable) -> None:
+    def set_kernel_layout(variable: keras.Variable) -> None:
         """As on TensorFlow, above."""
 
-    def move_statistic(variable: keras.Variable, value: Tensor, momentum: float) -> None:
+    def update_running_statistic(variable: keras.Variable, value: Tensor, momentum: float) -> None:
         """As on TensorFlow, above."""
         variable.assign(keras.ops.convert_to_tensor(variable) * momentum + value * (1.0 - momentum))
 
@@ -498,10 +498,10 @@ else:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Compute float32 products in float32: on Ampere GPUs and newer ones all backends round them to TF32 by default.
+    """Compute float32 products in full float32: on Ampere and newer GPUs all backends use TF32 by default.
 
-    For whatever is compared with a tolerance below 1e-3. What is to be computed so must be traced inside, too: XLA and
-    JAX fix the precision when they compile.
+    Needed wherever results are compared with a tolerance below 1e-3. Functions must also be traced inside the context,
+    as XLA and JAX fix the precision at compile time.
     """
     before = tf32_setting()
     allow_tf32(False)

@@ -1,4 +1,4 @@
-"""How many cores this process may use: of its affinity, and of what its control groups (containers) leave it."""
+"""The number of cores that this process may use, given its CPU affinity and its control groups (containers)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def usable() -> float:
-    """Cores that this process may use at once; a container may have 1.5."""
+    """The number of cores that this process may use; a container may be limited to a fraction, such as 1.5."""
     found = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with contextlib.suppress(ValueError, ZeroDivisionError):
         found = min([found, *_quotas()])
@@ -32,7 +32,7 @@ def _quotas() -> Iterator[float]:
 
 
 def cgroup(v2: str, v1: str) -> Iterator[str]:
-    """The content of a control group's file, from this process's group up to the root: each level limits.
+    """The content of a control group's file, from this process's group up to the root; every level sets a limit.
 
     `v1` is "controller/file": version 1 keeps a tree per controller, version 2 one tree.
     """

@@ -11,7 +11,7 @@ from resnetlab.progress import Progress
 
 @dataclass(frozen=True)
 class Started:
-    """What a run records of it."""
+    """The backend and the device in use, as a run records them."""
 
     backend: str
     device: str  # "cpu" or "gpu"
@@ -23,8 +23,8 @@ def start(backend: str | None, device: str, *, progress: Progress, precision: st
 
     Raises:
         UsageError: an unknown backend or device.
-        ResnetlabError: the backend is not installed, or Keras already runs on another one or on another device; a GPU
-            was asked for, and the backend sees none.
+        ResnetlabError: the backend is not installed, or Keras already runs on another backend or device; a GPU was
+            requested, and the backend sees none.
     """
     environment.start(backend=backend, device=device)
     from resnetlab import backend as running
@@ -34,27 +34,27 @@ def start(backend: str | None, device: str, *, progress: Progress, precision: st
     if device == "cpu":
         if used == "gpu":
             raise ResnetlabError(
-                f"{running.NAME} already uses the GPU in this process, device 'cpu' was asked for. Start a new process."
+                f"{running.NAME} already uses the GPU in this process; for device 'cpu', start a new process."
             )
         return Started(running.NAME, used, environment.cpu_name())
     report = doctor.examine(frameworks=())
     gpus = report.facts.nvidia.gpus
     if used == "cpu":
         reason = doctor.why_no_gpu(report, backend=running.NAME) or (
-            f"The driver lists a GPU and nothing was found in {running.NAME}'s way."
+            f"The driver lists a GPU; the reason why {running.NAME} does not see it is unknown."
         )
         if device == "gpu":
             raise ResnetlabError(f"--device gpu: {running.NAME} sees no GPU. {reason} See `resnetlab doctor`.")
         if gpus:
             progress.warning(
                 f"{gpus[0].name} is not used, {running.NAME} computes on the CPU. {reason} See `resnetlab doctor`, "
-                "or say --device cpu."
+                "or pass --device cpu."
             )
         return Started(running.NAME, used, environment.cpu_name())
     if precision == "bfloat16" and gpus and not gpus[0].has_bfloat16:
         progress.warning(
-            f"{gpus[0].name} (compute capability {gpus[0].compute_capability}) has no bfloat16, which it emulates "
-            "slowly. Use --set precision=float16."
+            f"{gpus[0].name} (compute capability {gpus[0].compute_capability}) has no bfloat16 "
+            "hardware and emulates it slowly. Use --set precision=float16."
         )
     if idle := environment.idle_gpus():
         progress.info(f"One GPU is used; {len(idle)} more ({', '.join(idle)}) stay idle.")

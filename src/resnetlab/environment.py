@@ -1,4 +1,4 @@
-"""What must be settled before Keras is imported: backend, device, oneDNN, threads, memory; and a record of it all."""
+"""Settings to make before Keras is imported (backend, device, oneDNN, threads, memory), and a record of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resnetlab import cores
-from resnetlab.errors import ResnetlabError, UsageError, unknown
+from resnetlab.errors import ResnetlabError, UsageError, unknown_name
 
 BACKENDS = ("tensorflow", "jax", "torch")
 Device = Literal["auto", "cpu", "gpu"]
@@ -29,27 +29,27 @@ def configure(
     onednn: bool = True,
     threads: int | None = None,
 ) -> str:
-    """Set up the process for one backend on one device, and return the backend's name. Imports none of them.
+    """Set up the process for one backend on one device, and return the backend's name. Imports no backend.
 
     Args:
         backend: "tensorflow", "jax" or "torch"; by default the one that runs, $KERAS_BACKEND, or the first installed.
-        device: "cpu" hides every GPU from all three frameworks, of NVIDIA, Apple and Intel; "gpu" and "auto" leave the
-            first visible one of NVIDIA's (one is used, and JAX would take memory on all): see `idle_gpus`.
-        onednn: use oneDNN's kernels also where TensorFlow leaves them off (CPUs without AVX512-VNNI): three times
-            faster training of a ResNet-50 on such a machine.
-        threads: of one operation; by default one for each usable core.
+        device: "cpu" hides all GPUs (NVIDIA, Apple, Intel) from all three frameworks; "gpu" and "auto" leave only the
+            first visible NVIDIA GPU, as one is used and JAX would allocate memory on all: see `idle_gpus`.
+        onednn: enable oneDNN's kernels even where TensorFlow disables them by default (CPUs without AVX512-VNNI),
+            where a ResNet-50 then trains three times as fast.
+        threads: number of threads per operation; by default one for each usable core.
 
     Raises:
         UsageError: an unknown backend or device.
         ResnetlabError: the backend is not installed, or Keras already runs on another one.
     """
     if device not in DEVICES:
-        raise unknown("device", device, DEVICES)
+        raise unknown_name("device", device, DEVICES)
     if backend is None and "keras" in sys.modules:
         backend = sys.modules["keras"].backend.backend()
     backend = backend or os.environ.get("KERAS_BACKEND") or next(filter(installed, BACKENDS), "tensorflow")
     if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
+        raise unknown_name("backend", backend, BACKENDS)
     if not installed(backend):
         extra = _EXTRAS[backend]
         raise ResnetlabError(f"Backend {backend!r} is not installed. Do: pip install 'resnetlab[{extra}]'.")
@@ -57,8 +57,8 @@ def configure(
         running = sys.modules["keras"].backend.backend()
         if running != backend:
             raise ResnetlabError(
-                f"Keras already runs on {running!r} in this process, {backend!r} was asked for. Start a new process, "
-                "or set KERAS_BACKEND before the first import."
+                f"Keras already runs on {running!r} in this process, but {backend!r} was requested. Start a new "
+                "process, or set KERAS_BACKEND before the first import."
             )
     if threads is not None and threads < 1:
         raise UsageError(f"Received threads={threads}, expected at least 1.")
@@ -68,7 +68,7 @@ def configure(
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # read once, when TensorFlow loads
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    # JAX takes 75 % of a GPU's memory at once otherwise, of every visible GPU.
+    # Otherwise JAX preallocates 75 % of the memory of every visible GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -124,12 +124,12 @@ _idle_gpus: list[str] = []
 
 
 def idle_gpus() -> tuple[str, ...]:
-    """The GPUs that `configure` left out: training uses the first of those that were visible."""
+    """The GPUs that `configure` hid: only the first visible one is used for training."""
     return tuple(_idle_gpus)
 
 
 def _leave_one_gpu(listing: Path = Path("/proc/driver/nvidia/gpus")) -> None:
-    """Make the first visible one of several NVIDIA GPUs the only one; the user's own choice of one stays."""
+    """Of several visible NVIDIA GPUs, leave only the first one visible; a single GPU that the user chose is kept."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         try:
@@ -144,16 +144,16 @@ def _leave_one_gpu(listing: Path = Path("/proc/driver/nvidia/gpus")) -> None:
 
 
 def usable_cores() -> int:
-    """Threads worth starting: what affinity and control groups leave of the machine's cores."""
+    """The number of threads to start: the cores that CPU affinity and control groups allow, rounded."""
     return cores.threads()
 
 
 def _keep_freed_memory() -> None:
     """Have glibc reuse large blocks, unless the user has tuned it (MALLOC_MMAP_MAX_=65536 is glibc's default).
 
-    By default each of TensorFlow's feature maps is mapped anew, and its pages are faulted in and zeroed by the kernel,
-    at every step: 70,000 faults and 15 % of the processor's time in a step of ResNet-50 at 64x64, batch 32. PyTorch
-    does not gain, and XLA allocates by other ways.
+    By default every feature map of TensorFlow is newly mapped at each step, and the kernel faults in and zeroes its
+    pages: 70,000 page faults and 15 % of the CPU time of a ResNet-50 step at 64x64, batch 32. PyTorch does not
+    benefit, and XLA has its own allocator.
     """
     knobs = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
     tuned = any(key in os.environ for key in knobs) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")

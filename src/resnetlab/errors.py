@@ -18,7 +18,7 @@ _OUT_OF_MEMORY = re.compile(
 
 
 class ResnetlabError(Exception):
-    """The work could not be done (exit code 1)."""
+    """The operation failed (exit code 1)."""
 
     exit_code = 1
 
@@ -29,8 +29,8 @@ class UsageError(ResnetlabError):
     exit_code = 2
 
 
-def unknown(kind: str, received: str, known: Iterable[str], *, hint: str = "") -> UsageError:
-    """An unknown name of a `kind` (model, recipe, key), with the nearest known ones."""
+def unknown_name(kind: str, received: str, known: Iterable[str], *, hint: str = "") -> UsageError:
+    """A UsageError for an unknown name of the given `kind` (model, recipe, key), with the closest known names."""
     known = list(known)
     nearest = difflib.get_close_matches(received, known, n=3, cutoff=0.5)
     meant = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
@@ -42,10 +42,10 @@ def first_informative_line(error: BaseException | str, *, limit: int = 200) -> s
     """The line of an error's message that names its cause, cut to `limit` characters."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     informative = [line for line in lines if not line[0].isspace() and not _UNINFORMATIVE.match(line)]
-    informative = [line.strip() for line in informative or lines]  # what is indented is of a stack or a graph
+    informative = [line.strip() for line in informative or lines]  # indented lines belong to a stack trace or graph
     return informative[0][:limit] if informative else type(error).__name__
 
 
 def is_out_of_memory(error: BaseException | str) -> bool:
-    """Whether a framework, a runtime or the system reports that memory was not enough."""
+    """Whether an error of a framework, a runtime or the system means that it ran out of memory."""
     return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(f"{type(error).__name__} {error}"))

@@ -23,20 +23,20 @@ def install() -> None:
 
 
 def register() -> None:
-    """Import the layers, which registers them; on a Keras backend that they do not run on, nothing is done."""
+    """Register the layers by importing them. Does nothing if the active Keras backend is not supported."""
     if sys.modules["keras"].backend.backend() in BACKENDS:
         importlib.import_module("resnetlab.models.layers")
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds Keras as everyone else does, and has `register` called after it."""
+    """Finds Keras by the other finders, and calls `register` once it has been imported."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if name != "keras":
             return None
-        # Not only an import asks: importlib.util.find_spec does, to see whether Keras is installed. So this stays.
+        # This finder stays installed: find_spec is also called without an import, by importlib.util.find_spec.
         for finder in sys.meta_path:
             spec = None if finder is self or not hasattr(finder, "find_spec") else finder.find_spec(name, path, target)
             if spec is not None:

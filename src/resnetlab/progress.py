@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import html
 import logging
+import os
+import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, runtime_checkable
 
 from resnetlab.errors import UsageError
 
@@ -15,21 +19,23 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Record = Mapping[str, Any]  # of an epoch, as in metrics.jsonl
+ESTIMATE_AFTER = 10.0  # seconds of training, after which its duration is estimated
 logger = logging.getLogger("resnetlab")
 
 
 @runtime_checkable
 class Progress(Protocol):
-    """What receives the progress of training and of other long work. Calls may come from another thread.
+    """An object that is notified of the progress of training and other long tasks. Calls may come from another thread.
 
-    `start`, then `step` after each training step, `epoch` after each epoch, and `stop` at the end, however it came.
+    Training calls `start`, `step` after each training step, `epoch` after each epoch, and `stop` at the end, also
+    after an error.
     """
 
     def info(self, text: str) -> None:
-        """Something to know about the work."""
+        """A message about the current task."""
 
     def warning(self, text: str) -> None:
-        """Something that may make the result other than expected."""
+        """A message about a condition that may affect the result."""
 
     def count(self, task: str, done: int, total: int) -> None:
         """`done` of `total` items of a task, such as "decoding", are finished."""
@@ -38,7 +44,7 @@ class Progress(Protocol):
         """Training starts, or resumes, at `step`."""
 
     def step(self, step: int, logs: Mapping[str, float]) -> None:
-        """So many steps are finished; `logs` has the running loss and accuracy of the epoch."""
+        """`step` training steps are finished; `logs` has the running loss and accuracy of the epoch."""
 
     def epoch(self, record: Record, *, best: bool) -> None:
         """An epoch is finished; `best`: its validation loss is the lowest so far."""
@@ -73,11 +79,11 @@ class LogProgress:
 
 
 class _Clock:
-    """Training speed over the last half second and more, and the running position."""
+    """Training speed, averaged over intervals of at least half a second, and the current epoch."""
 
     def __init__(self, epochs: int, steps_per_epoch: int, batch_size: int, step: int) -> None:
-        self.epochs, self.steps_per_epoch, self.batch_size = epochs, steps_per_epoch, batch_size
-        self.total = epochs * steps_per_epoch
+        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+        self.batch_size, self.total = batch_size, epochs * steps_per_epoch
         self.speed = 0.0
         self.reset(step)
 
@@ -85,7 +91,7 @@ class _Clock:
         self.time, self.first = time.perf_counter(), step
 
     def update(self, step: int) -> bool:
-        """Whether half a second has passed: then `speed` is new."""
+        """Update `speed` if half a second has passed since the last update; returns whether it was updated."""
         now = time.perf_counter()
         if now - self.time < 0.5:
             return False
@@ -119,6 +125,8 @@ class TerminalProgress(LogProgress):
         self._print(self.warnings, f"warning: {text}")
 
     def _print(self, console: Console, text: str) -> None:
+        if console.is_terminal or "COLUMNS" in os.environ:  # in a file or a pipe lines stay whole
+            text = wrap(text, console.width)
         console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def count(self, task: str, done: int, total: int) -> None:
@@ -139,6 +147,7 @@ class TerminalProgress(LogProgress):
 
         self.stop()
         self.epochs, self.clock = epochs, _Clock(epochs, steps_per_epoch, batch_size, step)
+        self._estimate_at: float | None = time.perf_counter() + ESTIMATE_AFTER
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=30),
@@ -154,7 +163,10 @@ class TerminalProgress(LogProgress):
         self._bar.start()
 
     def step(self, step: int, logs: Mapping[str, float]) -> None:
-        self.clock.update(step)
+        if self.clock.update(step) and self._estimate_at and time.perf_counter() > self._estimate_at:
+            self._estimate_at = None
+            seconds = (self.clock.total - step) * self.clock.batch_size / self.clock.speed
+            self.info(f"about {format_duration(seconds)} at {self.clock.speed:,.0f} images/s, without validation")
         loss = f"loss {float(logs['loss']):.4f}" if "loss" in logs else ""
         epoch = f"{self.clock.epoch(step)}/{self.epochs}"
         self._bar.update(self._task, completed=step, epoch=epoch, logs=loss, speed=self.clock.speed)
@@ -230,19 +242,65 @@ def format_epoch(record: Record, epochs: int, *, best: bool) -> str:
     number = f"{record['epoch']:{len(str(epochs))}}/{epochs}"
     line = f"epoch {number}  loss {record['loss']:.4f}  top-1 {record['accuracy']:6.1%}"
     if "val_loss" in record:
-        line += f"  |  validation loss {record['val_loss']:.4f}  top-1 {record['val_top1']:6.1%}"
-    line += f"  |  {record['images_per_second']:,.0f} images/s  {record['seconds']:.1f} s"
-    return line + ("  *" if best else "")
+        line += f"  val {record['val_loss']:.4f}  {record['val_top1']:6.1%}"
+    return f"{line}  {record['images_per_second']:,.0f} images/s" + (" *" if best else "")
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds in the unit that people would choose: "8.1 s", "25 min", "3.2 h"."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return (
+        f"{seconds / 60:.1f} min"
+        if seconds < 600
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def wrap(text: str, width: int, indent: int | None = None) -> str:
+    """Break the lines that are longer than `width` between words, and never inside a command in `backticks`.
+
+    Args:
+        indent: of what continues a line; by default two more than the line's own.
+    """
+    lines = []
+    for line in text.split("\n"):
+        if cell_width(line) <= width:
+            lines.append(line)
+            continue
+        whole = re.sub(r"`[^`]*`", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), line)
+        continued = " " * (len(line) - len(line.lstrip()) + 2 if indent is None else indent)
+        wrapped = textwrap.wrap(
+            whole, width, subsequent_indent=continued, break_long_words=False, break_on_hyphens=False
+        )
+        lines += [each.replace("\N{NO-BREAK SPACE}", " ") for each in wrapped]
+    return "\n".join(lines)
+
+
+def terminal_width(stream: TextIO | None = None) -> int | None:
+    """Columns of the terminal that a stream (stdout) is, or that $COLUMNS states; None in a file or a pipe."""
+    if "COLUMNS" not in os.environ and not (stream or sys.stdout).isatty():
+        return None
+    return shutil.get_terminal_size().columns
+
+
+def cell_width(text: str) -> int:
+    """Columns of a terminal that a text takes: East Asian characters take two."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def make_progress(progress: Progress | str | None) -> Progress:
-    """The progress of an argument: "auto", None or an object.
+    """The `Progress` object for a `progress` argument: "auto", None or an object with its methods.
 
-    "auto" is a bar where a person looks on, in a notebook or in a terminal; elsewhere it is as None: messages go to
-    the logger "resnetlab" (warnings are shown by Python's default settings), and nothing is printed.
+    "auto" shows a progress bar in a notebook or a terminal; elsewhere it is the same as None: messages go to the
+    logger "resnetlab" (by default Python prints its warnings), and nothing else is printed.
 
     Raises:
-        UsageError: something else.
+        UsageError: any other value.
     """
     if progress is None:
         return LogProgress()

@@ -6,81 +6,163 @@ import json
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from resnetlab.errors import UsageError, unknown
+from resnetlab.errors import UsageError, unknown_name
 
-# How an image becomes the network's input: what of a recipe goes with weights, wherever they go.
+# How an image becomes the network's input: the fields that are kept with the weights on import and transfer.
 INPUT_KEYS = ("image_size", "crop_pct", "interpolation", "preprocessing")
 
 
+# Names of the keys in other libraries, for which error messages state the name used here.
+SYNONYMS = {
+    "lr": "learning_rate",
+    "lr0": "learning_rate",
+    "max_lr": "learning_rate",
+    "rate": "learning_rate",
+    "wd": "weight_decay",
+    "decay": "weight_decay",
+    "l2": "weight_decay",
+    "bs": "batch_size",
+    "batch": "batch_size",
+    "size": "image_size",
+    "img_size": "image_size",
+    "imgsz": "image_size",
+    "resolution": "image_size",
+    "input_size": "image_size",
+    "num_epochs": "epochs",
+    "n_epochs": "epochs",
+    "epoch": "epochs",
+    "arch": "model",
+    "architecture": "model",
+    "network": "model",
+    "backbone": "model",
+    "opt": "optimizer",
+    "optim": "optimizer",
+    "optimiser": "optimizer",
+    "scheduler": "schedule",
+    "lr_scheduler": "schedule",
+    "sched": "schedule",
+    "warmup_epochs": "warmup",
+    "dtype": "precision",
+    "amp": "precision",
+    "mixed_precision": "precision",
+    "patience": "early_stopping",
+    "smoothing": "label_smoothing",
+    "val": "validation",
+    "validation_split": "validation",
+    "val_split": "validation",
+    "test_split": "test",
+    "random_state": "seed",
+    "drop_path": "stochastic_depth",
+    "drop_path_rate": "stochastic_depth",
+    "clip_grad": "gradient_clip",
+    "clipnorm": "gradient_clip",
+    "ema_decay": "ema",
+    "horizontal_flip": "flip",
+    "hflip": "flip",
+    "randaugment": "rand_augment",
+    "reprob": "erase",
+    "random_erasing": "erase",
+    "freeze": "frozen_stages",
+    "mean": "preprocessing",
+    "std": "preprocessing",
+}
+
+
 class Recipe(BaseModel):
-    """How to train. Times are in epochs, images are square with sides in pixels, fractions are of the usable images."""
+    """How to train. Durations are in epochs; images are square, sides in pixels; fractions are of usable images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: str = "base"
-    description: str = ""
-    seed: int = Field(0, ge=0, lt=2**31)
+    name: str = Field("base", description="name of the recipe")
+    description: str = Field("", description="what it is for")
+    seed: int = Field(0, ge=0, lt=2**31, description="of initial weights, split, order and augmentation")
 
     # Network
-    model: str = "resnet50"
-    preprocessing: Literal["imagenet", "cifar10", "kuangliu", "caffe", "unit"] | None = (
-        None  # None: the architecture's own
+    model: str = Field("resnet50", description="an architecture of `resnetlab models`")
+    preprocessing: Literal["imagenet", "cifar10", "kuangliu", "caffe", "unit"] | None = Field(
+        None, description="normalisation of the input; null: the architecture's own"
     )
-    stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0)
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # float16: with loss scaling
+    stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0, description="drop rate of the last residual block; 0 is off")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the computation; weights stay float32; float16 uses loss scaling"
+    )
 
     # Data
-    image_size: int = Field(224, ge=8, le=4096)
-    eval_size: int | None = Field(None, ge=8, le=4096)  # of evaluation and prediction; None: image_size
-    crop_pct: float = Field(0.875, gt=0.5, le=1.0)  # evaluation's fraction of the stored side, for "resized"
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # from the files to the stored images
-    batch_size: int = Field(32, ge=1)
-    validation: float = Field(0.1, ge=0.0, lt=1.0)
-    test: float = Field(0.1, ge=0.0, lt=1.0)
-    class_weights: bool = False  # weigh classes by inverse frequency
+    image_size: int = Field(224, ge=8, le=4096, description="side of the training images, in pixels")
+    eval_size: int | None = Field(
+        None, ge=8, le=4096, description="side for evaluation and prediction; null: image_size"
+    )
+    crop_pct: float = Field(
+        0.875, gt=0.5, le=1.0, description="evaluation's centre crop as a fraction of the stored side, for crop=resized"
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="filter for resizing the image files")
+    batch_size: int = Field(32, ge=1, description="images of one training step")
+    validation: float = Field(
+        0.1, ge=0.0, lt=1.0, description="fraction of the images held out to choose the best epoch"
+    )
+    test: float = Field(0.1, ge=0.0, lt=1.0, description="fraction of the images held out for the final evaluation")
+    class_weights: bool = Field(False, description="weight the loss of each class by its inverse frequency")
 
-    # Augmentation: drawn on the host, applied on the device
-    crop: Literal["none", "pad", "resized"] = "none"
-    whole_images: bool = False  # for "resized": from all of an image, stored too, and not from its centre square alone
-    crop_padding: int = Field(4, ge=0)  # for "pad": pixels on each side
-    crop_scale: float = Field(0.08, gt=0.0, le=1.0)  # for "resized": smallest fraction of the image's area
-    flip: bool = True
-    rand_augment: float = Field(0.0, ge=0.0, le=10.0)  # magnitude, as in timm's rand-mM-mstd0.5-inc1; 0 is off
-    color_jitter: float = Field(0.0, ge=0.0, lt=1.0)  # brightness, contrast, saturation: factors in 1 -+ this
-    erase: float = Field(0.0, ge=0.0, le=1.0)  # probability
-    mixup: float = Field(0.0, ge=0.0)  # alpha of the beta distribution; 0 is off
-    cutmix: float = Field(0.0, ge=0.0)
+    # Augmentation: parameters are sampled on the host and applied on the device
+    crop: Literal["none", "pad", "resized"] = Field(
+        "none", description="none: the centre; pad: shifted by up to crop_padding; resized: a random window"
+    )
+    whole_images: bool = Field(
+        False, description="for crop=resized: store and crop the whole image, not only its centre square"
+    )
+    crop_padding: int = Field(4, ge=0, description="for crop=pad: pixels on each side")
+    crop_scale: float = Field(
+        0.08, gt=0.0, le=1.0, description="for crop=resized: smallest fraction of the image's area"
+    )
+    flip: bool = Field(True, description="mirror half of the images")
+    rand_augment: float = Field(
+        0.0, ge=0.0, le=10.0, description="magnitude of RandAugment, as timm's rand-mM-mstd0.5-inc1; 0 is off"
+    )
+    color_jitter: float = Field(
+        0.0, ge=0.0, lt=1.0, description="change brightness, contrast and saturation by up to this fraction"
+    )
+    erase: float = Field(0.0, ge=0.0, le=1.0, description="probability of random erasing")
+    mixup: float = Field(0.0, ge=0.0, description="alpha of mixup's beta distribution; 0 is off")
+    cutmix: float = Field(0.0, ge=0.0, description="alpha of CutMix's beta distribution; 0 is off")
 
     # Objective
-    loss: Literal["cross-entropy", "binary-cross-entropy"] = "cross-entropy"
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
-    target_threshold: float | None = Field(None, ge=0.0, lt=1.0)  # binary cross-entropy's targets: 1 above this, else 0
+    loss: Literal["cross-entropy", "binary-cross-entropy"] = Field("cross-entropy", description="training loss")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="probability spread over the other classes")
+    target_threshold: float | None = Field(
+        None, ge=0.0, lt=1.0, description="for binary-cross-entropy: targets above it become 1, others 0"
+    )
 
     # Optimisation
-    epochs: int = Field(90, ge=1)
-    optimizer: Literal["sgd", "adamw", "lamb"] = "sgd"
-    learning_rate: float = Field(0.1, gt=0.0)  # the peak
-    momentum: float = Field(0.9, ge=0.0, lt=1.0)
-    nesterov: bool = False
-    weight_decay: float = Field(1e-4, ge=0.0)  # never on biases and batch norms
-    gradient_clip: float = Field(0.0, ge=0.0)  # largest norm of all gradients together; 0 is off
-    schedule: Literal["constant", "cosine", "linear", "steps"] = "cosine"
-    warmup: float = Field(0.0, ge=0.0)  # epochs of linear warm-up; at most half of all epochs
-    milestones: tuple[float, ...] = ()  # for "steps": epochs after which the rate falls to a tenth
-    ema: float = Field(0.0, ge=0.0, lt=1.0)  # momentum of the averaged weights; 0 is off
-    early_stopping: int = Field(0, ge=0)  # epochs without a better validation loss; 0 is off
+    epochs: int = Field(90, ge=1, description="passes over the training images")
+    optimizer: Literal["sgd", "adamw", "lamb"] = Field("sgd", description="update rule")
+    learning_rate: float = Field(0.1, gt=0.0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="momentum of sgd; beta 1 of adamw and lamb")
+    nesterov: bool = Field(False, description="Nesterov momentum, for sgd")
+    weight_decay: float = Field(1e-4, ge=0.0, description="of kernels; biases and batch norms have none")
+    gradient_clip: float = Field(0.0, ge=0.0, description="largest global gradient norm, for adamw and lamb; 0 is off")
+    schedule: Literal["constant", "cosine", "linear", "steps"] = Field(
+        "cosine", description="learning-rate schedule after the warm-up"
+    )
+    warmup: float = Field(0.0, ge=0.0, description="epochs of linear warm-up; at most half of all epochs")
+    milestones: tuple[float, ...] = Field((), description="for schedule=steps: epochs at which the rate drops by 10x")
+    ema: float = Field(0.0, ge=0.0, lt=1.0, description="momentum of the averaged weights; 0 is off")
+    early_stopping: int = Field(
+        0, ge=0, description="stop after this many epochs without a lower validation loss; 0 is off"
+    )
 
-    # Transfer: training that begins with given weights
-    frozen_epochs: int = Field(0, ge=0)  # in the first so many, only what is not frozen learns
-    frozen_stages: int | None = Field(None, ge=0)  # with the stem before them; None: all, and only the head learns
-    frozen_batch_norm: bool = False  # normalises with its running statistics in training too, and they stay
+    # Transfer: training from given weights
+    frozen_epochs: int = Field(0, ge=0, description="epochs in which only unfrozen layers are trained")
+    frozen_stages: int | None = Field(
+        None, ge=0, description="freeze the stem and this many stages; null: all, so that only the head is trained"
+    )
+    frozen_batch_norm: bool = Field(False, description="keep batch norms in inference mode and their statistics fixed")
     layer_decay: float = Field(
-        1.0, gt=0.0, le=1.0
-    )  # a stage's rate is this fraction of the next one's; the head's is whole
+        1.0, gt=0.0, le=1.0, description="each stage's learning rate as a fraction of the next one's"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -91,7 +173,7 @@ class Recipe(BaseModel):
         if (self.schedule == "steps") != bool(self.milestones):
             raise ValueError('milestones and schedule="steps" belong together')
         if self.frozen_epochs > self.epochs:
-            raise ValueError(f"frozen_epochs={self.frozen_epochs} are more than epochs={self.epochs}")
+            raise ValueError(f"frozen_epochs={self.frozen_epochs} exceeds epochs={self.epochs}")
         if self.frozen_stages is not None and not self.frozen_epochs:
             raise ValueError("frozen_stages are frozen for frozen_epochs: set those above 0")
         if (self.mixup or self.cutmix) and self.batch_size == 1:
@@ -105,7 +187,7 @@ class Recipe(BaseModel):
         if self.whole_images and self.crop != "resized":
             raise ValueError('whole_images are stored for random windows of any aspect ratio: set crop="resized"')
         if self.target_threshold is not None and self.loss != "binary-cross-entropy":
-            raise ValueError('target_threshold is of the targets of loss="binary-cross-entropy"')
+            raise ValueError('target_threshold applies only to loss="binary-cross-entropy"')
         if self.target_threshold is not None and self.label_smoothing:
             raise ValueError("target_threshold would undo label_smoothing: set one of them to 0 or null")
         if self.gradient_clip and self.optimizer == "sgd":
@@ -114,7 +196,7 @@ class Recipe(BaseModel):
 
     @property
     def pack_size(self) -> int:
-        """Side of the stored images: with a margin (256 for 224) where a random window is cropped from them."""
+        """Side of the stored images; larger than the input (256 for 224) where random windows are cropped from them."""
         return self.image_size if self.crop != "resized" else round(self.test_size / self.crop_pct)
 
     @property
@@ -125,8 +207,12 @@ class Recipe(BaseModel):
     def changed(self, /, **changes: Any) -> Recipe:
         """This recipe with fields replaced; an unknown field or a bad value raises a UsageError."""
         for key in changes:
-            if key not in Recipe.model_fields:
-                raise unknown("recipe key", key, Recipe.model_fields)
+            if key in Recipe.model_fields:
+                continue
+            hint = "All keys: `resnetlab recipes base`."
+            if (usual := SYNONYMS.get(key.lower().replace("-", "_"))) is None:
+                raise unknown_name("recipe key", key, Recipe.model_fields, hint=hint)
+            raise UsageError(f"Unknown recipe key {key!r}: here it is called {usual!r}. {hint}")
         try:
             return Recipe(**(self.model_dump() | changes))
         except ValidationError as error:
@@ -138,7 +224,7 @@ class Recipe(BaseModel):
 
 
 class RecipeFields(TypedDict, total=False):
-    """The fields of `Recipe` as keyword arguments; what they mean is beside each field there."""
+    """The fields of `Recipe` as keyword arguments; `Recipe` documents each of them."""
 
     name: str
     description: str
@@ -186,6 +272,40 @@ class RecipeFields(TypedDict, total=False):
     layer_decay: float
 
 
+class FieldInfo(NamedTuple):
+    """A key of a recipe, in words."""
+
+    name: str
+    value: str
+    default: str
+    expected: str  # the values that it may have
+    description: str
+
+
+def describe_fields(recipe: Recipe) -> list[FieldInfo]:
+    """Every hyperparameter of a recipe but its name and description; values as JSON, as --set takes them."""
+    found = []
+    for name, schema in Recipe.model_json_schema()["properties"].items():
+        if name in ("name", "description"):
+            continue
+        value, default = (json.dumps(getattr(each, name)) for each in (recipe, BASE))
+        expected = " or ".join(map(_describe_values, schema.get("anyOf", [schema])))
+        found.append(FieldInfo(name, value, default, expected, schema["description"]))
+    return found
+
+
+def _describe_values(schema: dict[str, Any]) -> str:
+    """What a part of a JSON schema allows."""
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    others = {"boolean": "true or false", "null": "null", "array": "a list of numbers", "string": "a name"}
+    if schema["type"] in others:
+        return others[schema["type"]]
+    bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    limits = [f"{words} {schema[key]:,}" for key, words in bounds.items() if key in schema]
+    return " ".join(["a whole number" if schema["type"] == "integer" else "a number", " and ".join(limits)])
+
+
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     """The values of "key=value" texts; values are JSON, or plain text."""
     changes: dict[str, Any] = {}
@@ -221,7 +341,7 @@ RECIPES: dict[str, Recipe] = {
             image_size=16,
             batch_size=64,
             test=0.2,
-            flip=False,  # a mirrored digit is another sign
+            flip=False,  # a mirrored digit is a different symbol
             crop="pad",
             crop_padding=1,
             epochs=30,
@@ -237,6 +357,23 @@ RECIPES: dict[str, Recipe] = {
             image_size=64,
             batch_size=32,
             validation=0.2,
+            crop="resized",
+            crop_scale=0.35,
+            class_weights=True,
+            label_smoothing=0.1,
+            epochs=40,
+            learning_rate=0.05,
+            nesterov=True,
+            weight_decay=5e-4,
+            warmup=2,
+            early_stopping=8,
+        ),
+        BASE.changed(
+            name="photos",
+            description="a folder of photographs: ResNet-18 at 128x128 from scratch, early stopping",
+            model="resnet18",
+            image_size=128,
+            batch_size=32,
             crop="resized",
             crop_scale=0.35,
             class_weights=True,
@@ -281,7 +418,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         BASE.changed(
             name="finetune",
-            description="from given weights: a new head learns first, then all stages, each slower than the next",
+            description="from given weights: first only a new head, then all stages, earlier ones at lower rates",
             crop="resized",
             crop_scale=0.5,
             label_smoothing=0.1,
@@ -349,7 +486,7 @@ def recipe(name_or_file: str, *, _above: tuple[Path, ...] = ()) -> Recipe:
     path = Path(name_or_file)
     if path.suffix not in (".toml", ".json"):
         if name_or_file not in RECIPES:
-            raise unknown("recipe", name_or_file, RECIPES, hint="A file must end in .toml or .json.")
+            raise unknown_name("recipe", name_or_file, RECIPES, hint="A file must end in .toml or .json.")
         return RECIPES[name_or_file]
     try:
         text = path.read_text(encoding="utf-8")

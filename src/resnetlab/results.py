@@ -3,12 +3,12 @@
 A result is a JSON object:
 
     what            one sentence: what was measured
-    configuration   what was the same for all rows
+    configuration   the settings that are the same for all rows
     measured_at     date (UTC)
     commit          of this project, with "+changes" where the working tree had some; None outside a checkout
     environment     `environment.snapshot()`: versions, processor, cores, settings
-    device          of the machine: CPU, and GPU where there is one
-    rows            the measurements; each names what differs, and a timed one has the fields of `Timing`
+    device          the CPU and its number of cores, and the GPU if there is one
+    rows            the measurements: the settings that differ between rows, and in timed ones the fields of `Timing`
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from resnetlab.atomic import atomic_file
 
 @dataclass(frozen=True)
 class Timing:
-    """A rate from repeats: images per second, or in another `unit`."""
+    """Statistics of a throughput over repeated measurements, in images per second or another `unit`."""
 
     n: int
     median: float

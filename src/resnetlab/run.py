@@ -36,7 +36,7 @@ class Export:
         format: "onnx", "saved_model", "litert" or "openvino".
         precision: of weights and arithmetic.
         bytes: size of the model's own files.
-        verification: on how many images, the fraction with the same class, the largest difference of a probability.
+        verification: number of images, fraction with the same class, largest difference between probabilities, ...
     """
 
     path: Path
@@ -52,6 +52,22 @@ class Export:
         content: dict[str, Any] = json.loads((self.path / "export.json").read_text("utf-8"))
         return content
 
+    @property
+    def summary(self) -> list[str]:
+        """Sentences that describe the export and how closely its predictions match those of Keras."""
+        found = self.verification
+        accuracy = (
+            f"accuracy {found['accuracy']:.2%}, Keras {found['accuracy_keras']:.2%}" if "accuracy" in found else ""
+        )
+        sentences = [
+            f"{self.model} as {self.format}, {self.precision}: {self.bytes / 1e6:.1f} MB",
+            f"verified on {found['images']} images ({found['on']}): the same class as Keras for "
+            f"{found['same_class']:.2%}, probabilities within {found['largest_difference']:.1g}",
+            accuracy,
+            f"how to serve it: {self.path / 'README.md'}",
+        ]
+        return [sentence for sentence in sentences if sentence]
+
 
 class Run:
     """A finished or interrupted training run, or imported weights; made by `train`, `load` and `from_pretrained`.
@@ -59,7 +75,7 @@ class Run:
     Keras is imported when a method first needs the network.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         backend: "tensorflow", "jax" or "torch"; by default the one that runs, $KERAS_BACKEND, or the first installed.
         device: "auto", "cpu" or "gpu".
     """
@@ -79,7 +95,7 @@ class Run:
 
     @property
     def info(self) -> RunInfo:
-        """What was trained on what, and how far it came."""
+        """Model, data and state of training, as run.json records them."""
         return self.folder.info()
 
     @property
@@ -117,9 +133,9 @@ class Run:
         """Accuracy, confusion, calibration.
 
         Args:
-            data: other data of the same classes, in a folder or a known data set; images that the run or its origins
-                were trained on are left out. By default the run's own test images, or, where it has none, its
-                validation images: then the evaluation and its pictures are kept in the run folder.
+            data: another data set with the same classes, a folder or a known name; images that the run or its ancestors
+                were trained on are left out. By default the run's own test images or, if it has none, its
+                validation images; the evaluation and its plots are then saved in the run folder.
             allow_losses: a class of other data may lose most of its images to the audit.
 
         Raises:
@@ -143,6 +159,7 @@ class Run:
 
         from resnetlab.evaluation.metrics import evaluate_logits
         from resnetlab.report import plots
+        from resnetlab.report.loggers import log_evaluation
 
         subset = next((s for s in ("test", "validation") if len(pack.indices(s))), None)
         if subset is None:
@@ -153,7 +170,8 @@ class Run:
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
-                np.savez_compressed(file, logits=logits, labels=labels, indices=indices)
+                names = np.array([pack.names[i] for i in indices])
+                np.savez_compressed(file, logits=logits, labels=labels, indices=indices, names=names)
 
         self.folder.write_json("evaluation.json", found.to_json())
         self.folder.save("predictions.npz", write)
@@ -161,6 +179,8 @@ class Run:
             plots.curves(self.history, self.path / "curves.png")
         plots.confusion(found.confusion, pack.class_names, self.path / "confusion.png")
         plots.reliability(found.bins, self.path / "reliability.png")
+        drawn = [self.path / f"{name}.png" for name in ("curves", "confusion", "reliability")]
+        log_evaluation(self.folder, found.top1, found.loss, subset, [path for path in drawn if path.exists()])
         return found
 
     def _evaluate_on(self, data: str, report: Progress, *, allow_losses: bool) -> Evaluation:
@@ -192,7 +212,7 @@ class Run:
         precision: str = "float32",
         progress: Progress | str | None = "auto",
     ) -> list[Prediction]:
-        """The classes of images.
+        """Classify images.
 
         Args:
             images: a file, a folder, a glob, a PIL image, a uint8 array (height, width, 3), or several of these.
@@ -201,10 +221,10 @@ class Run:
             precision: of the engine's export: "float32", "float16" or "int8".
 
         Returns:
-            One prediction for each image, in order. One that cannot be used has no label, and the reason in `problem`.
+            One prediction for each image, in order. For unusable images, `label` is None and `problem` the reason.
 
         Raises:
-            UsageError: an argument that is no image, or matches nothing; an unknown engine or precision.
+            UsageError: an argument that is no image; only paths that do not exist; an unknown engine or precision.
             ResnetlabError: no weights yet, or damaged ones; a package is missing.
 
         >>> prediction = run.predict("cat.jpg")[0]
@@ -227,8 +247,8 @@ class Run:
         """Predictions of `count` of the run's own test images, chosen at random, with their `true_label`.
 
         Args:
-            count: of images, at most.
-            options: engine, precision and progress, as of `predict`.
+            count: maximum number of images.
+            options: engine, precision and progress, as in `predict`.
         """
         import numpy as np
 
@@ -262,7 +282,7 @@ class Run:
             format: "onnx", "saved_model", "litert" or "openvino".
             precision: "float32", "float16", "bfloat16" (of saved_model) or "int8" (of the others).
             batch_size: fixed in the export; None for any.
-            output: folder; by default RUN/export/FORMAT-PRECISION. An export that is there is replaced.
+            output: folder; by default RUN/export/FORMAT-PRECISION. An existing export is replaced.
             data: images to verify on, and to calibrate int8 on; by default the run's own.
 
         Raises:
@@ -287,7 +307,7 @@ class Run:
             except ResnetlabError as error:
                 if precision == "int8":
                     raise
-                report.info(f"The run's data is not at hand, so other photographs verify the export. {error}")
+                report.info(f"The run's data is not available, so the export is verified on other photographs. {error}")
         start(self._backend, self._device, progress=report)
         target = exports.export(
             self.folder,

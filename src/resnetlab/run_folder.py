@@ -1,11 +1,11 @@
-"""The run folder: all that any command needs of a training run, every file of it written atomically. No Keras here.
+"""The run folder, which holds everything about a training run; files are written atomically. Imports no Keras.
 
-run.json            what was trained on what, and how far it came: `RunInfo`
+run.json            model, data and state of training: `RunInfo`
 recipe.json         every hyperparameter
 environment.json    versions, machine, settings
 split.csv           every image: name, class, subset, content hash
-ancestors.csv       every image of the runs that the weights come from, the whole chain: content hash, strongest subset
-import.json         of imported weights: where they come from, and how they were checked
+ancestors.csv       every image of the runs that the initial weights descend from: content hash, strongest subset
+import.json         for imported weights: their origin, and how they were checked
 metrics.jsonl       one line per epoch
 best.weights.h5     the weights with the lowest validation loss (the last ones without validation)
 last.weights.h5     the weights after the last finished epoch
@@ -34,15 +34,15 @@ from resnetlab.recipes import Recipe
 
 FORMAT = 2
 DIGITS = 16  # of a content hash, as kept in a run folder
-STRONGEST = {"train": 0, "validation": 1, "test": 2}  # the subset that counts where an image had several
-UNDECODABLE = "backslashreplace"  # bytes of a file's name that are no UTF-8 become what JSON has for them: \\udc..
+SUBSET_PRIORITY = {"train": 0, "validation": 1, "test": 2}  # of several subsets of an image, the lowest counts
+UNDECODABLE = "backslashreplace"  # non-UTF-8 bytes of a file name are written as JSON escapes: \\udc..
 
 Status = Literal["started", "interrupted", "finished", "diverged", "imported"]
-Text = InstanceOf[str]  # a file's name may have bytes that are no UTF-8, which pydantic's own str refuses
+Text = InstanceOf[str]  # a file name may have non-UTF-8 bytes, which pydantic's str rejects
 
 
 class RunInfo(BaseModel):
-    """What run.json states of a run.
+    """The content of run.json.
 
     Attributes:
         format: version of this schema; `read` converts format 1.
@@ -56,8 +56,9 @@ class RunInfo(BaseModel):
         allow_losses: a class may lose most of its images to the audit.
         weights: run folder of the initial weights; None for random ones.
         origin_unknown: whether the initial weights were trained on images that are not recorded.
-        backend, device, device_name: of the latest training.
-        step, epoch: finished so far.
+        backend, device, device_name: those of the most recent training session.
+        log: loggers that training and evaluation also write to, such as "tensorboard".
+        step, epoch: number of finished steps and epochs.
         best_epoch: the epoch of best.weights.h5, from 1; 0 before the first.
     """
 
@@ -77,6 +78,7 @@ class RunInfo(BaseModel):
     backend: str | None = None
     device: str | None = None
     device_name: str | None = None
+    log: tuple[str, ...] = ()
     step: int = 0
     epoch: int = 0
     best_epoch: int = 0
@@ -85,7 +87,7 @@ class RunInfo(BaseModel):
     def read(cls, value: Mapping[str, Any], path: Path) -> RunInfo:
         """The content of run.json, `value`, of this format or of format 1. Raises ResnetlabError, naming `path`."""
         fields = dict(value)
-        if fields.get("format") == 1:  # resnetlab 0.1; its notebook kept fields of its own, and its imports no data
+        if fields.get("format") == 1:  # resnetlab 0.1; its notebook added other fields, and its imports had no data
             fields = {"allow_losses": True, "source": ""} | {k: v for k, v in fields.items() if k in cls.model_fields}
             fields |= {"format": FORMAT}
             if fields.get("status") == "ported":
@@ -114,11 +116,11 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, *, recipe: Recipe, info: RunInfo) -> RunFolder:
-        """Make the folder of a new run, and record this machine and commit. Raises UsageError as `require_vacant`."""
-        cls.require_vacant(path)
+        """Create the folder of a new run, with its machine and commit. Raises UsageError as `require_empty` does."""
+        cls.require_empty(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            (path / "recipe.json").open("x").close()  # of two processes that found it empty, the second fails here
+            (path / "recipe.json").open("x").close()  # if two processes found it empty, the second fails here
         except FileExistsError as error:
             raise (_occupied(path) if path.is_dir() else _cannot_make(path, error)) from None
         except OSError as error:
@@ -130,8 +132,8 @@ class RunFolder:
         return run
 
     @staticmethod
-    def require_vacant(path: Path) -> None:
-        """Raise UsageError where something is in the way: a run is never overwritten."""
+    def require_empty(path: Path) -> None:
+        """Raise UsageError if `path` exists and is not an empty folder: a run is never overwritten."""
         try:
             occupied = path.exists() and any(path.iterdir())
         except OSError as error:
@@ -236,7 +238,7 @@ class RunFolder:
         return self._read_subsets("split.csv")
 
     def write_ancestors(self, origin: RunFolder) -> None:
-        """Keep what `origin`, and the runs before it, used each image for: they may be moved or deleted."""
+        """Record the subset of each image in `origin` and its ancestors, as those folders may be moved or deleted."""
         with atomic_file(self.path / "ancestors.csv") as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("hash", "subset"))
@@ -244,15 +246,15 @@ class RunFolder:
         self.update(origin_unknown=origin.has_unknown_origin())
 
     def ancestors(self) -> dict[str, str]:
-        """The strongest subset by content hash in the runs that this one's weights come from; its split inherits it."""
+        """Strongest subset by content hash in the runs that the initial weights descend from; the split inherits it."""
         return self._read_subsets("ancestors.csv") if (self.path / "ancestors.csv").exists() else {}
 
     def used_images(self) -> dict[str, str]:
         """The strongest subset by content hash in this run and all before it."""
-        return strongest((self._before(), self.split()))
+        return strongest((self._inherited_subsets(), self.split()))
 
     def has_unknown_origin(self) -> bool:
-        """Whether weights were imported, here or in a run before: what they were trained on is not recorded."""
+        """Whether this run or an ancestor has imported weights, whose training images are not recorded."""
         info = self.info()
         if info.data is None:
             return True
@@ -261,8 +263,8 @@ class RunFolder:
         origin = self._origin()
         return origin is None or origin.has_unknown_origin()
 
-    def _before(self) -> dict[str, str]:
-        """`ancestors`; where a run of an earlier version has no such file, from its origin, if that is still there."""
+    def _inherited_subsets(self) -> dict[str, str]:
+        """`ancestors`; for runs of earlier versions, which lack the file, read from the origin if it still exists."""
         origin = None if (self.path / "ancestors.csv").exists() else self._origin()
         return self.ancestors() if origin is None else origin.used_images()
 
@@ -278,7 +280,7 @@ class RunFolder:
             raise ResnetlabError(f"{self.path / name} cannot be read: {error}.") from None
 
     def save(self, name: str, write: Callable[[Path], None]) -> None:
-        """Have `write` make a file of this name, atomically."""
+        """Write the file `name` atomically: `write` is called with a temporary path."""
         with atomic_file(self.path / name) as temporary:
             write(temporary)
 
@@ -286,7 +288,7 @@ class RunFolder:
         """Save the weights of a Keras model, atomically."""
 
         def write(path: Path) -> None:
-            named = path.with_name(path.name + ".weights.h5")  # the ending that Keras asks for
+            named = path.with_name(path.name + ".weights.h5")  # Keras requires this suffix
             network.save_weights(named)
             named.replace(path)
 
@@ -294,11 +296,13 @@ class RunFolder:
 
 
 def strongest(splits: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """The strongest subset of each image in several splits by hash: one trained on once is a training image."""
+    """The strongest subset of each image (by hash) over several splits: training before validation before test."""
     found: dict[str, str] = {}
     for subsets in splits:
         for content, subset in subsets.items():
-            if subset in STRONGEST and STRONGEST[subset] < STRONGEST.get(found.get(content, ""), len(STRONGEST)):
+            if subset in SUBSET_PRIORITY and SUBSET_PRIORITY[subset] < SUBSET_PRIORITY.get(
+                found.get(content, ""), len(SUBSET_PRIORITY)
+            ):
                 found[content] = subset
     return found
 
@@ -315,7 +319,7 @@ def _cannot_make(path: Path, error: OSError) -> UsageError:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with NaN and infinity as null: JSON has neither."""
+    """`value` with NaN and infinities replaced by None, as JSON has neither."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

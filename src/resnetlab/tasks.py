@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from resnetlab.data.loading import check_inheritance, open_data, open_run_data, split_rows
+from resnetlab.data.loading import check_inheritance, describe_split, open_data, open_run_data, split_rows
 from resnetlab.devices import Started, start
-from resnetlab.errors import UsageError
+from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.models.shapes import summarize
 from resnetlab.models.variants import VARIANTS, architecture
-from resnetlab.progress import Progress, make_progress
+from resnetlab.progress import Progress, format_duration, make_progress
 from resnetlab.recipes import BASE, INPUT_KEYS, RECIPES, Recipe, RecipeFields
 from resnetlab.recipes import recipe as find_recipe
+from resnetlab.report import loggers
 from resnetlab.run import Run
 from resnetlab.run_folder import RunFolder, RunInfo
 from resnetlab.training.resume import check_resumable, extend
@@ -26,20 +29,20 @@ if TYPE_CHECKING:
 
     from resnetlab.comparison.compare import Comparison
     from resnetlab.data.pack import Pack
+    from resnetlab.data.sources import Source
 
 PathOrStr = str | PathLike[str]
-DEFAULT_RECIPES = {"digits": "quick", "cifar10": "cifar-quick"}  # of other data: "animals"
+DEFAULT_RECIPES = {"digits": "quick", "cifar10": "cifar-quick", "animals10": "animals"}  # of a folder: "photos"
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A run that is ready to be trained, and what to report of it."""
+    """A run that is ready to be trained, and the notes to report about it."""
 
     folder: RunFolder
     recipe: Recipe
     pack: Pack
     started: Started
-    notes: list[str]
     network: keras.Model | None = None  # with its initial weights; None for random ones
 
 
@@ -50,6 +53,7 @@ def train(
     weights: PathOrStr | Run | None = None,
     run: PathOrStr | None = None,
     resume: PathOrStr | Run | None = None,
+    log: Sequence[str] = (),
     allow_losses: bool = False,
     backend: str | None = None,
     device: str = "auto",
@@ -62,16 +66,18 @@ def train(
     status "interrupted", and `resume` continues it exactly.
 
     Args:
-        data: a folder of class folders, or "animals10", "cifar10" or "digits". With `resume` only where it was moved.
-        recipe: a recipe's name, a .toml or .json file, or a `Recipe`; by default the data's.
-        weights: initial weights: a run, or a source as of `from_pretrained`. The default recipe is then "finetune".
+        data: a folder of class folders, or "animals10", "cifar10" or "digits". Omit it with `resume`, unless moved.
+        recipe: a recipe's name, a .toml or .json file, or a `Recipe`; the default depends on the data.
+        weights: initial weights: a run, or a `source` of `from_pretrained`. The default recipe is then "finetune".
         run: folder of the run; by default runs/DATA-MODEL-TIME.
         resume: a run to continue with its own recipe; of its fields, only `epochs` may change.
+        log: of "tensorboard", "wandb", "mlflow" and "csv": where epochs, evaluation and plots are logged too. A
+            resumed run keeps its own.
         allow_losses: a class may lose most of its images to the audit.
         backend: "tensorflow", "jax" or "torch"; by default the one that runs, $KERAS_BACKEND, or the first installed.
         device: "auto", "cpu" or "gpu".
         progress: "auto" (a bar in a notebook or a terminal), None (only logged), or an object like `Progress`.
-        fields: of the recipe, to change: `model="resnet18"`, `epochs=20`, `image_size=64`, ...
+        fields: recipe fields to override: `model="resnet18"`, `epochs=20`, `image_size=64`, ...
 
     Raises:
         UsageError: an unknown name, a value out of range, arguments that exclude each other, a folder in the way.
@@ -83,21 +89,91 @@ def train(
     (('cat', 'dog'), 8)
     """
     report = make_progress(progress)
+    loggers.check_loggers(log)
     start_on: dict[str, Any] = {"backend": backend, "device": device, "report": report}
     if resume is not None:
-        if (recipe, weights, run) != (None, None, None):
+        if (recipe, weights, run) != (None, None, None) or log:
             raise UsageError(
-                "A resumed run keeps its own recipe, weights and folder: leave recipe, weights and run out. To train "
-                "otherwise from its weights: `resnetlab train DATA --weights RUN`."
+                "A resumed run keeps its own recipe, weights, folder and loggers: leave them out. To train "
+                "with another recipe from its weights: `resnetlab train DATA --weights RUN`."
             )
         job = _resume(_run_folder(resume), data, fields, **start_on)
     else:
-        job = _create(data, recipe, weights, fields, folder=run, allow_losses=allow_losses, **start_on)
-    _describe(job, report)
-    from resnetlab.training import trainer
-
-    trainer.train(job.pack, job.recipe, job.folder, progress=report, resume=resume is not None, network=job.network)
+        if run is not None:
+            RunFolder.require_empty(Path(run))
+        prepared = _prepare(data, recipe, weights, fields, allow_losses=allow_losses, **start_on)
+        job = _create(prepared, str(data), run, log, allow_losses=allow_losses)
+    report.info(f"run folder {job.folder.path}")
+    _train(job, report, resume=resume is not None)
     return Run(job.folder, backend=job.started.backend, device=device)
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What `train` would do with the same arguments.
+
+    Attributes:
+        recipe: every hyperparameter.
+        images: number of images of each subset.
+        steps_per_epoch: training steps; the last incomplete batch of an epoch is left out.
+        images_per_second: measured over some seconds of training.
+        seconds: expected duration of all epochs, without validation.
+    """
+
+    recipe: Recipe
+    images: dict[str, int]
+    steps_per_epoch: int
+    images_per_second: float
+    seconds: float
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"{self.recipe.epochs} epochs of {self.steps_per_epoch:,} steps: about {format_duration(self.seconds)} at "
+            f"{self.images_per_second:,.0f} images/s, without validation"
+        )
+
+
+def plan_training(
+    data: PathOrStr | None,
+    *,
+    recipe: PathOrStr | Recipe | None = None,
+    weights: PathOrStr | Run | None = None,
+    allow_losses: bool = False,
+    backend: str | None = None,
+    device: str = "auto",
+    progress: Progress | str | None = "auto",
+    seconds: float = 5.0,
+    **fields: Unpack[RecipeFields],
+) -> TrainingPlan:
+    """Prepare a training run, time some of its steps, and keep nothing.
+
+    Args:
+        seconds: for timing.
+        others: as in `train`.
+    """
+    report = make_progress(progress)
+    run = _prepare(
+        data, recipe, weights, fields, allow_losses=allow_losses, backend=backend, device=device, report=report
+    )
+    from resnetlab.comparison.timing import FitTimer
+    from resnetlab.models.from_recipe import build_network
+    from resnetlab.training.trainer import make_stream, make_trainer
+
+    stream = make_stream(run.recipe, run.pack)
+    network = run.network or build_network(run.recipe, len(run.pack.class_names))
+    timer = FitTimer(make_trainer(network, run.recipe, stream), run.started.device)
+    timer.call(stream.batches(0), 1)  # traces and compiles
+    one = timer.steps(partial(stream.batches, 0), 1).seconds
+    steps = max(1, min(stream.steps_per_epoch, int(seconds / one)))
+    step = timer.steps(partial(stream.batches, 0), steps).seconds / steps
+    return TrainingPlan(
+        recipe=run.recipe,
+        images={subset: len(run.pack.indices(subset)) for subset in ("train", "validation", "test")},
+        steps_per_epoch=stream.steps_per_epoch,
+        images_per_second=run.recipe.batch_size / step,
+        seconds=step * stream.steps_per_epoch * run.recipe.epochs,
+    )
 
 
 def load(run: PathOrStr, *, backend: str | None = None, device: str = "auto") -> Run:
@@ -136,16 +212,16 @@ def from_pretrained(
             Hugging Face hub, a network of keras.applications ("ResNet50"), or a run folder.
         run: folder of the run; by default one in the cache, which is reused.
         model: an architecture's name, where the shapes of the weights are ambiguous.
-        key: of a file with several sets of weights, the one to take; by default the live weights.
+        key: which weights to read from a file with several sets; by default those that are not averaged.
         class_names: one for each logit; by default the source's.
-        shortcut_padding: where zero-padded shortcuts have their zeros, "both" sides or the "end"; by default as usual
-            in the source's family.
+        shortcut_padding: where zero-padded shortcuts add their zero channels: on "both" sides or at the "end"; by
+            default the convention of the source's family.
         backend, device: as in `load`.
         settings: image_size, crop_pct, interpolation and preprocessing, where the source does not state them.
 
     Raises:
         UsageError: no such source; an unknown name; a folder that is not empty.
-        ResnetlabError: damaged; not the weights of any network here; it cannot be downloaded.
+        ResnetlabError: the source is damaged, cannot be downloaded, or has the weights of no known architecture.
 
     >>> rl.from_pretrained(run.path).class_names
     ('cat', 'dog')
@@ -188,14 +264,14 @@ def compare(
     Each configuration is measured in a process of its own.
 
     Args:
-        data, recipe, fields: as of `train`.
-        devices: of "cpu" and "gpu"; by default both, where there is a GPU.
-        backends: of "tensorflow", "jax" and "torch"; by default those that are installed.
+        data, recipe, fields: as in `train`.
+        devices: any of "cpu" and "gpu"; by default both if there is a GPU.
+        backends: any of "tensorflow", "jax" and "torch"; by default those that are installed.
         batch_sizes: by default a quarter of the recipe's, the recipe's and four times it (16 times on a GPU).
-        repeats: of each measurement.
+        repeats: number of repeats of each measurement.
         budget: seconds for each measurement.
         output: folder for the table, the chart and the JSON; by default runs/compare-TIME.
-        progress: as of `train`.
+        progress: as in `train`.
 
     Returns:
         The measurements, a table of them, and a summary in sentences.
@@ -228,18 +304,73 @@ def compare(
 
 
 @dataclass(frozen=True)
+class RunSummary:
+    """A run folder in a few words.
+
+    Attributes:
+        path: of the folder.
+        model, data, recipe: names.
+        status: "started", "interrupted", "finished", "diverged" or "imported".
+        epochs: number of finished epochs.
+        validation_top1: of the best epoch; None without validation images.
+        subset, top1: of the last evaluation: "test" or "validation", and the accuracy; None without one.
+        when: start of the run, in local time.
+    """
+
+    path: Path
+    model: str
+    data: str
+    recipe: str
+    status: str
+    epochs: int
+    validation_top1: float | None
+    subset: str | None
+    top1: float | None
+    when: str
+
+
+def list_runs(folder: PathOrStr = "runs") -> list[RunSummary]:
+    """The runs in a folder and below it, the newest first. A folder whose run.json cannot be read is left out."""
+    found = []
+    for file in sorted(Path(folder).glob("**/run.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            run = RunFolder.open(file.parent)
+            info, recipe, records = run.info(), run.recipe(), run.metrics()
+        except ResnetlabError:
+            continue
+        evaluated = run.read_json("evaluation.json") if (run.path / "evaluation.json").exists() else {}
+        best = records[info.best_epoch - 1] if 0 < info.best_epoch <= len(records) else {}
+        when = datetime.fromtimestamp((run.path / "recipe.json").stat().st_mtime)
+        found.append(
+            RunSummary(
+                path=run.path,
+                model=info.model,
+                data=info.source,
+                recipe=recipe.name,
+                status=info.status,
+                epochs=len(records),
+                validation_top1=best.get("val_top1"),
+                subset=evaluated.get("subset"),
+                top1=evaluated.get("top1"),
+                when=f"{when:%Y-%m-%d %H:%M}",
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
 class Variant:
     """An architecture and its size.
 
     Attributes:
-        name: for `build` and `train`.
-        paper: where it is from.
+        name: model name for `build` and `train`.
+        paper: paper or project that introduced it.
         parameters: as its paper or reference counts them.
         multiply_adds: of one forward pass at `image_size`.
-        image_size: side in pixels of the images that it is counted at.
+        image_size: image side in pixels that `multiply_adds` refers to.
         depth: number of layers with weights on the longest path.
-        num_classes: that it is counted with.
-        stages: of each end point its name, number of blocks, side and channels.
+        num_classes: number of classes that `parameters` refers to.
+        stages: name, number of blocks, side and channels of each end point.
     """
 
     name: str
@@ -253,7 +384,7 @@ class Variant:
 
 
 def variants(name: str | None = None) -> list[Variant]:
-    """The architectures that `build` and `train` know, or the one of that name. Imports no Keras.
+    """List all architectures, or only the one called `name`. Imports no Keras.
 
     >>> rl.variants("resnet50")[0].parameters
     25557032
@@ -288,13 +419,13 @@ def choose_recipe(
     report: Progress,
     fixed: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe that was asked for, or the data's own, with its changes.
+    """The requested recipe, or the default one for the data, with its changes applied.
 
     Args:
-        fixed: fields that initial weights determine; of these only the image size may be changed.
+        fixed: fields that the initial weights determine; `changes` override them, except for the model.
     """
     if recipe is None:
-        asked = RECIPES[DEFAULT_RECIPES.get(data, "animals")]
+        asked = RECIPES[DEFAULT_RECIPES.get(data, "photos")]
     else:
         asked = recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe))
     chosen = asked.changed(**(dict(fixed or {}) | dict(changes)))
@@ -302,34 +433,43 @@ def choose_recipe(
     if fixed is None:
         return chosen
     if chosen.model != fixed["model"]:
-        raise UsageError(f"Received the model {chosen.model!r}, expected {fixed['model']!r}: the weights are of it.")
+        raise UsageError(f"Received model {chosen.model!r}, expected {fixed['model']!r}, the model of the weights.")
     size = asked.image_size
     if chosen.image_size == fixed["image_size"] and size not in (chosen.image_size, BASE.image_size):
         report.warning(
-            f"Recipe {asked.name} has images of {size}; taken is {chosen.image_size}, as the weights had. "
-            f"Keep it with --set image_size={size}."
+            f"Recipe {asked.name} has image_size={size}, but image_size={chosen.image_size} of the weights is used. "
+            f"To train at {size}: --set image_size={size}."
         )
     return chosen
 
 
-def _create(
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything about a new run that is known before it has a folder."""
+
+    recipe: Recipe
+    source: Source
+    pack: Pack
+    started: Started
+    origin: RunFolder | None  # of the initial weights
+    network: keras.Model | None  # with its initial weights; None for random ones
+
+
+def _prepare(
     data: PathOrStr | None,
     recipe: PathOrStr | Recipe | None,
     weights: PathOrStr | Run | None,
     changes: Mapping[str, Any],
     *,
-    folder: PathOrStr | None,
     allow_losses: bool,
     backend: str | None,
     device: str,
     report: Progress,
-) -> _Job:
-    """A new run. Every error that can be found before training is raised before there is a folder."""
+) -> _Prepared:
+    """Every error that can be found before training is raised here."""
     if data is None:
         raise UsageError("Missing DATA: animals10, cifar10, digits, or a folder of class folders.")
     data = str(data)
-    if folder is not None:
-        RunFolder.require_vacant(Path(folder))
     origin = None if weights is None else _initial_weights(weights, backend=backend, device=device)
     if origin is None:
         chosen = choose_recipe(data, recipe, changes, report=report)
@@ -351,26 +491,38 @@ def _create(
         with_head = origin.info().class_names == pack.class_names
         trained = Run(origin, backend=started.backend, device=device).model
         network = transfer.build_from(trained, chosen, len(pack.class_names), with_head=with_head)
-        notes.insert(0, f"initial weights of {origin.path}, {'and its head' if with_head else 'under a new head'}")
+    initial = "from scratch"
+    if origin is not None:
+        initial = f"from the weights of {origin.path} ({'and its head' if with_head else 'under a new head'})"
+    _describe(report, chosen, source, pack, started, initial, notes)
+    return _Prepared(chosen, source, pack, started, origin, network)
+
+
+def _create(
+    prepared: _Prepared, data: str, folder: PathOrStr | None, log: Sequence[str], *, allow_losses: bool
+) -> _Job:
+    """The folder of a new run."""
+    recipe, pack, origin = prepared.recipe, prepared.pack, prepared.origin
     run = RunFolder.create(
-        Path(folder) if folder is not None else RunFolder.new_folder(source.name, chosen.model),
-        recipe=chosen,
+        Path(folder) if folder is not None else RunFolder.new_folder(prepared.source.name, recipe.model),
+        recipe=recipe,
         info=RunInfo(
-            model=chosen.model,
+            model=recipe.model,
             class_names=pack.class_names,
-            source=source.name,
+            source=prepared.source.name,
             data=_location(data),
             pack=pack.key,
             allow_losses=allow_losses,
+            log=tuple(log),
             weights=None if origin is None else str(origin.path.resolve()),
-            **asdict(started),
+            **asdict(prepared.started),
         ),
     )
     if origin is not None:
         run.write_ancestors(origin)
     run.write_split(split_rows(pack))
     run.write_json("audit.json", pack.audit)
-    return _Job(run, chosen, pack, started, notes, network)
+    return _Job(run, recipe, pack, prepared.started, prepared.network)
 
 
 def _resume(
@@ -383,27 +535,45 @@ def _resume(
     report: Progress,
 ) -> _Job:
     check_resumable(folder, changes)
-    _, pack = open_run_data(folder, None if data is None else str(data), progress=report)
+    source, pack = open_run_data(folder, None if data is None else str(data), progress=report)
     recipe = folder.recipe()
     started = start(backend or folder.info().backend, device, progress=report, precision=recipe.precision)
     changed, notes = extend(folder, recipe, pack, changes)
     moved = {} if data is None else {"data": _location(str(data))}  # its images are those of the run's split
     folder.update(**asdict(started), **moved)
-    return _Job(folder, changed, pack, started, notes)
+    _describe(report, changed, source, pack, started, f"resumed after {len(folder.metrics())} epochs", notes)
+    return _Job(folder, changed, pack, started)
+
+
+def _train(job: _Job, report: Progress, *, resume: bool) -> None:
+    from resnetlab.training import trainer
+
+    opened = loggers.open_loggers(job.folder)
+    report = loggers.LoggedProgress(report, opened) if opened else report
+    try:
+        trainer.train(job.pack, job.recipe, job.folder, progress=report, resume=resume, network=job.network)
+    finally:
+        for logger in opened:
+            logger.close()
 
 
 def _location(data: str) -> str:
     return str(Path(data).resolve()) if Path(data).is_dir() else data
 
 
-def _describe(job: _Job, report: Progress) -> None:
-    counts = ", ".join(f"{len(job.pack.indices(s)):,} {s}" for s in ("train", "validation", "test"))
-    info = job.folder.info()
-    report.info(f"{job.recipe.model} on {info.source}: {len(info.class_names)} classes, {counts} images")
-    started = job.started
-    report.info(f"on the {started.device.upper()} ({started.device_name}), {started.backend}, {job.recipe.precision}")
-    report.info(f"run folder {job.folder.path}")
-    for note in job.notes:
+def _describe(
+    report: Progress, recipe: Recipe, source: Source, pack: Pack, started: Started, initial: str, notes: Sequence[str]
+) -> None:
+    """What is trained, from which weights, on which images, and where: before anything is computed."""
+    report.info(
+        f"{recipe.model} {initial}, recipe {recipe.name}: {recipe.image_size}x{recipe.image_size}, "
+        f"batch {recipe.batch_size}, {recipe.epochs} epochs, {recipe.precision}"
+    )
+    counts = ", ".join(f"{len(pack.indices(s)):,} {s}" for s in ("train", "validation", "test"))
+    report.info(f"{source.name}: {len(pack.class_names)} classes, {counts} images")
+    report.info(describe_split(source, recipe))
+    report.info(f"on the {started.device.upper()} ({started.device_name}), {started.backend}")
+    for note in notes:
         report.info(note)
 
 
@@ -415,7 +585,7 @@ def _run_folder(run: PathOrStr | Run) -> RunFolder:
 
 
 def _initial_weights(weights: PathOrStr | Run, *, backend: str | None, device: str) -> RunFolder:
-    """The run folder of initial weights; they need no head."""
+    """The run folder of initial weights, imported if necessary; weights without a head are accepted."""
     if isinstance(weights, Run):
         return weights.folder
     path = Path(weights).expanduser()

@@ -190,10 +190,10 @@ def messy(make, tmp_path):
     return root
 
 
-def test_the_verdict(messy):
+def test_the_audit_report(messy):
     calls = []
-    verdict = audit(resolve(str(messy)), workers=3, progress=lambda done, total: calls.append((done, total)))
-    assert {record.name: record.problem for record in verdict.set_aside} == {
+    report = audit(resolve(str(messy)), workers=3, progress=lambda done, total: calls.append((done, total)))
+    assert {record.name: record.problem for record in report.set_aside} == {
         "cat/both.jpg": "two labels (cat, dog)",
         "cat/cut.jpg": "truncated",
         "cat/dangling.jpg": "unreadable (No such file or directory)",
@@ -202,10 +202,10 @@ def test_the_verdict(messy):
         "cat/text.jpg": "not an image",
         "dog/both.jpg": "two labels (cat, dog)",
     }
-    assert verdict.class_counts == {"cat": 6, "dog": 9}
-    assert verdict.duplicates == [["dog/0.jpg", "dog/copy.jpg"]]
-    assert verdict.conflicts == [["cat/both.jpg", "dog/both.jpg"]]
-    assert verdict.conversions == {
+    assert report.class_counts == {"cat": 6, "dog": 9}
+    assert report.duplicates == [["dog/0.jpg", "dog/copy.jpg"]]
+    assert report.conflicts == [["cat/both.jpg", "dog/both.jpg"]]
+    assert report.conversions == {
         "grey": 2,
         "CMYK": 1,
         "16-bit": 1,
@@ -216,10 +216,10 @@ def test_the_verdict(messy):
     }
     assert calls[-1] == (22, 22)
 
-    told = json.loads(json.dumps(verdict.to_json()))
+    told = json.loads(json.dumps(report.to_json()))
     assert (told["found"], told["usable"], len(told["set_aside"])) == (22, 15, 7)
     assert {"name": "cat/cut.jpg", "class": "cat", "problem": "truncated"} in told["set_aside"]
-    summary = verdict.summary()
+    summary = report.summary()
     for line in (
         "15 usable images of 22",
         "from 6 (cat) to 9 (dog)",
@@ -248,7 +248,7 @@ def test_images_that_show_nothing_are_listed_and_used(make, tmp_path):
     Image.new("RGB", (900, 700), "navy").save(root / "dog" / "blue.jpg")
     (root / "dog" / "small.jpg").write_bytes(make.jpeg(5, (9, 9)))  # at an eighth it is one or four pixels
     source = resolve(str(root))
-    verdict = audit(source)
+    report = audit(source)
     expected = {
         "cat/black.png": "nearly black",
         "cat/constant.png": "constant",
@@ -257,13 +257,13 @@ def test_images_that_show_nothing_are_listed_and_used(make, tmp_path):
         "cat/white.png": "nearly white",
         "dog/blue.jpg": "constant",
     }
-    assert {record.name: record.suspicious for record in verdict.suspicious} == expected
-    assert verdict.set_aside == ()
-    assert len(verdict.usable) == 13
+    assert {record.name: record.suspicious for record in report.suspicious} == expected
+    assert report.set_aside == ()
+    assert len(report.usable) == 13
     packed = pack(source, size=16, cache_dir=tmp_path / "cache", validation=0.1, test=0.1)
     assert {row["name"]: row["reason"] for row in packed.audit["suspicious"]} == expected
-    assert {"name": "dog/blue.jpg", "class": "dog", "reason": "constant"} in verdict.to_json()["suspicious"]
-    lines = verdict.summary().splitlines()
+    assert {"name": "dog/blue.jpg", "class": "dog", "reason": "constant"} in report.to_json()["suspicious"]
+    lines = report.summary().splitlines()
     at = lines.index("  suspicious  6 (used all the same)")
     assert "    few levels: 2" in lines[at:]
     assert "      cat/levels.png (16 of 256)" in lines[at:]
@@ -287,23 +287,23 @@ def test_a_copy_of_a_test_image_is_not_trained_on(make, tmp_path):
     for part, start in (("train", 0), ("val", 10), ("test", 20)):
         make.write_classes(tmp_path / part, {"cat": 2, "dog": 2}, start=start)
     (tmp_path / "train" / "cat" / "leak.jpg").write_bytes(make.jpeg(20))
-    verdict = audit(resolve(str(tmp_path)))
-    assert [(r.name, r.problem) for r in verdict.set_aside] == [
+    report = audit(resolve(str(tmp_path)))
+    assert [(r.name, r.problem) for r in report.set_aside] == [
         ("train/cat/leak.jpg", "copy of a test image (test/cat/20.jpg)")
     ]
 
 
 def test_arrays_are_audited_by_their_pixels():
-    verdict = audit(resolve("digits"))
-    assert len(verdict.records) == 1797
-    assert len(verdict.usable) == 1797
-    assert (verdict.records[0].width, verdict.records[0].height) == (8, 8)
-    assert len({record.sha256 for record in verdict.records}) == 1797
+    report = audit(resolve("digits"))
+    assert len(report.records) == 1797
+    assert len(report.usable) == 1797
+    assert (report.records[0].width, report.records[0].height) == (8, 8)
+    assert len({record.sha256 for record in report.records}) == 1797
 
 
 def test_the_animals_sample_is_sound(real_data):
-    verdict = audit(resolve("animals10", data_root=real_data))
-    assert set(verdict.class_counts.values()) == {24}
+    report = audit(resolve("animals10", data_root=real_data))
+    assert set(report.class_counts.values()) == {24}
 
 
 def test_lossless_webp_decodes_to_its_pixels(make):

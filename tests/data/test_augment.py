@@ -115,14 +115,14 @@ def augmented(augmentation: Augmentation, inputs: dict[str, np.ndarray]) -> np.n
 
 
 def test_without_draws_the_centre_is_cut_out(images: np.ndarray) -> None:
-    received = augmented(Augmentation(source_size=SOURCE, size=33), {"image": images})
+    received = augmented(Augmentation(source_size=SOURCE, size=33, flip=False), {"image": images})
     np.testing.assert_array_equal(received, images[:, 2:35, 2:35])
     assert received.dtype == np.float32
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_erasing_fills_boxes_with_the_mean_colour(images: np.ndarray, seed: int) -> None:
-    augmentation = Augmentation(source_size=SOURCE, size=SOURCE, erase=0.7)
+    augmentation = Augmentation(source_size=SOURCE, size=SOURCE, erase=0.7, flip=False)
     parameters, _ = sample_parameters(augmentation, 8, np.random.default_rng(seed))
     expected = images.astype(np.float32)
     for image, (top, left, height, width) in zip(expected, parameters["erase"].astype(int), strict=True):
@@ -131,7 +131,7 @@ def test_erasing_fills_boxes_with_the_mean_colour(images: np.ndarray, seed: int)
 
 
 def test_mixup_blends_an_image_with_its_partner(images: np.ndarray) -> None:
-    augmentation = Augmentation(source_size=SOURCE, size=SOURCE, mixup=0.5)
+    augmentation = Augmentation(source_size=SOURCE, size=SOURCE, mixup=0.5, flip=False)
     parameters, own = sample_parameters(augmentation, 8, np.random.default_rng(0))
     fraction = own[:, None, None, None]
     expected = fraction * images + (1 - fraction) * images[parameters["permutation"]]
@@ -139,7 +139,7 @@ def test_mixup_blends_an_image_with_its_partner(images: np.ndarray) -> None:
 
 
 def test_cutmix_pastes_as_much_as_the_labels_say(images: np.ndarray) -> None:
-    augmentation = Augmentation(source_size=SOURCE, size=SOURCE, cutmix=1.0)
+    augmentation = Augmentation(source_size=SOURCE, size=SOURCE, cutmix=1.0, flip=False)
     parameters, own = sample_parameters(augmentation, 8, np.random.default_rng(0))
     flat = np.broadcast_to(np.arange(8, dtype=np.uint8)[:, None, None, None], images.shape)  # each its own colour
     received = augmented(augmentation, {"image": flat, **parameters})

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnetlab.data.audit import audit
-from resnetlab.data.layout import decide
+from resnetlab.data.layout import detect_layout
 from resnetlab.data.pack import pack
 from resnetlab.data.sources import ANIMALS10, resolve
 from resnetlab.data.split_words import roles_among
@@ -159,7 +159,7 @@ REFUSED = {
 @pytest.mark.parametrize("layout", READ)
 def test_a_layout_is_read(layout: str, tmp_path: Path) -> None:
     files, expected = READ[layout]
-    found = decide(scan(grow(tmp_path, *files)))
+    found = detect_layout(scan(grow(tmp_path, *files)))
     assert {
         subset: [folder.name for folder in found.class_folders(subset) if folder.num_images] for subset in found.parts
     } == expected
@@ -179,7 +179,7 @@ def test_the_readme_counts_these_layouts() -> None:
 
 
 def test_what_is_left_out_is_named(tmp_path: Path) -> None:
-    found = decide(scan(grow(tmp_path, *parts("train", "test"), "pred/1.jpg", "pred/2.jpg")))
+    found = detect_layout(scan(grow(tmp_path, *parts("train", "test"), "pred/1.jpg", "pred/2.jpg")))
     assert any("left out" in note and "pred (2 images" in note for note in found.notes)
     assert any("the folders give the split" in note for note in found.notes)
 
@@ -237,7 +237,7 @@ names = st.sampled_from(
 def test_a_split_word_is_never_a_class_beside_another_one(tree: list[tuple[str, int, list[str]]]) -> None:
     root = folder("root", 0, tuple(folder(n, i, tuple(folder(x, 1) for x in inner)) for n, i, inner in tree))
     try:
-        found = decide(root)
+        found = detect_layout(root)
     except ResnetlabError:
         return
     for subset in found.parts:

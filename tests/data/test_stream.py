@@ -12,7 +12,7 @@ import pytest
 from resnetlab.data.augmentation import Augmentation
 from resnetlab.data.stream import Stream, balanced_weights
 
-PLAIN = Augmentation(source_size=8, size=8)
+PLAIN = Augmentation(source_size=8, size=8, flip=False)
 EVERYTHING = Augmentation(
     source_size=10,
     size=8,
@@ -54,7 +54,7 @@ def samples(of: Stream, steps: int) -> np.ndarray:
 
 
 def test_windows_are_those_of_each_images_aspect_ratio() -> None:
-    wide = Augmentation(source_size=100, size=8, crop="resized", crop_scale=0.9)
+    wide = Augmentation(source_size=100, size=8, crop="resized", crop_scale=0.9, flip=False)
     images = np.arange(2, dtype=np.uint8)[:, None, None, None] * np.ones((100, 100, 3), np.uint8)
     stream = Stream(
         images=images,

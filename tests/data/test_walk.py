@@ -75,7 +75,7 @@ def test_globs_pass_over_what_is_never_data(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_folder_without_images_names_what_is_in_it(tmp_path: Path) -> None:
     grow(tmp_path, "a.nef", "b.NEF", "c")
-    with pytest.raises(UsageError, match=r"received no image, only 2 \.nef, 1 no ending"):
+    with pytest.raises(UsageError, match=r"a folder without images, only 2 \.nef, 1 no ending"):
         expand([str(tmp_path)])
 
 

@@ -331,7 +331,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_any_work(
 def test_what_is_no_export_is_not_replaced(trained: Trained, tmp_path: Path) -> None:
     require("onnx")
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="is there and is no export"):
+    with pytest.raises(UsageError, match="exists and is not an export"):
         export(trained[0], "onnx", output=tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

@@ -230,7 +230,11 @@ def test_files_folders_and_globs_are_expanded(tmp_path: Path, monkeypatch: pytes
     assert names("**/*.webp") == ["a/b/3.webp"]
     assert names("a/*") == ["a/1.jpg", "a/2.PNG", "a/notes.txt"]  # not the folder a/b
     (tmp_path / "empty").mkdir()
-    for argument, told in (("*.bmp", "No file matches"), ("gone.jpg", "No file matches"), ("empty", "no image")):
+    for argument, told in (
+        ("*.bmp", "no such file"),
+        ("gone.jpg", "no such file"),
+        ("empty", "a folder without images"),
+    ):
         with pytest.raises(UsageError, match=told):
             collect_images([argument])
 

@@ -27,7 +27,7 @@ def weights_by_step(data: Pack, recipe: Recipe) -> tuple[list[list[np.ndarray]],
         inputs, targets, _ = stream.batch(step)
         trainer.train_on_batch(inputs, targets)
         live.append(network.get_weights())
-    with trainer.get_layer("averages").in_place():
+    with trainer.get_layer("averages").applied():
         averages = network.get_weights()
     return live, averages, network.get_weights()
 
@@ -79,7 +79,7 @@ def accuracies(data: Pack, ema: float, steps: int, seed: int) -> tuple[list[floa
     for step in range(steps - 5, steps):
         trainer.train_on_batch(*stream.batch(step)[:2])
         live.append(top1())
-        with trainer.get_layer("averages").in_place():
+        with trainer.get_layer("averages").applied():
             averaged.append(top1())
     keras.backend.clear_session()
     return live, averaged

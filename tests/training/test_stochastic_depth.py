@@ -60,7 +60,7 @@ def test_a_branch_is_dropped_for_the_samples_whose_mask_is_zero(digits: Pack) ->
     for kept, output in zip(inputs["keep"].T, outputs, strict=True):
         size = np.abs(keras.ops.convert_to_numpy(output)).max(axis=(1, 2, 3))
         np.testing.assert_array_equal(size > 0, kept > 0)
-    assert not any(layer.supplied for layer in layers)  # each mask is used once
+    assert not any(layer.supplied_masks for layer in layers)  # each mask is used once
 
 
 def test_masks_have_the_rates_of_the_blocks() -> None:

@@ -238,7 +238,7 @@ def test_a_network_without_shortcuts_has_the_same_weights_and_is_another_all_the
 @pytest.mark.parametrize("changes", [{"frozen_epochs": 1}, {"frozen_batch_norm": True}])
 def test_freezing_without_weights_is_told(tmp_path: Path, changes: dict[str, Any]) -> None:
     recipe = BASE.changed(**changes)
-    with pytest.raises(UsageError, match=f"{next(iter(changes))}=.* no weights to begin with"):
+    with pytest.raises(UsageError, match=f"{next(iter(changes))}=.* needs pretrained weights"):
         train(digits(), recipe, new_run(tmp_path / "run", recipe), progress=Quiet())
 
 

@@ -18,7 +18,7 @@ from resnetlab.run_folder import RunFolder
 from resnetlab.weights.convert import CIFAR10, import_checkpoint
 from resnetlab.weights.mapping import recognise
 from resnetlab.weights.readers import Checkpoint, read
-from resnetlab.weights.state_dicts import bare
+from resnetlab.weights.state_dicts import unwrap_state_dict
 from tests.models.randomised import randomised
 from tests.models.reference import as_torch, empty_weights
 from tests.workers import Workers
@@ -171,16 +171,16 @@ def test_of_two_networks_in_one_state_dict_the_live_one_is_taken_and_the_other_b
 
 
 def bare_checkpoint(arrays: dict[str, np.ndarray]) -> Checkpoint:
-    found = bare(arrays)
+    found = unwrap_state_dict(arrays)
     return Checkpoint("x.pth", found.arrays, foreign_head=found.foreign_head)
 
 
 def test_what_stands_beside_one_network_does_not_hide_it(tmp_path: Path) -> None:
     inside = {f"model.{name}": array for name, array in weights().items()}
     criterion = {"class_weights": np.ones(10, np.float32), "val_metric.sum": np.ones(1, np.float32)}
-    assert bare(inside | criterion).arrays.keys() == weights().keys()
+    assert unwrap_state_dict(inside | criterion).arrays.keys() == weights().keys()
     with pytest.raises(ResnetlabError, match=r"Nearest is 'resnet-tiny'.*: received extra\.bias, expected no such"):
-        recognise(bare(inside | {"extra.bias": np.ones(3, np.float32)}).arrays)
+        recognise(unwrap_state_dict(inside | {"extra.bias": np.ones(3, np.float32)}).arrays)
 
 
 def test_a_second_head_after_the_network_is_not_taken_for_its_own(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_folders_of_other_layouts_are_named(tmp_path: Path) -> None:
 def test_cifar_networks_with_projections_are_recognised_with_their_usual_normalisation() -> None:
     for name in ("resnet20-b", "resnet56-b", "cifar-resnet18"):
         arch = architecture(name)
-        assert recognise(bare(as_torch(empty_weights(arch, 10), arch)).arrays)[0].name == name
+        assert recognise(unwrap_state_dict(as_torch(empty_weights(arch, 10), arch)).arrays)[0].name == name
         mean, std = PREPROCESSING[arch.preprocessing]
         np.testing.assert_allclose(mean, np.multiply((0.4914, 0.4822, 0.4465), 255), atol=1e-2)
         np.testing.assert_allclose(std, np.multiply((0.2023, 0.1994, 0.2010), 255), atol=1e-2)

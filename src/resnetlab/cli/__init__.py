@@ -6,6 +6,8 @@ import codecs
 import io
 import os
 import sys
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -15,35 +17,69 @@ from resnetlab.errors import ResnetlabError
 app = typer.Typer(
     name="resnetlab",
     help="ResNets from scratch in Keras 3: train, evaluate, predict, and compare CPU with GPU.",
+    epilog="Start with: resnetlab train digits, or resnetlab train FOLDER with a folder of images for each class.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
+    rich_markup_mode=None,  # plain text: nothing is cut at 80 columns
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
-    training.train,
-    training.evaluate,
-    inference.predict,
-    inference.export,
-    overview.models,
-    overview.audit,
-    overview.doctor,
-    overview.compare,
-):
-    app.command()(command)
-app.command("import")(training.import_weights)
+COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
+    ("train", training.train, "Train a network on images, and evaluate it.", "train photos --model resnet34"),
+    ("evaluate", training.evaluate, "Evaluate a run on test images.", "evaluate runs/photos-resnet18-20260101-120000"),
+    ("predict", inference.predict, "Classify images.", "predict RUN holiday/*.jpg --csv predictions.csv"),
+    ("export", inference.export, "Write the network for another runtime.", "export RUN --format onnx --precision int8"),
+    (
+        "import",
+        training.import_weights,
+        "Make a run of weights trained elsewhere.",
+        "import resnet18.pth --run runs/r18",
+    ),
+    ("audit", overview.audit, "Check every image of a data set.", "audit photos"),
+    ("compare", overview.compare, "Measure CPU against GPU on your data.", "compare photos --batch-sizes 8,32,128"),
+    ("doctor", overview.doctor, "Check driver, CUDA, frameworks, processor.", "doctor --json"),
+    ("models", overview.models, "List the architectures.", "models resnet50"),
+    ("recipes", overview.recipes, "List the recipes and their keys.", "recipes photos"),
+    ("runs", overview.runs, "List the runs and their results.", "runs"),
+)
+for name, command, summary, example in COMMANDS:
+    app.command(name, short_help=summary, epilog=f"Example: resnetlab {example}")(command)
 app.command("port", hidden=True)(training.port)  # its name up to version 0.1
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import resnetlab
+
+        print(f"resnetlab {resnetlab.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """ResNets from scratch in Keras 3: train, evaluate, predict, and compare CPU with GPU."""
 
 
 ASCII = str.maketrans("─━│┃┌┐└┘├┤┬┴┼╭╮╰╯╶╴╸╺═║•·…–—−×±≤≥→←≈²°’‘“”█", "--||+++++++++++++----=|*..---x+<>><~2o''\"\"#")
 
 
 def _as_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Codec error handler: signs of tables as ASCII, and a name that the terminal cannot show by its codes."""
+    """Codec error handler: box-drawing characters become ASCII, other characters backslash escapes."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].translate(ASCII)
     return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+def _print_error(text: str) -> None:
+    from resnetlab.progress import terminal_width, wrap
+
+    width = terminal_width(sys.stderr)
+    print(wrap(text, width) if width else text, file=sys.stderr)
 
 
 def main() -> None:
@@ -57,7 +93,7 @@ def main() -> None:
     except ResnetlabError as error:
         if os.environ.get("RESNETLAB_VERBOSE"):
             raise
-        print(f"resnetlab: {error}", file=sys.stderr)
+        _print_error(f"resnetlab: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -67,5 +103,5 @@ def main() -> None:
     except OSError as error:  # a name that is too long, a folder that is not ours to read
         if os.environ.get("RESNETLAB_VERBOSE"):
             raise
-        print(f"resnetlab: {error}. See where with --verbose.", file=sys.stderr)
+        _print_error(f"resnetlab: {error}. See where with --verbose.")
         sys.exit(1)

@@ -19,20 +19,29 @@ def _be_verbose(verbose: bool) -> None:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
 
 
-Data = Annotated[str, typer.Argument(metavar="DATA", help="animals10, cifar10, digits, or a folder of class folders.")]
-OptionalData = Annotated[str | None, typer.Argument(metavar="DATA", help=Data.__metadata__[0].help)]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by `resnetlab train`.")]
-Model = Annotated[str | None, typer.Option(help="A name from `resnetlab models`.", show_default="recipe's")]
+DATA_HELP = "A folder with a folder of images for each class; or animals10, cifar10, digits."
+Data = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
+OptionalData = Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by `resnetlab train` or `import`.")]
+Model = Annotated[
+    str | None, typer.Option(metavar="NAME", help="An architecture of `resnetlab models`; default: the recipe's.")
+]
 Recipe = Annotated[
     str | None,
     typer.Option(
-        help="quick, animals, cifar, cifar-quick, finetune, imagenet, strikes-back-a3, or a .toml or .json file.",
-        show_default="the data's",
+        metavar="NAME|FILE",
+        help="A recipe of `resnetlab recipes`, or a .toml or .json file; default: photos for a folder, otherwise the "
+        "data set's own.",
     ),
 ]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe.")]
-Backend = Annotated[str | None, typer.Option(help="tensorflow, jax or torch.", show_default="the first installed")]
-Device = Annotated[str, typer.Option(help="auto, cpu or gpu.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe: see `resnetlab recipes base`."),
+]
+Backend = Annotated[
+    str | None, typer.Option(metavar="NAME", help="tensorflow, jax or torch; default: the first installed.")
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or gpu.")]
 AllowLosses = Annotated[
     bool, typer.Option("--allow-losses", help="Accept a class that loses most of its images (`resnetlab audit`).")
 ]
@@ -41,6 +50,35 @@ Verbose = Annotated[
     bool,
     typer.Option("--verbose", help="Show the backend's log, and tracebacks.", callback=_be_verbose, is_eager=True),
 ]
+
+# Of `train`.
+Epochs = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Passes over the images; may be raised with --resume.")
+]
+BatchSize = Annotated[int | None, typer.Option(metavar="N", min=1, help="Images of one training step.")]
+ImageSize = Annotated[int | None, typer.Option(metavar="N", help="Side of the images in pixels.")]
+LearningRate = Annotated[float | None, typer.Option(metavar="RATE", help="The peak learning rate.")]
+Precision = Annotated[
+    str | None, typer.Option(metavar="NAME", help="float32, bfloat16 or float16 (with loss scaling).")
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Of initial weights, split, order and augmentation.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN|SOURCE",
+        help="Fine-tune: initial weights of a run, or of a SOURCE of `resnetlab import`; default: random.",
+    ),
+]
+NewRun = Annotated[
+    Path | None, typer.Option("--run", metavar="FOLDER", help="Of the run; default: runs/DATA-MODEL-TIME.")
+]
+Resume = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="Resume an interrupted run, or a finished one with more --epochs.")
+]
+Log = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Log to tensorboard, wandb, mlflow or csv; may be repeated.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be trained and how long it takes, and stop.")]
 
 
 def terminal(*, as_json: bool, messages: bool = True) -> TerminalProgress:

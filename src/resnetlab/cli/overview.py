@@ -1,9 +1,10 @@
-"""`resnetlab models`, `audit`, `doctor` and `compare`."""
+"""`resnetlab models`, `recipes`, `runs`, `audit`, `doctor` and `compare`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,30 +62,97 @@ def _print_stages(variant: Variant) -> None:
     print(f"{'head':10} {'':6}  {variant.num_classes} logits")
 
 
-def audit(data: Data, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Decode every image of a data set: what can be used, what is set aside and why, what occurs twice."""
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show every key of this one; base has the defaults.")
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the recipes; with NAME, each of its keys with value, range, default and meaning."""
+    from resnetlab.progress import terminal_width, wrap
+    from resnetlab.recipes import BASE, RECIPES, describe_fields, recipe
+
+    width = terminal_width() or 80
+    if name is None:
+        if as_json:
+            print_json({key: value.model_dump(mode="json") for key, value in RECIPES.items()})
+            return
+        for key, value in ({"base": BASE} | RECIPES).items():
+            text = value.description or "the default of every key"
+            print(wrap(f"{key:16} {text}", width, indent=17))
+        return
+    chosen = BASE if name == BASE.name else recipe(name)
+    if as_json:
+        print_json(chosen.model_dump(mode="json"))
+        return
+    print(wrap(f"{chosen.name}: {chosen.description or 'the default of every key'}\n", width))
+    print("A key is changed by --set KEY=VALUE; * marks what differs from the default.\n")
+    for field in describe_fields(chosen):
+        changed = "" if field.value == field.default else f" (default {field.default})"
+        print(f"{'*' if changed else ' '} {field.name:17} {field.value}{changed}")
+        print(wrap(f"    {field.description}; {field.expected}", width, indent=4))
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look for run folders.")] = Path("runs"),
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the runs below a folder, the newest first: what was trained, for how long, and how good it is."""
+    from resnetlab import tasks
+    from resnetlab.progress import terminal_width, wrap
+
+    found = tasks.list_runs(folder)
+    if as_json:
+        print_json([asdict(each) | {"path": str(each.path)} for each in found])
+        return
+    if not found:
+        print(f"No runs below {folder}. Train one: resnetlab train DATA.")
+    for each in found:
+        results = [f"{each.epochs} epochs" if each.epochs else "no epochs"]
+        results += [f"validation {each.validation_top1:.1%}"] if each.validation_top1 is not None else []
+        results += [f"{each.subset} {each.top1:.1%}"] if each.top1 is not None else []
+        text = f"    {each.model} on {each.data}, recipe {each.recipe}: {', '.join(results)}"
+        print(f"{each.path}  {each.status}  {each.when}")
+        print(wrap(text, terminal_width() or 80))
+
+
+def audit(
+    data: Data,
+    recipe: Recipe = None,
+    settings: Settings = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Decode every image: what can be used, what is set aside and why, what occurs twice, how it is split."""
+    from resnetlab import tasks
     from resnetlab.data.audit import audit as examine
+    from resnetlab.data.loading import describe_split
     from resnetlab.data.sources import resolve
 
     progress = terminal(as_json=as_json)
-    found = examine(resolve(data), progress=lambda done, total: progress.count("decoding", done, total))
+    chosen = tasks.choose_recipe(data, recipe, fields(settings), report=progress)
+    source = resolve(data)
+    found = examine(source, progress=lambda done, total: progress.count("decoding", done, total))
     if as_json:
         print_json(found.to_json())
     else:
-        print(found.summary())
+        split = describe_split(source, chosen).replace("split: ", "split       ").replace("\n", "\n       ")
+        progress.info(f"{found.summary()}\n  {split}")
 
 
 def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
     """Check what training needs: driver, CUDA, cuDNN, frameworks, processor, memory. Exit code 0 if it can run."""
     from rich.console import Console
 
-    from resnetlab import doctor as physician
+    from resnetlab.doctor import examine, render
 
-    report = physician.examine()  # before anything is configured: it is about the user's settings, not ours
+    report = examine()  # before `configure`, so that it sees the user's settings and not ours
     if as_json:
         print_json(report.to_json())
     else:
-        Console().print(physician.render(report))
+        Console().print(render(report))
     sys.exit(report.exit_code)
 
 
@@ -93,15 +161,17 @@ def compare(
     model: Model = None,
     recipe: Recipe = None,
     settings: Settings = None,
-    devices: Annotated[str | None, typer.Option(help="cpu, gpu, or cpu,gpu.", show_default="all there are")] = None,
-    backends: Annotated[str | None, typer.Option(help="Of tensorflow,jax,torch.", show_default="all installed")] = None,
-    batch_sizes: Annotated[
-        str | None, typer.Option(help="Such as 8,32,128.", show_default="around the recipe's")
+    devices: Annotated[str | None, typer.Option(metavar="NAMES", help="cpu, gpu, or cpu,gpu; default: all.")] = None,
+    backends: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Of tensorflow,jax,torch; default: all installed.")
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Of each measurement.", min=1)] = 3,
-    budget: Annotated[float, typer.Option(help="Seconds for each measurement of a rate.", min=0.1)] = 2.0,
+    batch_sizes: Annotated[
+        str | None, typer.Option(metavar="SIZES", help="Such as 8,32,128; default: around the recipe's.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Of each measurement.", min=1)] = 3,
+    budget: Annotated[float, typer.Option(metavar="SECONDS", help="For each measurement.", min=0.1)] = 2.0,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the table, chart and JSON.", show_default="runs/compare-TIME")
+        Path | None, typer.Option(metavar="FOLDER", help="For table, chart and JSON; default: runs/compare-TIME.")
     ] = None,
     as_json: Json = False,
     verbose: Verbose = False,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +14,25 @@ import typer
 from resnetlab.cli.options import (
     AllowLosses,
     Backend,
+    BatchSize,
     Device,
+    DryRun,
+    Epochs,
+    ImageSize,
     Json,
+    LearningRate,
+    Log,
     Model,
+    NewRun,
     OptionalData,
+    Precision,
     Recipe,
+    Resume,
     RunFolder,
+    Seed,
     Settings,
     Verbose,
+    Weights,
     print_json,
     terminal,
 )
@@ -30,67 +43,69 @@ if TYPE_CHECKING:
     from resnetlab.run import Run
 
 
+CHOSEN = ", by which the best epoch was chosen: accuracy on new images is lower"
+
+
 def train(
     data: OptionalData = None,
     model: Model = None,
     recipe: Recipe = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    image_size: ImageSize = None,
+    learning_rate: LearningRate = None,
+    precision: Precision = None,
+    seed: Seed = None,
     settings: Settings = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN|SOURCE",
-            help="Initial weights: of a run, or of a SOURCE of `resnetlab import`; recipe `finetune`.",
-            show_default="random",
-        ),
-    ] = None,
-    run_folder: Annotated[
-        Path | None, typer.Option("--run", help="Where to put the run.", show_default="runs/DATA-MODEL-TIME")
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Resume an interrupted run, or a finished one with more --epochs."),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Short for --set epochs=; allowed with --resume.", min=1, show_default="recipe's")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of weights, order and augmentation.", show_default="recipe's")
-    ] = None,
+    weights: Weights = None,
+    run_folder: NewRun = None,
+    resume: Resume = None,
+    log: Log = None,
+    dry_run: DryRun = False,
     allow_losses: AllowLosses = False,
     backend: Backend = None,
     device: Device = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a residual network, evaluate it on the test images, and keep everything in a run folder."""
+    """Train a network on images, evaluate it on the test images, and keep everything in a run folder."""
     from resnetlab import tasks
 
     progress = terminal(as_json=as_json)
-    run = tasks.train(
-        data,
-        recipe=recipe,
-        weights=weights,
-        run=run_folder,
-        resume=resume,
-        allow_losses=allow_losses,
-        backend=backend,
-        device=device,
-        progress=progress,
-        **fields(settings, model=model, epochs=epochs, seed=seed),
-    )
+    flags: dict[str, Any] = {
+        "model": model,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "image_size": image_size,
+        "seed": seed,
+    }
+    flags |= {"learning_rate": learning_rate, "precision": precision}
+    options: dict[str, Any] = {"recipe": recipe, "weights": weights, "backend": backend, "device": device}
+    options |= {"allow_losses": allow_losses, "progress": progress} | fields(settings, **flags)
+    if dry_run:
+        plan = tasks.plan_training(data, **options)
+        if as_json:
+            print_json(asdict(plan) | {"recipe": plan.recipe.model_dump(mode="json")})
+        else:
+            progress.info(plan.summary)
+        return
+    run = tasks.train(data, run=run_folder, resume=resume, log=log or (), **options)
     if run.status == "interrupted":
+        progress.info(f"interrupted. Continue with: resnetlab train --resume {shlex.quote(str(run.path))}")
         sys.exit(130)
     if {"test", "validation"} & set(run.folder.split().values()):
         _evaluate(run, progress, as_json=as_json)
     else:
-        progress.info("No test or validation images: nothing is evaluated. Try `resnetlab evaluate RUN DATA`.")
-    progress.info(f"run folder {run.path}")
+        progress.info("No test or validation images, so nothing is evaluated: `resnetlab evaluate RUN DATA`.")
+    folder = shlex.quote(str(run.path))
+    progress.info(f"\nrun folder {run.path}\nnext: resnetlab predict {folder} IMAGES")
+    progress.info(f"      resnetlab export {folder} --format onnx")
 
 
 def evaluate(
     run_folder: RunFolder,
     data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="Other data of the same classes.", show_default="the run's own")
+        str | None, typer.Argument(metavar="DATA", help="Other data of the same classes; default: the run's own.")
     ] = None,
     allow_losses: AllowLosses = False,
     backend: Backend = None,
@@ -113,7 +128,8 @@ def _evaluate(
         named = {} if data is None else {"data": data}
         print_json({"run": str(run.path), **named, **found.to_json()})
     else:
-        progress.info((f"\n{found.subset} images\n" if found.subset else "") + found.summary())
+        heading = f"\n{found.subset} images{CHOSEN if found.subset == 'validation' else ''}\n" if found.subset else ""
+        progress.info(heading + found.summary())
 
 
 def import_weights(
@@ -126,10 +142,10 @@ def import_weights(
         ),
     ],
     run_folder: Annotated[
-        Path | None, typer.Option("--run", help="Where to put the run.", show_default="runs/SOURCE")
+        Path | None, typer.Option("--run", metavar="FOLDER", help="Of the run; default: runs/SOURCE.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A name from `resnetlab models`.", show_default="recognised")
+        str | None, typer.Option(metavar="NAME", help="An architecture of `resnetlab models`; default: recognised.")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -137,14 +153,14 @@ def import_weights(
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option(help="Of a file with several sets of weights, the one to take.", show_default="the live weights"),
+        typer.Option(metavar="NAME", help="Of a file with several sets of weights, the one to take."),
     ] = None,
     shortcut_padding: Annotated[
         str | None,
-        typer.Option(help="Where zero-padded shortcuts have their zeros: both sides, or end.", show_default="usual"),
+        typer.Option(metavar="NAME", help="Where zero-padded shortcuts add their channels: both (sides), or end."),
     ] = None,
     class_names: Annotated[
-        Path | None, typer.Option(help="A text file with a class name in each line.", show_default="the source's")
+        Path | None, typer.Option(metavar="FILE", help="A class name in each line; default: the source's.")
     ] = None,
     backend: Backend = None,
     device: Device = "auto",
@@ -200,7 +216,7 @@ def port(*arguments: Any, **options: Any) -> None:
 
 
 def fields(settings: list[str] | None, **options: Any) -> dict[str, Any]:
-    """The recipe's fields from --set, and from the options that stand for one."""
+    """Recipe fields from --set and from the options that are shorthands for a field."""
     from resnetlab.recipes import parse_settings
 
     changes = parse_settings(settings or [])

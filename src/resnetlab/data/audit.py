@@ -1,4 +1,4 @@
-"""What is in a data set: every file decoded once, in parallel; the unusable set aside, with the reason."""
+"""Audit of a data set: decode every file once, in parallel, and set unusable ones aside with the reason."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from resnetlab.errors import ResnetlabError
 
 Progress = Callable[[int, int], None]  # (done, total)
 
-BLACKS, WHITES = bytes(range(9)), bytes(range(247, 256))  # with this fraction of its values among these, an image is
-NEARLY = 0.99  # nearly black or white
+BLACKS, WHITES = bytes(range(9)), bytes(range(247, 256))  # value ranges of black and white
+NEARLY = 0.99  # an image with this fraction of its values in one of them is nearly black or white
 MIN_LEVELS = 20  # of one channel: with fewer, a range of values was probably lost
-DOUBT_SIZE = 256  # what JPEGs are decoded for to decide whether they are suspicious, whatever the size wanted
-MOST = 0.5  # a class that loses more than this fraction of its images stops the run unless confirmed
+DOUBT_SIZE = 256  # size at which JPEGs are decoded to check suspicion, whatever size is requested
+MAX_LOSS = 0.5  # a class that loses more than this fraction of its images stops the run unless confirmed
 CHUNK = 32  # files a task: few enough to share out evenly, enough for the hand-over between threads not to count
 
 # ------------------------------------------------------------------------------------------- files to records
@@ -33,7 +33,7 @@ CHUNK = 32  # files a task: few enough to share out evenly, enough for the hand-
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the audit found out about one image."""
+    """The audit's result for one image."""
 
     name: str
     label: int
@@ -77,9 +77,9 @@ def _fitted(image: Image.Image, size: int, interpolation: Interpolation, whole: 
 
 
 def suspicion(image: Image.Image) -> str | None:
-    """What makes an RGB image suspicious of having been decoded or saved wrongly; None where nothing does."""
-    # Some sixty pixels acquit nearly every image. Read one by one: an operation that releases the interpreter lock is
-    # slower where threads compete for it.
+    """The reason to suspect that an RGB image was decoded or saved incorrectly, or None."""
+    # About sixty pixels clear nearly every image. They are read one by one, as an operation that releases the
+    # interpreter lock is slower when threads compete for it.
     pixel: Any = image.load()
     columns = range(image.width // 16, image.width, image.width // 8 + 1)
     rows = range(image.height // 16, image.height, image.height // 8 + 1)
@@ -163,6 +163,7 @@ class Audit:
     class_names: tuple[str, ...]
     records: tuple[Record, ...]
     ignored: dict[str, int]  # files that are no images, by ending
+    ignored_files: list[str]  # their names
     notes: list[str]  # how its folders were understood
     losses: dict[str, str]  # of classes that lose most of their images: how many, and why
 
@@ -175,7 +176,7 @@ class Audit:
         settled = tuple(_settle_copies(records, source.class_names))
         usable = Counter(record.label for record in settled if record.problem is None)
         counts = {name: usable[label] for label, name in enumerate(source.class_names)}
-        facts = source_facts(source, counts)
+        facts = source_fields(source, counts)
         audit = cls(source.name, source.location, source.class_names, settled, **facts)
         for label, class_name in enumerate(source.class_names):
             if not usable[label]:
@@ -246,6 +247,7 @@ class Audit:
             "duplicates": self.duplicates,
             "conflicts": self.conflicts,
             "ignored": self.ignored,
+            "ignored_files": self.ignored_files,
             "notes": self.notes,
             "losses": self.losses,
             "median_size": list(self._median_size),
@@ -276,9 +278,11 @@ class Audit:
         if self.duplicates:
             copies = sum(map(len, self.duplicates)) - len(self.duplicates)
             lines.append(f"  duplicates  {copies:,} copies of {len(self.duplicates):,} images, same side of the split")
+            lines += _first(" = ".join(names) for names in self.duplicates)
         lines += [f"  folders     {note}" for note in self.notes]
         if self.ignored:
             lines.append(f"  ignored     {ignored_text(self.ignored)}")
+            lines += _first(self.ignored_files)
         lines += [
             f"  losses      {name}: {loss}: train stops without --allow-losses" for name, loss in self.losses.items()
         ]
@@ -296,10 +300,11 @@ def audit(source: Source, *, workers: int | None = None, progress: Progress | No
     return Audit.of(source, [record for record, _ in inspect_all(source, size=1, workers=workers, progress=progress)])
 
 
-def source_facts(source: Source, usable: Mapping[str, int]) -> dict[str, Any]:
-    """What of an audit the source alone gives, with the number of `usable` images of each class."""
+def source_fields(source: Source, usable: Mapping[str, int]) -> dict[str, Any]:
+    """The audit fields that depend only on the source and the number of `usable` images per class."""
     return {
         "ignored": dict(source.ignored_endings.most_common()),
+        "ignored_files": list(source.ignored_files),
         "notes": list(source.notes),
         "losses": _losses(source, usable),
     }
@@ -312,7 +317,7 @@ def _losses(source: Source, usable: Mapping[str, int]) -> dict[str, str]:
     for name in source.class_names:
         ignored = {e: n for e, n in source.ignored.get(name, {}).items() if e not in DOCUMENT_SUFFIXES}
         total = found[name] + sum(ignored.values())
-        if total - usable[name] > MOST * total:
+        if total - usable[name] > MAX_LOSS * total:
             aside = f"{found[name] - usable[name]:,} set aside" if found[name] > usable[name] else ""
             why = ", ".join(filter(None, [listed_endings(ignored) + " ignored" if ignored else "", aside]))
             losses[name] = f"{total - usable[name]:,} of {total:,} files cannot be used ({why})"
@@ -337,7 +342,7 @@ def ignored_text(ignored: Mapping[str, int]) -> str:
 def _settle_copies(records: Sequence[Record], class_names: tuple[str, ...]) -> Iterator[Record]:
     """The records, with a problem for copies under two labels, and for copies of what is held out.
 
-    Of an image in two parts of a given split, the test image stays, then the validation image.
+    If an image is in several subsets of a given split, its test copy is kept, else its validation copy.
     """
     copies = defaultdict(list)
     for record in records:
@@ -358,6 +363,12 @@ def _settle_copies(records: Sequence[Record], class_names: tuple[str, ...]) -> I
 
 def _kind(problem: str | None) -> str:
     return (problem or "").partition(" (")[0]
+
+
+def _first(names: Iterable[str], count: int = 5) -> list[str]:
+    """Lines of the first names, and how many more there are."""
+    lines = [f"      {name}" for name in names]
+    return lines[:count] + ([f"      and {len(lines) - count:,} more: see --json"] if len(lines) > count else [])
 
 
 def _listing(found: Iterable[tuple[str, str]]) -> list[str]:

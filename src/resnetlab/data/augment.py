@@ -1,8 +1,8 @@
-"""The device's half of augmentation: pure `keras.ops` that apply the parameters of `augmentation.py` to each image.
+"""Augmentation on the device: pure `keras.ops` that apply the parameters of `augmentation.py` to each image.
 
-Crop, padding, resizing and mirroring are one operation here: an image is resampled along its rows and along its
-columns by two small matrices that its window determines. That is exact bilinear interpolation (antialiased where it
-shrinks, as Pillow's), differs per image, compiles on every backend, and costs under 1 % of a ResNet-50's step.
+Crop, padding, resizing and mirroring are one operation here: each image is resampled along rows and columns by two
+small matrices that depend on its crop window. This is exact bilinear interpolation (antialiased when downscaling, as
+in Pillow), works per image, compiles on every backend, and takes less than 1 % of a ResNet-50 training step.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Augment(keras.layers.Layer):
 
 
 def resample(images: Tensor, window: Tensor, size: int) -> Tensor:
-    """Cut each image's window (batch, 4) out and resize it: (batch, h, w, 3) to (batch, size, size, 3)."""
+    """Crop each image to its window (batch, 4) and resize it: (batch, h, w, 3) to (batch, size, size, 3)."""
     _, height, width, channels = images.shape
     fill = backend.constant(FILL, "float32")
     x = ops.transpose(images - fill, (0, 2, 1, 3))
@@ -62,7 +62,7 @@ def resample(images: Tensor, window: Tensor, size: int) -> Tensor:
     columns = _interpolation(window[:, 1], window[:, 3], width, size)  # (batch, size, w)
     x = ops.matmul(columns, ops.reshape(x, (-1, width, height * channels)))  # (batch, size, h * 3), transposed
     x = ops.transpose(ops.reshape(x, (-1, size, height, channels)), (0, 2, 1, 3))
-    # The rows last, so that the result lies in memory in the order of its shape: PyTorch's convolutions go by that.
+    # Rows last, so that the result is contiguous in memory, which PyTorch's convolutions depend on for their layout.
     x = ops.matmul(rows, ops.reshape(x, (-1, height, size * channels)))  # (batch, size, size * 3)
     return ops.reshape(x, (-1, size, size, channels)) + fill
 
@@ -72,7 +72,7 @@ def _interpolation(start: Tensor, extent: Tensor, source: int, size: int) -> Ten
     step = extent / size
     points = start[:, None] + (ops.arange(size, dtype="float32") + 0.5) * step[:, None] - 0.5
     zero, one = backend.constant(0.0), backend.constant(1.0)
-    reach = ops.maximum(ops.abs(step), one)[:, None, None]  # a wider triangle where the window shrinks
+    reach = ops.maximum(ops.abs(step), one)[:, None, None]  # a wider triangle filter when downscaling
     distance = ops.abs(points[:, :, None] - ops.arange(source, dtype="float32"))
     weights = ops.maximum(zero, 1.0 - distance / reach)
     total = ops.sum(weights, axis=-1, keepdims=True)  # 0 for a point outside the image: it stays FILL
@@ -80,11 +80,11 @@ def _interpolation(start: Tensor, extent: Tensor, source: int, size: int) -> Ten
 
 
 def jitter(images: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast and saturation: blend with black, with the mean grey, with each pixel's grey."""
+    """Brightness, contrast and saturation: blend with black, with the mean grey level, with the greyscale image."""
     brightness, contrast, saturation = (ops.reshape(factors[:, i], (-1, 1, 1, 1)) for i in range(3))
     low, high = backend.constant(0.0), backend.constant(255.0)
     x = ops.clip(images * brightness, low, high)
-    # The mean of the grey is the grey of the mean. A blend is written as two passes over the image, and not as three.
+    # Greyscale is linear, so the mean is taken first. Each blend is written as two passes over the image, not three.
     mean = _grey(ops.mean(x, axis=(1, 2), keepdims=True))
     x = ops.clip(x * contrast + mean * (1.0 - contrast), low, high)
     return ops.clip(x * saturation + _grey(x) * (1.0 - saturation), low, high)

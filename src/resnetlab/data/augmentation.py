@@ -1,4 +1,4 @@
-"""The host's half of augmentation: what is to be done to each image of a batch, as small arrays of parameters.
+"""Augmentation on the host: sample the parameters for each image of a batch, as small arrays.
 
 Everything is a pure function of the generator it is given; `augment.py` applies them on the device.
 Boxes are (top, left, height, width) in pixels. A negative width mirrors the box.
@@ -6,9 +6,11 @@ Boxes are (top, left, height, width) in pixels. A negative width mirrors the box
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+
+from resnetlab.recipes import BASE, Recipe
 
 Parameters = dict[str, np.ndarray]
 Generator = np.random.Generator
@@ -36,26 +38,35 @@ OPERATIONS = (
     "translate-x",
     "translate-y",
 )
-LAYERS = 2  # operations of each image, each applied with this probability at a magnitude with this deviation, of 10
+LAYERS = 2  # operations per image; below: their probability, the std of their magnitude, and its maximum
 OPERATION_PROBABILITY, MAGNITUDE_STD, MAGNITUDE_MAX = 0.5, 0.5, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What a recipe asks for. `source_size` is the side of the packed images, `size` that of the network's."""
+    """The augmentation settings of a recipe; `Recipe` documents the fields and has the same defaults.
+
+    `source_size` is the side of the packed images, `size` that of the network's input.
+    """
 
     source_size: int
     size: int
-    crop: str = "none"  # "none": the centre; "pad": shifted by up to crop_padding; "resized": a random window
-    crop_padding: int = 0
-    crop_scale: float = 1.0
-    flip: bool = False
-    rand_augment: float = 0.0
-    color_jitter: float = 0.0
-    erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    crop: str = BASE.crop
+    crop_padding: int = BASE.crop_padding
+    crop_scale: float = BASE.crop_scale
+    flip: bool = BASE.flip
+    rand_augment: float = BASE.rand_augment
+    color_jitter: float = BASE.color_jitter
+    erase: float = BASE.erase
+    mixup: float = BASE.mixup
+    cutmix: float = BASE.cutmix
     drop_rates: tuple[float, ...] = ()  # of the residual branches that stochastic depth drops, from stem to head
+
+    @classmethod
+    def of(cls, recipe: Recipe, *, drop_rates: tuple[float, ...] = ()) -> Augmentation:
+        """The augmentation of a recipe."""
+        shared = {field.name: getattr(recipe, field.name) for field in fields(cls) if hasattr(recipe, field.name)}
+        return cls(source_size=recipe.pack_size, size=recipe.image_size, drop_rates=drop_rates, **shared)
 
     @property
     def mixes(self) -> bool:
@@ -133,9 +144,9 @@ def _window(augmentation: Augmentation, count: int, aspect: np.ndarray | None, r
 def _resized_crop(augmentation: Augmentation, count: int, aspect: np.ndarray, rng: Generator) -> np.ndarray:
     """Random resized crops as torchvision's `RandomResizedCrop.get_params` samples them: (count, 4) float32.
 
-    A crop is drawn in an image of its aspect ratio (count,) whose shorter side is that of the packed image, and then
-    stated in pixels of the packed image, to which the whole image was squeezed. Where no attempt fits, the fallback
-    is the largest centre crop with an aspect ratio in `CROP_RATIO`.
+    A crop is sampled in an image of the original aspect ratio (count,) whose shorter side is that of the packed image,
+    and then converted to pixels of the packed image, a square that the whole image was squeezed to. If no attempt fits,
+    the fallback is the largest centre crop with an aspect ratio in `CROP_RATIO`.
     """
     side = augmentation.source_size
     height, width = np.rint(side * np.maximum(1 / aspect, 1)), np.rint(side * np.maximum(aspect, 1))
@@ -158,8 +169,8 @@ def _first_fitting_box(
     """The first of `ATTEMPTS` boxes that fits each image, and whether one does: (count, 4) float32, (count,) bool.
 
     A box has a uniform fraction of the image's area, a log-uniform aspect ratio (width / height), whole pixels and a
-    uniform place. `most` is the longest side that a box may have. All attempts are drawn at once, so that the number
-    of random values does not depend on them.
+    uniform place. `most` is the longest side that a box may have. All attempts are sampled at once, so that the
+    number of random values does not depend on how many are needed.
     """
     shape = (len(height), ATTEMPTS)
     areas = rng.uniform(*area, shape) * (height * width)[:, None]
@@ -219,7 +230,7 @@ def _rand_augment(augmentation: Augmentation, count: int, rng: Generator) -> Par
 
 
 def _mix(augmentation: Augmentation, count: int, rng: Generator) -> Parameters:
-    """Mixup (Zhang 2017, arXiv:1710.09412) or CutMix (Yun 2019, arXiv:1905.04899), by one coin for the whole batch."""
+    """Mixup (Zhang 2017, arXiv:1710.09412) or CutMix (Yun 2019, arXiv:1905.04899), one of them for a whole batch."""
     fraction, paste = np.ones(count, np.float32), np.zeros((count, 4), np.float32)
     cuts = rng.random() < 0.5 if augmentation.mixup and augmentation.cutmix else augmentation.cutmix > 0
     if cuts:

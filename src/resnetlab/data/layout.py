@@ -1,6 +1,6 @@
 """What a tree of folders means: class folders, the parts of a split with class folders in each, or neither.
 
-`decide` looks at the tree alone and opens no image. In this order:
+`detect_layout` looks at the tree alone and opens no image. In this order:
 
 1. A folder with nothing but one folder of folders in it is entered ("archive/data/raw-img/...").
 2. Its folders with images are looked at for split words (see `split_words.roles_among`).
@@ -8,10 +8,10 @@
 3. All named as parts of a split: each is entered as in 1, and has the class folders. Without class folders, a test
    part is unlabelled and left out; a training or validation part is refused.
 4. Some so named and others not: "train" with images directly in it, beside such others, is a class (a vehicle);
-   everything else is refused, for a wrong guess would be a wrong result.
+   everything else is an error, as a wrong guess would give a wrong result.
 5. None so named: they are the classes, unless they look like parts of a split, a copy of the data, or images and masks.
 
-Whatever is entered, left out or taken for a part is in the notes; whatever is refused, with what to do.
+The notes list what is entered, left out or taken as a part of a split; errors state what to do.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from resnetlab.data.split_words import is_container, parse, roles_among, similar_names, understood
+from resnetlab.data.split_words import describe_words, is_container, parse, roles_among, similar_names
 from resnetlab.data.walk import Folder
 from resnetlab.errors import ResnetlabError, UsageError
 
 EXPECTED = "Expected a folder for each class, with its images in it"
 LABEL_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml", ".xlsx", ".xls", ".mat")
 ORDER = ("train", "validation", "test")
-REMAINDERS = ("additional", "all", "external", "extra", "gallery", "query", "unseen")  # beside "train", no vehicles
+REMAINDERS = ("additional", "all", "external", "extra", "gallery", "query", "unseen")  # "train" beside these: a split
 
 
 @dataclass
@@ -36,15 +36,15 @@ class Layout:
 
     parts: dict[str | None, Folder] = field(default_factory=dict)  # by subset; None: the data has no split of its own
     left_out: list[Folder] = field(default_factory=list)  # folders that are no data
-    beside: list[Folder] = field(default_factory=list)  # folders that were entered: files directly in them are ignored
+    entered: list[Folder] = field(default_factory=list)  # folders that were entered: files directly in them are ignored
     notes: list[str] = field(default_factory=list)  # for people
 
     def class_folders(self, subset: str | None) -> list[Folder]:
-        """Of one part, those without images too."""
+        """The class folders of one part, including those without images."""
         return [folder for folder in self.parts[subset].folders if folder not in self.left_out]
 
 
-def decide(root: Folder) -> Layout:
+def detect_layout(root: Folder) -> Layout:
     """The layout of a tree. Raises UsageError where folders are not understood, ResnetlabError without classes."""
     layout = Layout()
     here = _enter(root, layout, stop_at_parts=True)
@@ -73,9 +73,9 @@ def decide(root: Folder) -> Layout:
 
 
 def _enter(folder: Folder, layout: Layout, *, stop_at_parts: bool = False) -> Folder:
-    """The first folder on the way down that has more in it than one folder of folders."""
+    """The first folder, going down, that contains more than a single folder of folders."""
     while True:
-        layout.beside.append(folder)
+        layout.entered.append(folder)
         inner = [child for child in folder.folders if child.num_images]
         blank = [child for child in folder.folders if not child.num_images and not child.holds_documents_only()]
         if folder.images or len(inner) != 1 or blank:
@@ -99,7 +99,7 @@ def _has_folders(folder: Folder) -> bool:
 
 
 def _take_parts(layout: Layout, here: Folder, roles: dict[Folder, str]) -> None:
-    """Fill in the parts, all of whose folders are named as such."""
+    """Set `layout.parts` if all folders with images are named as parts of a split."""
     for role in ORDER:
         named = [folder for folder in roles if roles[folder] == role]
         if len(named) > 1:
@@ -112,7 +112,7 @@ def _take_parts(layout: Layout, here: Folder, roles: dict[Folder, str]) -> None:
             if _has_folders(entered):
                 layout.parts[role] = entered
             elif role == "test" and len(roles) > 1:
-                layout.beside = [place for place in layout.beside if not place.path.is_relative_to(folder.path)]
+                layout.entered = [place for place in layout.entered if not place.path.is_relative_to(folder.path)]
                 _leave_out(layout, folder, "without class folders, so unlabelled")
             else:
                 _refuse_flat(entered, layout)
@@ -153,18 +153,18 @@ def _refuse_mixture(here: Folder, roles: dict[Folder, str], others: Sequence[Fol
     raise UsageError(
         f"{here.path} is not understood: it has folders named as parts of a split ({_names(roles)}){rest}. If it is a "
         "split, name its folders train, val and test, with the same class folders in each, and move any others away. "
-        f"If {_names(roles)} should be classes, rename them. Words that are understood: {understood()}."
+        f"If {_names(roles)} should be classes, rename them. Words that are understood: {describe_words()}."
     )
 
 
 def _refuse_flat(folder: Folder, layout: Layout) -> NoReturn:
     """A part or a data set with images and no class folders: their classes are unknown."""
-    entered = dict.fromkeys([*layout.beside, folder])
+    entered = dict.fromkeys([*layout.entered, folder])
     labels = [name for place in entered for name in place.others if name.lower().endswith(LABEL_ENDINGS)]
-    beside = f" Labels in files ({', '.join(labels[:3])}) are not read." if labels else ""
+    hint = f" Labels in files ({', '.join(labels[:3])}) are not read." if labels else ""
     raise ResnetlabError(
         f"{len(folder.images):,} images lie in {folder.path} itself, in no class folder, so their classes are unknown."
-        f"{beside} {EXPECTED}: make class folders, or move these images away."
+        f"{hint} {EXPECTED}: make class folders, or move these images away."
     )
 
 
@@ -237,10 +237,10 @@ def _refuse_unknown_split(here: Folder, groups: Sequence[Folder]) -> None:
             common = sorted(set.intersection(*(inner[other] for other in alike)) or inner[folder])
             raise UsageError(
                 f"{here.path} looks like a split that is not understood: {_names(alike)} hold the same folders "
-                f"({_listed(common)}). If it is one, name its folders train, val and test (of the folds of a "
-                "cross-validation: one val, the others together train). If they are versions of one data set, give one "
-                "as DATA. If they are classes, move the images out of the folders in them. "
-                f"Words that are understood: {understood()}."
+                f"({_listed(common)}). If it is one, name its folders train, val and test (of "
+                "cross-validation folds one val, all others merged into train). If they are versions of one data set, "
+                "give one as DATA. If they are classes, move the images out of the folders in them. "
+                f"Words that are understood: {describe_words()}."
             )
 
 
@@ -275,7 +275,7 @@ def _leave_out_documents(layout: Layout, part: Folder) -> None:
 
 
 def _note_loose_images(layout: Layout) -> None:
-    for folder in layout.beside:
+    for folder in layout.entered:
         if folder.images:
             layout.notes.append(f"left out: {len(folder.images):,} images in {folder.path} itself, in no class folder")
 

@@ -51,8 +51,23 @@ def open_data(
     if unusable := len(pack.audit["set_aside"]):
         progress.info(f"{unusable} of {pack.audit['found']} images are set aside: {see}")
     if suspicious := len(pack.audit["suspicious"]):
-        progress.info(f"{suspicious} images show next to nothing, and are used: {see}")
+        progress.info(f"{suspicious} images are nearly blank, but are used: {see}")
     return source, pack
+
+
+def describe_split(source: Source, recipe: Recipe) -> str:
+    """Where the validation and the test images come from, and how to train on them too, in one or two lines."""
+    given = {sample.subset for sample in source.samples} - {None}
+    fractions = {"validation": recipe.validation, "test": recipe.test}
+    own = [f"the data's own {name} part" for name in fractions if name in given]
+    taken = [name for name, fraction in fractions.items() if fraction and name not in given]
+    none = [f"no {name} images" for name, fraction in fractions.items() if not fraction and name not in given]
+    parts = [*own, *none]
+    if taken:
+        amounts = " and ".join(f"{fractions[name]:.0%} for {name}" for name in taken)
+        parts.append(f"{amounts}, taken out of the {'training part' if given else 'images'}")
+    keep = " ".join(f"--set {name}=0" for name in taken)
+    return f"split: {'; '.join(parts)}" + (f"\n       (to train on these too: {keep})" if taken else "")
 
 
 def open_run_data(folder: RunFolder, data: str | None = None, *, progress: Progress) -> tuple[Source, Pack]:
@@ -103,15 +118,15 @@ def inherited_subsets(used: Mapping[str, str], pack: Pack) -> list[str | None]:
 
 
 def check_inheritance(origin: RunFolder, used: Mapping[str, str], recipe: Recipe, pack: Pack) -> list[str]:
-    """Notes on what initial weights, with the `used_images` of their run, mean for the split.
+    """Notes on how the initial weights, given the `used_images` of their run, affect the split.
 
     Raises:
-        ResnetlabError: they were trained on all images that would be tested on.
+        ResnetlabError: the weights were trained on all images that would be in the test set.
     """
     notes = []
     if origin.has_unknown_origin():
         notes.append(
-            "what the imported weights were trained on is not known: images held out here may have been among it"
+            "it is not known what the imported weights were trained on: it may include images that are held out here"
         )
     before = inherited_subsets(used, pack)
     if known := sum(subset is not None for subset in before):
@@ -124,8 +139,8 @@ def check_inheritance(origin: RunFolder, used: Mapping[str, str], recipe: Recipe
         )
     if recipe.test and known and not len(pack.indices("test")):
         raise ResnetlabError(
-            f"No image is left to test on: the weights of {origin.path} were trained on, or selected by, those that "
-            f"would be ({before.count('train'):,} of {len(before):,} images trained on). Add images, use other "
+            f"No image is left to test on: the weights of {origin.path} were trained on, or selected by, all "
+            f"candidates ({before.count('train'):,} of {len(before):,} images trained on). Add images, use other "
             "initial weights, or do without a test with --set test=0."
         )
     return notes
@@ -134,7 +149,7 @@ def check_inheritance(origin: RunFolder, used: Mapping[str, str], recipe: Recipe
 def select_unseen(folder: RunFolder, source: Source, pack: Pack) -> tuple[NDArray[np.int64], list[str]]:
     """Indices of the images of other data that neither the run nor its origins were trained on, and notes.
 
-    Of data with a test part of its own, only that part.
+    If the data has a test subset of its own, only that subset is used.
 
     Raises:
         ResnetlabError: none is left.
@@ -153,5 +168,5 @@ def select_unseen(folder: RunFolder, source: Source, pack: Pack) -> tuple[NDArra
     if chose := int((before[kept] == "validation").sum()):
         notes.append(f"{chose} of these {len(kept)} images are validation images: the best epoch was chosen by them")
     if folder.has_unknown_origin():
-        notes.append("what the imported weights were trained on is not known: these images may have been among it")
+        notes.append("it is not known what the imported weights were trained on: it may include these images")
     return kept, notes

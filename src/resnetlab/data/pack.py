@@ -1,9 +1,9 @@
 """A data set packed: decoded once at working resolution into one memory-mapped file of bytes, and reused.
 
-A pack is a folder with `images.npy` and `pack.json`. Its name has the key: a hash of the settings and of what
-the files are called, how long they are and when they were changed, so that reuse opens no image. It is built
-in a folder beside and renamed when whole: whoever finds a pack finds all of it, and of two builders the
-second takes the first's.
+A pack is a folder with `images.npy` and `pack.json`. Its name contains the key: a hash of the settings and of the
+names, sizes and modification times of the files, so that reuse opens no image. It is built in a temporary folder and
+renamed when complete, so that an existing pack is always complete; if two processes build the same pack, the second
+one uses the pack of the first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnetlab.atomic import atomic_folder
-from resnetlab.data.audit import Audit, Progress, Record, inspect_all, require_few_losses, source_facts
+from resnetlab.data.audit import Audit, Progress, Record, inspect_all, require_few_losses, source_fields
 from resnetlab.data.preprocess import MAX_PIXELS, Interpolation, Pixels
 from resnetlab.data.sources import Source
 from resnetlab.data.split import check_fractions, split
@@ -32,7 +32,7 @@ from resnetlab.environment import cache_folder
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.recipes import Recipe
 
-FORMAT = 2  # raised whenever the same files would give other bytes
+FORMAT = 2  # increased whenever the same files would give different bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +48,7 @@ class Pack:
     source_name: str
     key: str
     audit: dict[str, Any]  # Audit.to_json()
-    whole: NDArray[np.uint8] | None = (
-        None  # the same, of all of each image and not its centre square, squeezed to a square
-    )
+    whole: NDArray[np.uint8] | None = None  # the whole images, squeezed to squares, instead of their centre squares
     aspect: NDArray[np.float32] | None = None  # (n,) width / height of the images that were squeezed
 
     def indices(self, subset: str) -> NDArray[np.int64]:
@@ -117,7 +115,7 @@ def pack(
         source_name=source.name,
         key=key,
         # What is ignored is not in the key, and the source may have moved since.
-        audit=meta["audit"] | {"location": source.location} | source_facts(source, meta["audit"]["classes"]),
+        audit=meta["audit"] | {"location": source.location} | source_fields(source, meta["audit"]["classes"]),
     )
     _require_training_images(packed, source, inherited)
     return packed
@@ -169,7 +167,7 @@ def prepare_pack(
     allow_losses: bool = False,
     progress: Progress | None = None,
 ) -> Pack:
-    """`source` packed and split as a recipe and the `inherited` subsets have it (see `split`), in the cache."""
+    """Pack and split `source` in the cache, by a recipe and the `inherited` subsets (see `split`)."""
     return pack(
         source,
         size=recipe.pack_size,
@@ -186,7 +184,7 @@ def prepare_pack(
 
 
 def _key(source: Source, size: int, interpolation: Interpolation, whole: bool) -> str:
-    """A hash of the settings and of how the files look from outside; where there are none, of the pixels."""
+    """A hash of the settings and of the files' metadata, or of the pixels if the source is an array."""
     digest = hashlib.sha256()
     limit = os.environ.get("RESNETLAB_MAX_PIXELS") or str(MAX_PIXELS)
     heic = find_spec("pillow_heif") is not None  # without it, HEIC is set aside
@@ -237,7 +235,7 @@ def _build(
     progress: Progress | None,
 ) -> None:
     with atomic_folder(folder) as building:
-        # A large buffer: each write lets go of the interpreter, and then has to win it back from the decoders.
+        # A large buffer: each write releases the interpreter lock, and must then compete with the decoders for it.
         with open(building / "images.npy", "w+b", buffering=1 << 22) as file:
             records = inspect_all(
                 source,
@@ -270,10 +268,10 @@ def _build(
 def _write_images(
     file: BinaryIO, source: Source, shape: tuple[int, ...], inspected: Iterable[tuple[Record, Pixels | None]]
 ) -> Audit:
-    """Write the usable images as .npy, in order; not by a memory map, where a full disk is a crash.
+    """Write the usable images as .npy, in order; not through a memory map, which crashes when the disk is full.
 
-    How many there are, and which are copies not to be used, is known only after the last: those are then
-    closed up.
+    Their number, and which of them are unusable copies, is known only after the last one; the gaps are then
+    closed.
     """
     row_bytes = math.prod(shape)
     start = _write_header(file, (len(source.samples), *shape))

@@ -1,11 +1,11 @@
-"""From an image file to the bytes that a network takes: used for training and prediction, and copied into exports.
+"""From an image file to the network's input pixels: used for training and prediction, and copied into exports.
 
-Needs Pillow (11 or later) and NumPy, for HEIC also pillow-heif, and nothing else, so that the copy works on its own:
+Needs only Pillow (11 or later) and NumPy, and pillow-heif for HEIC, so that the copy works on its own:
 
     from preprocess import load_image
     image = load_image("photo.jpg", shorter_side=256, centre_crop=224)  # (224, 224, 3) uint8, RGB
 
-What is done to a file, in this order:
+Processing steps, in this order:
 
 - Of several frames the first is decoded (of HEIC the primary image). JPEGs are decoded at 1/2, 1/4 or 1/8 of their size
   where that still covers `shorter_side`. Colour profiles are ignored.
@@ -82,7 +82,7 @@ def load_image(
 
     Raises:
         ImageProblem: the file cannot be used; the message is the reason.
-        ValueError: a size or an interpolation that there is not.
+        ValueError: an invalid size or interpolation.
     """
     if not 1 <= centre_crop <= shorter_side:
         raise ValueError(f"Received centre_crop={centre_crop}, expected 1 to shorter_side={shorter_side}.")
@@ -125,8 +125,8 @@ def decode(file: bytes | str | Path, *, size: int | None = None) -> Decoded:
 def fit_square(image: Image.Image, size: int, interpolation: Interpolation = "bilinear") -> Pixels:
     """Resize the shorter side to `size` and crop the centre: (size, size, 3).
 
-    With antialiasing, as torchvision does, and tf.image.resize with antialias. Bilinear does not ring; bicubic is for
-    weights that were trained so. An image of that size already is left as it is, to the byte.
+    With antialiasing, as in torchvision and in tf.image.resize(antialias=True). Bilinear does not ring; bicubic is for
+    weights that were trained with it. An image that already has this size is returned unchanged.
     """
     if image.size != (size, size):
         width, height = image.size
@@ -215,7 +215,7 @@ def _to_8_bits(image: Image.Image, content: bytes, tiles: list[Any], done: list[
         parts[0] = 255 - parts[0]
     if has_alpha:
         parts.append(_scaled(samples[..., -1:], None, []))
-    elif (transparent := image.info.get("transparency")) is not None:  # one colour of a PNG is
+    elif (transparent := image.info.get("transparency")) is not None:  # a PNG with one transparent colour
         parts.append(np.any(colours != transparent, axis=-1, keepdims=True).astype(np.uint8) * 255)
         mode += "A"
     return Image.frombytes(mode, image.size, np.concatenate(parts, axis=-1).tobytes())
@@ -350,7 +350,7 @@ def _register_heif() -> None:
 
 
 def _diagnose(content: bytes, error: Exception) -> str:
-    """What is wrong with a file that does not decode: does it begin like an image, and end like one?"""
+    """The reason why a file cannot be decoded, judged by its first and last bytes."""
     if content.startswith(b"\xff\xd8\xff"):
         if found := re.search(rb"\xff[\xc0-\xc3]\0.([\x0c\x10])", content, re.DOTALL):  # the header of a frame
             return f"a JPEG that Pillow cannot read ({found[1][0]} bits a sample)"
@@ -404,7 +404,7 @@ def _describe_tiff(content: bytes) -> str:
 class _Silencer:
     """Turns off, while any thread decodes, Pillow's warnings and its own pixel limit, which are process-wide.
 
-    What they would warn of, the audit reports. Counted, because threads overlap: the first to enter saves the state,
+    The audit reports the same problems. Reference-counted, because threads overlap: the first to enter saves the state,
     the last to leave restores it.
     """
 

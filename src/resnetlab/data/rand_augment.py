@@ -1,7 +1,8 @@
 """RandAugment's operations on the device, as Pillow defines them on 8-bit images, with parameters of `augmentation.py`.
 
-An operation is a blend with a degenerate image, a table of 256 levels, or an affine map. Each image passes through one
-of each per layer, two of which change nothing: cost and memory do not grow with the number of operations.
+An operation is a blend with a degenerate image, a lookup table of 256 levels, or an affine transform. In each layer an
+image passes through one of each kind, at least two of which are identities: cost and memory do not grow with the number
+of operations.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from resnetlab.data.augmentation import LAYERS, OPERATIONS
 
 Tensor = Any
 
-FILL = (124.0, 116.0, 104.0)  # what lies outside an image and what is erased: the mean colour, as in He 2015
-# Pillow cuts fractions off. Backends round differently: what is an integer but for rounding must stay one on all.
+FILL = (124.0, 116.0, 104.0)  # colour outside the image and of erased boxes: the mean colour, as in He 2015
+# Pillow truncates. Backends round differently, so this is added before truncation to keep integers unchanged.
 ROUNDING = 1e-3
 
 

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetlab.data.layout import EXPECTED, Layout, decide, name_warnings
+from resnetlab.data.layout import EXPECTED, Layout, detect_layout, name_warnings
 from resnetlab.data.split_words import parse
 from resnetlab.data.walk import (
     IMAGE_SUFFIXES,
@@ -34,7 +34,7 @@ from resnetlab.data.walk import (
     scan,
     subfolders,
 )
-from resnetlab.errors import ResnetlabError, UsageError, first_informative_line, unknown
+from resnetlab.errors import ResnetlabError, UsageError, first_informative_line, unknown_name
 
 NAMES = ("animals10", "cifar10", "digits")
 
@@ -65,7 +65,7 @@ SEARCH_DEPTH = 4  # kagglehub unpacks to animals10/versions/2/raw-img
 class Sample:
     """One labelled image: a file, a member of a zip file, or a row of the source's array."""
 
-    name: str  # its place inside the source, "dog/1.jpg"
+    name: str  # its path inside the source, such as "dog/1.jpg"
     path: Path  # the file that holds its bytes; for a row of an array only a name
     label: int
     subset: str | None = None  # "train", "validation" or "test" where the source itself states it
@@ -83,6 +83,7 @@ class Source:
     images: NDArray[np.uint8] | None = None  # (n, height, width, 3), a row for each sample
     ignored: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # files that are no images by their ending,
     # or lie in no class folder: by class ("" for the latter), then by ending
+    ignored_files: tuple[str, ...] = ()  # their paths inside the source
     notes: tuple[str, ...] = ()  # how the folders were understood, and what was left out
 
     @property
@@ -119,14 +120,14 @@ def resolve(spec: str, *, data_root: Path | None = None) -> Source:
     """The source that `spec` names: a folder, or "animals10", "cifar10", "digits".
 
     A name is looked for below `data_root` (by default $RESNETLAB_DATA), then below ./data, then downloaded.
-    Raises UsageError where there is no such thing, ResnetlabError where what is there cannot be learned from.
+    Raises UsageError if it does not exist, ResnetlabError if it cannot be used for training.
     """
     path = Path(spec).expanduser()
     if path.is_dir():
         tree = scan(path)
         for name in ("animals10", "cifar10"):
             source = _find(path, name)
-            if source and tree.num_images <= source.num_files:  # it is all that there is
+            if source and tree.num_images <= source.num_files:  # the folder contains nothing else
                 return source
         return _from_folder(tree)
     if path.exists():
@@ -152,7 +153,7 @@ def resolve(spec: str, *, data_root: Path | None = None) -> Source:
 def _no_such_folder(path: Path) -> NoReturn:
     siblings = [str(folder) for folder in subfolders(path.parent)]
     hint = f"Expected a folder of class folders, or one of {', '.join(NAMES)}."
-    raise unknown("data set or folder", str(path), [*NAMES, *siblings], hint=hint)
+    raise unknown_name("data set or folder", str(path), [*NAMES, *siblings], hint=hint)
 
 
 def _find(root: Path, name: str) -> Source | None:
@@ -170,12 +171,12 @@ def _find(root: Path, name: str) -> Source | None:
 
 
 def _from_folder(tree: Folder, *, name: str = "", shown: Mapping[str, str] | None = None) -> Source:
-    """The source in a folder as `walk.scan` found it, with the layout that `layout.decide` finds.
+    """The source in a folder as `walk.scan` found it, with the layout that `layout.detect_layout` finds.
 
     `shown` maps a folder's name to the name of its class, where they differ. Folder names that are equal after Unicode
     normalisation (NFC) are one class.
     """
-    layout = decide(tree)
+    layout = detect_layout(tree)
     places: dict[tuple[str | None, str], list[Folder]] = defaultdict(list)
     for subset in layout.parts:
         for folder in layout.class_folders(subset):
@@ -191,17 +192,21 @@ def _from_folder(tree: Folder, *, name: str = "", shown: Mapping[str, str] | Non
         for path in folder.image_paths()
     ]
     ignored: dict[str, Counter[str]] = defaultdict(Counter)
+    files: list[Path] = []
     for (_, class_name), folders in places.items():
         for folder in folders:
             ignored[class_name] += folder.other_endings()
-    for folder in layout.beside:
+            files += [place.path / name for place in folder.walk() for name in place.others]
+    for folder in layout.entered:
         ignored[""].update(ending(file) for file in (*folder.images, *folder.others))
+        files += [folder.path / name for name in (*folder.images, *folder.others)]
     return Source(
         name or tree.path.resolve().name,
         str(tree.path),
         class_names,
         tuple(samples),
         ignored={class_name: dict(counts) for class_name, counts in ignored.items() if counts},
+        ignored_files=tuple(sorted(path.relative_to(tree.path).as_posix() for path in files)),
         notes=(*layout.notes, *_merged(places), *name_warnings(class_names), *_unfollowed(tree)),
     )
 
@@ -373,7 +378,7 @@ def _cifar10_batches(location: Path, batches: dict[str, bytes]) -> Source:
 class _ArrayUnpickler(pickle.Unpickler):
     """Loads NumPy arrays and Python's own plain types; a pickle that names anything else is refused.
 
-    For a pickle is a program, and this one comes from a download.
+    Unpickling can execute code, and this file is a download.
     """
 
     ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {

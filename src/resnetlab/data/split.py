@@ -1,14 +1,13 @@
-"""Train, validation and test: stratified, and decided by content.
+"""Split into train, validation and test: stratified by class, and determined by the content of each image.
 
 Each distinct image has a number u in [0, 1) made of the seed and its SHA-256 alone. It is a test image where
 u < test, a validation image where test <= u < test + validation, and otherwise for training. So copies of one
-image are always on the same side, and added files move none of the old ones. The price is that a fraction of a
-class is met on average, not exactly: with 1,000 images, 20 % is 20 ± 1.3 %.
+image are always in the same subset, and adding files does not move existing ones. In return, the fraction of a class
+is exact only in expectation: with 1,000 images, 20 % is 20 ± 1.3 %.
 
-In a small class that could go badly wrong (24 images: 20 ± 8 %), so a count that strays more than a third
-from what was asked, or is zero, is put right, by exchanging with training the images whose u lies nearest to
-the boundary. Exact fractions and images that never move exclude each other; this way only such classes ever see
-an image move.
+In a small class the deviation is large (24 images: 20 ± 8 %), so a count that is zero or deviates by more than a
+third from the requested one is corrected, by moving the images whose u is nearest to the boundary to or from training.
+Only in such classes can adding files move an existing image to another subset.
 
 A run that begins with the weights of another inherits that run's split (see `split`'s `inherited`): what the
 weights were trained on, or selected by, is never tested on.
@@ -25,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnetlab.errors import UsageError
-from resnetlab.run_folder import DIGITS, STRONGEST
+from resnetlab.run_folder import DIGITS, SUBSET_PRIORITY
 
 TOLERANCE = 1 / 3
 UNUSED = "unused"  # the subset of an image that the data has held out and an ancestor was trained on
@@ -55,11 +54,11 @@ def split(
             before this one was trained on (or, for a test image, selected its best epoch by), is UNUSED.
 
     Guarantees, for each class and counted in distinct images:
-        - a fraction asked for gets at least one image, and so does training; where there are too few images for
-          that, training goes first, then test;
+        - each requested subset gets at least one image, and so does training; if there are too few images, training
+          has priority, then test;
         - otherwise it is off by at most a third of itself (or of training's fraction, if that is smaller), or by
           what rounding to a whole image takes;
-        - an image's subset depends on the seed and its content alone, except for what is moved to that end.
+        - an image's subset depends only on the seed and its content, unless it is moved to meet these guarantees.
     """
     check_fractions(validation=validation, test=test)
     inherited = inherited or {}
@@ -75,15 +74,15 @@ def split(
     for images in classes.values():
         carved.update(_carve(images, fractions))
 
-    def settle(content: str, subset: str | None) -> str:
+    def final_subset(content: str, subset: str | None) -> str:
         before = inherited.get(content[:DIGITS])
         if subset in (None, "train"):
             if before is None:
                 return carved[content]
             return before if before in fractions else "train"
-        return UNUSED if before is not None and STRONGEST[before] < STRONGEST[subset] else subset
+        return UNUSED if before is not None and SUBSET_PRIORITY[before] < SUBSET_PRIORITY[subset] else subset
 
-    return np.array([settle(*sample) for sample in zip(hashes, subsets, strict=True)], dtype="U10")
+    return np.array([final_subset(*sample) for sample in zip(hashes, subsets, strict=True)], dtype="U10")
 
 
 def check_fractions(*, validation: float, test: float) -> None:
@@ -113,7 +112,7 @@ def _carve(images: dict[str, float], fractions: dict[str, float]) -> dict[str, s
         stop = sum(images[content] < edge for content in rest)
         sides[name], rest = rest[:stop], rest[stop:]
 
-    # What is too much goes to training; too little is filled from there, nearest to the boundary first.
+    # A surplus goes to training; a deficit is filled from training, nearest to the boundary first.
     counts = _counts({name: len(side) for name, side in sides.items()}, len(ordered), fractions)
     train = [content for name, side in sides.items() for content in side[counts[name] :]] + rest
     carved: dict[str, str] = {}
@@ -125,13 +124,13 @@ def _carve(images: dict[str, float], fractions: dict[str, float]) -> dict[str, s
 
 
 def _counts(drawn: dict[str, int], n: int, fractions: dict[str, float]) -> dict[str, int]:
-    """How many of n images each fraction gets: what was drawn, where that is within tolerance."""
+    """The number of the n images in each subset: the drawn count, clipped to the tolerance."""
     counts = {}
-    room = n - 1  # training keeps one
+    available = n - 1  # training keeps one
     for later, (name, fraction) in zip(reversed(range(len(fractions))), fractions.items(), strict=True):
         slack = TOLERANCE * n * min(fraction, 1 - sum(fractions.values()))
         least, most = max(1, ceil(n * fraction - slack)), max(1, floor(n * fraction + slack))
-        most = min(max(least, most), max(1, room - later), room)
+        most = min(max(least, most), max(1, available - later), available)
         counts[name] = min(max(drawn[name], least), most)
-        room -= counts[name]
+        available -= counts[name]
     return counts

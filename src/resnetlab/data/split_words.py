@@ -1,4 +1,4 @@
-"""The words that people name the parts of a split with, and what of them is found in a folder's name."""
+"""Recognise the subset (train, validation, test, unlabelled) that a folder's name refers to."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Parsed:
 
 
 def parse(name: str) -> Parsed:
-    """The split words in a folder's name: of any case, and separated by case, digits or any sign."""
+    """Find the split words in a folder's name, in any case, delimited by case changes, digits or punctuation."""
     text = unicodedata.normalize("NFKC", name)
     text = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])", " ", text).casefold()
     text = re.sub(r"\b(hold|held|no)[\W_]+(out|labels?)\b", r"\1\2", text.replace("_", " "))
@@ -89,21 +89,21 @@ def roles_among(names: Mapping[Key, str]) -> dict[Key, str]:
     if len(with_role) == len(parsed) and len({found.role for found in with_role.values()}) > 1:
         return {key: found.role or "" for key, found in with_role.items()}
 
-    def counts(found: Parsed) -> bool:
+    def is_split_name(found: Parsed) -> bool:
         if found.is_abbreviation:
             return False
         shared = (other for other in with_role.values() if other.role != found.role and other.rest == found.rest)
         return not found.rest or any(shared)
 
-    return {key: found.role or "" for key, found in with_role.items() if counts(found)}
+    return {key: found.role or "" for key, found in with_role.items() if is_split_name(found)}
 
 
 def _is_valid(found: Parsed) -> bool:
     return found.role == "validation" and not found.rest
 
 
-def understood() -> str:
-    """The words, for messages."""
+def describe_words() -> str:
+    """The recognised split words, for error messages."""
     return "; ".join(f"{', '.join(words[:4])} ({role})" for role, words in WORDS.items())
 
 

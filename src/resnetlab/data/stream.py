@@ -1,8 +1,8 @@
 """Training batches as a pure function of (seed, step).
 
 Samples come in an endless chain of permutations, one per pass over the data. A batch may span two of them, so that all
-batches have the same shape and no sample is ever dropped. A resumed run asks for the next step and gets what it would
-have got.
+batches have the same shape and no sample is ever dropped. A resumed run continues with the
+same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Stream:
         images: (n, source, source, 3) uint8, memory-mapped or not.
         labels: (n,) class numbers.
         indices: the samples to draw from.
-        batch_size, num_classes, seed: as named.
-        augmentation: what is drawn for each image.
+        batch_size, num_classes, seed: size of a batch, number of classes, random seed.
+        augmentation: settings that the augmentation parameters are sampled from.
         label_smoothing: fraction of a target that is spread over all classes.
         aspect: (n,) width / height of the images before they were squeezed to squares; None where they were not.
         class_weights: (num_classes,) weights of the samples of each class, or None.
@@ -66,14 +66,14 @@ class Stream:
         targets[rows, labels] = own
         if "permutation" in parameters:
             targets[rows, labels[parameters["permutation"]]] += 1 - own
-        # A mixed image weighs as its classes do, in their fractions.
+        # The weight of a mixed image is the average of its class weights, by their fractions.
         weights = None if self.class_weights is None else targets @ self.class_weights
         if self.label_smoothing:
             targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
         return {"image": self.images[chosen], **parameters}, targets, weights
 
     def batches(self, start: int, *, ahead: int = 4) -> Iterator[Any]:
-        """Batches from step `start` on, for `keras.Model.fit`; a thread prepares them, up to `ahead` of the device."""
+        """Batches from step `start` on, for `keras.Model.fit`; a thread prepares up to `ahead` of them in advance."""
         ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
         closed = threading.Event()
 
@@ -84,7 +84,7 @@ class Stream:
                     inputs, targets, weights = self.batch(step)
                     _put((inputs, targets) if weights is None else (inputs, targets, weights))
                     step += 1
-            except Exception as error:  # raised where the batch is waited for
+            except Exception as error:  # re-raised in the consumer
                 _put(error)
 
         def _put(item: Any) -> None:

@@ -1,11 +1,11 @@
-"""The one walk over folders: what train, audit, evaluate and predict see in a folder that they are given.
+"""The folder scan shared by train, audit, evaluate and predict.
 
-- Hidden files and folders (".name"), and what systems leave behind (see CLUTTER), are never data.
-- A linked folder is followed once; links to a folder that is read anyway, and loops, are not followed. Links to
+- Hidden files and folders (".name"), and files that operating systems create (see CLUTTER), are never data.
+- A linked folder is read once; links to folders that are already read, and cycles, are not followed. Links to
   files are files.
-- Run folders, left there by training inside the data's folder, are not data.
-- A file is an image by its ending (IMAGE_SUFFIXES); what is inside is for the audit to find out.
-- The order is that of the names, whatever the file system gives.
+- Run folders, created by training inside the data folder, are not data.
+- A file is an image if it has a suffix of IMAGE_SUFFIXES; its content is checked by the audit.
+- Entries are sorted by name, independently of the file system.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Folder:
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a file or folder of this name is what a system left there, and never data."""
+    """Whether a file or folder of this name is created by an operating system, and never data."""
     return name.startswith("._") or name.casefold() in CLUTTER
 
 
@@ -142,7 +142,7 @@ class _Node:
 
 
 class _Scan:
-    """The walk: first what is reached without links, then the links, so that a link never takes a folder's place."""
+    """The scan: first folders that are reached without links, then links, so that a real path takes precedence."""
 
     def __init__(self, root: Path) -> None:
         self.top = _Node(root, os.path.realpath(root))

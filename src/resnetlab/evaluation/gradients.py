@@ -1,4 +1,4 @@
-"""What of the loss's gradient arrives at each layer: the measurement behind "shortcuts let gradients through"."""
+"""Norms of the loss's gradient at each layer, to measure how shortcuts affect the gradient flow."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 
 class GradientRecorder(keras.optimizers.SGD):
-    """Keras's SGD, which also keeps the gradients of its last step; with a rate of 0 it only looks.
+    """Keras's SGD that also keeps the gradients of its last step; with a learning rate of 0 it only records.
 
-    The same on every backend, as an optimizer is where Keras hands the gradients over.
+    Works on every backend, as Keras passes the gradients to the optimizer on all of them.
     """
 
     def build(self, variables: Sequence[keras.Variable]) -> None:

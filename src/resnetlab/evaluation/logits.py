@@ -1,4 +1,4 @@
-"""Logits of many images: every one counted once, in batches of one shape."""
+"""Logits of many images, computed in batches of a fixed shape."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def predict_logits(
 ) -> np.ndarray:
     """Logits (len(indices), num_classes) float32 of `images[indices]`, cropped to their middle (size, size).
 
-    The last batch is filled up, so that the network is compiled for one shape, and what filled it is dropped.
+    The last batch is padded, so that the network is compiled for one shape, and the padded rows are dropped.
     """
     batch_size = min(batch_size, len(indices))
     rows = []

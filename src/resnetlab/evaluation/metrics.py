@@ -1,15 +1,15 @@
-"""How good a classifier is, from its logits: NumPy alone, so that any backend, or a file, can be evaluated.
+"""Metrics of a classifier from its logits. Uses only NumPy, so that logits of any backend or file can be evaluated.
 
     evaluation = evaluate_logits(logits, labels, class_names)
     print(evaluation.summary())
 
 Conventions, where textbooks differ:
     - **Ties.** Of equal logits the class with the lower index ranks first, as in `argmax`. So top-1, the confusion
-      matrix and the predictions agree, and a network with equal logits for all classes gets no top-5 for free.
-    - **Nothing to divide by.** Precision of a class that was never predicted, and recall of a class without samples,
-      are None: not known, rather than bad. F1 is 2 TP / (2 TP + FP + FN), and None only where that is 0 / 0.
+      matrix and the predictions agree, and a network with equal logits for all classes does not score in top-5.
+    - **Zero division.** Precision of a class that was never predicted, and recall of a class without samples, are
+      None (undefined), not 0. F1 is 2 TP / (2 TP + FP + FN), and None only where that is 0 / 0.
     - **Macro averages** are over the classes that have samples; there, a precision of None counts as 0, because the
-      class was there to be found. Macro recall is also called balanced accuracy.
+      class has samples that were missed. Macro recall is also called balanced accuracy.
 """
 
 from __future__ import annotations
@@ -169,10 +169,10 @@ class Evaluation:
         return evaluation
 
     def summary(self) -> str:
-        """Several lines of plain text for a person: headline, table of classes, what is mistaken for what."""
+        """Plain text: headline metrics, a table of classes, and the most frequent confusions."""
         excess = self.mean_confidence - self.top1
         if self.calibration_error < 0.01 or abs(excess) < self.calibration_error / 2:
-            calibration = ""  # right on average, so neither word would be true
+            calibration = ""  # correct on average, so neither word applies
         else:
             calibration = " (over-confident)" if excess > 0 else " (under-confident)"
         headline = [f"Top-1 {_with_interval(self.top1, self.top1_interval)} on {self.n:,} images"]
@@ -225,7 +225,7 @@ def evaluate_logits(
         logits: (n, k) real numbers, k >= 2.
         labels: (n,) integers, each the index of a class.
         class_names: k names.
-        subset: of a run's own images, which ones these are.
+        subset: "test" or "validation" for a run's own images.
 
     Raises ResnetlabError for no samples, for shapes that disagree, for logits that are not finite and for labels
     that are no class.
@@ -336,7 +336,7 @@ def _checked(
         raise ResnetlabError("There are no samples to evaluate. Expected at least one.")
     if k < 2:
         raise ResnetlabError("There are logits for 1 class; expected one column for each of at least 2 classes.")
-    # Besides NaN and infinity this takes out what no float32 network can produce and float64 would overflow on.
+    # Besides NaN and infinity, this rejects values beyond the float32 range, on which float64 would overflow.
     bad = n - int(np.sum(np.all(np.abs(logits) <= np.finfo(np.float32).max, axis=1)))
     if bad:
         raise ResnetlabError(

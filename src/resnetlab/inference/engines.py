@@ -1,4 +1,4 @@
-"""Engines: what turns images into probabilities, behind one interface. Each imports its library when it is opened.
+"""Inference engines: map images to probabilities, behind one interface. Each imports its library when it is opened.
 
 So prediction with ONNX Runtime or OpenVINO never loads Keras. The engine of an export reads its folder: `export.py`.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Engine = Callable[[np.ndarray], np.ndarray]  # (n, size, size, 3) uint8 to (n, classes) float32, for any n from 1
 
 EXPORT_FILE = "export.json"
-PACKAGES = {  # what an engine and the export of its format import, and the extra that installs it
+PACKAGES = {  # packages that an export format and its engine import, and the extra that installs them
     "onnx": (("onnx", "onnxruntime"), "onnx"),
     "openvino": (("onnx", "onnxruntime", "openvino"), "openvino"),
     "litert": (("tensorflow", "ai_edge_litert"), "cpu,litert"),
@@ -56,7 +56,7 @@ def load_network(run: RunFolder, *, precision: str = "float32") -> keras.Model:
 
 
 def keras_engine(network: keras.Model, size: int) -> Engine:
-    """Keras's compiled prediction, on the backend it runs on."""
+    """An engine that predicts with Keras, on its current backend."""
     from resnetlab.evaluation.logits import predict_logits
     from resnetlab.evaluation.metrics import softmax
 
@@ -67,16 +67,16 @@ def keras_engine(network: keras.Model, size: int) -> Engine:
 
 
 def exported_engine(folder: Path) -> Engine:
-    """The engine of the export in `folder`: for each format the runtime it is made for.
+    """The engine for the export in `folder`: the runtime of its format.
 
     Raises:
-        ResnetlabError: a package is missing, or the folder is no export.
+        ResnetlabError: a package is missing, or the folder is not an export.
     """
     try:
         facts: dict[str, Any] = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
         open_engine, batch_size = _EXPORTED[facts["format"]], facts["batch_size"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise ResnetlabError(f"{folder} is no export: expected a folder made by `resnetlab export`.") from None
+        raise ResnetlabError(f"{folder} is not an export: expected a folder made by `resnetlab export`.") from None
     require_packages(facts["format"])
     try:
         engine = open_engine(folder, facts["precision"])
@@ -86,7 +86,7 @@ def exported_engine(folder: Path) -> Engine:
 
 
 def _in_batches_of(engine: Engine, size: int) -> Engine:
-    """An engine of any number of images from one of `size`: the last batch is filled up."""
+    """Wrap an engine with the fixed batch size `size` to take any number of images, by padding the last batch."""
 
     def whole(images: np.ndarray) -> np.ndarray:
         missing = -len(images) % size
@@ -101,10 +101,10 @@ def _onnx_runtime(folder: Path, precision: str) -> Engine:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cores()  # its own choice looks at the machine, not at this process's share
-    # A thread that waits by spinning takes its core from the threads that decode; asleep it wakes in microseconds.
+    options.intra_op_num_threads = usable_cores()  # the default counts the machine's cores, not the usable ones
+    # Spinning threads would take cores from the threads that decode images; sleeping ones wake within microseconds.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_mem_pattern = False  # no faster here with one, and a ResNet-50 holds half as much again: 1,290 MB
+    options.enable_mem_pattern = False  # it is no faster here, and raises a ResNet-50's memory by half, to 1,290 MB
     session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(["probabilities"], {"image": images})[0]
 
@@ -113,7 +113,7 @@ def _openvino(folder: Path, precision: str) -> Engine:
     import openvino
 
     options: dict[str, Any] = {"INFERENCE_NUM_THREADS": usable_cores()}
-    if precision == "float32":  # left to itself, it computes in bfloat16 where the processor can
+    if precision == "float32":  # by default it computes in bfloat16 if the CPU supports it
         options["INFERENCE_PRECISION_HINT"] = "f32"
     model = openvino.Core().compile_model(folder / "model.xml", "CPU", options)
     return lambda images: np.array(model(np.ascontiguousarray(images))["probabilities"])
@@ -145,7 +145,7 @@ def _saved_model(folder: Path, precision: str) -> Engine:
     def engine(images: np.ndarray) -> np.ndarray:
         return signature(image=tf.constant(images))["probabilities"].numpy()
 
-    engine.loaded = loaded  # type: ignore[attr-defined]  # a signature does not keep its variables alive
+    engine.loaded = loaded  # type: ignore[attr-defined]  # keeps the variables alive, which the signature does not
     return engine
 
 

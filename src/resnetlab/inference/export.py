@@ -1,14 +1,14 @@
-"""A run's network for another runtime, in a folder with instructions to serve it, verified against Keras.
+"""Export a run's network to another runtime: a folder with serving instructions, verified against Keras.
 
     RUN/export/onnx-float32/
         model.onnx          (or saved_model/1, model.tflite, model.xml and model.bin)
         classes.txt         one class name a line, in the order of the probabilities
         config.pbtxt        for Triton, where it serves the format
         export.json         what it is, what it was made from, what was verified
-        preprocess.py       the code that makes the network's input of an image file, for `predict` and here
+        preprocess.py       the code that `predict` too uses to turn an image file into the network's input
         README.md           how to serve it
 
-The folder is made beside its place, and moved there once it is verified: a failure leaves nothing behind. Keras is
+The folder is built under a temporary name, and renamed once it is verified: a failure leaves nothing behind. Keras is
 imported only when there is something to export.
 """
 
@@ -31,7 +31,7 @@ from resnetlab import environment
 from resnetlab.atomic import atomic_folder, without_dots
 from resnetlab.data import preprocess
 from resnetlab.data.pack import Pack
-from resnetlab.errors import ResnetlabError, UsageError, unknown
+from resnetlab.errors import ResnetlabError, UsageError, unknown_name
 from resnetlab.evaluation.logits import centre_crop, predict_logits
 from resnetlab.evaluation.metrics import softmax
 from resnetlab.inference import serving, verification
@@ -73,58 +73,59 @@ def export(
 
     Args:
         format: "onnx", "saved_model", "litert" or "openvino"; the two of TensorFlow need Keras to run on it.
-        precision: of weights and arithmetic, one of `PRECISIONS`. float16 in LiteRT is that of the weights alone, and
-            so it is in OpenVINO, which computes in what the processor is best at.
+        precision: of weights and computation, one of `PRECISIONS`. In LiteRT and OpenVINO, float16 applies only to the
+            stored weights; OpenVINO computes in the precision that suits the processor best.
         batch_size: fixed in the export; None for any.
         output: the folder; by default RUN/export/FORMAT-PRECISION. An export that is there is replaced.
         pack: the run's data. It is verified on the test images, or else on the validation images, and int8 takes its
-            ranges from the training images. Without it, it is verified on crops of two photographs. In both cases from
-            image files on, which the export's own preprocess.py reads.
+            ranges from the training images. Without it, crops of two photographs are used. Both
+            ways start from image files, which the export's own preprocess.py reads.
 
     Raises:
-        UsageError: an unknown format, a precision that the format has not, an output that is in the way.
+        UsageError: an unknown format, a precision that it does not support, an output folder that is not an export.
         ResnetlabError: a package is missing, the folder cannot be written, or the export failed its verification.
     """
     require_supported(format, precision)
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"Received batch_size={batch_size}, expected at least 1.")
-    recipe = run.recipe()
-    calibration = _calibration_images(pack, recipe.test_size, batch_size) if precision == "int8" else np.empty(0)
+    calibration = _calibration_images(pack, run.recipe().test_size, batch_size) if precision == "int8" else np.empty(0)
     target = without_dots(output or default_folder(run, format, precision))
     class_names = list(run.info().class_names)
     with _replaced(target) as folder:
         environment.start()
         _require_tensorflow(format)
-        from resnetlab.inference.folding import folded
-        from resnetlab.inference.formats import WRITERS, Artefact
-
-        weights_sha256 = weights_hash(run)  # before they are read: weights that change meanwhile make the export stale
-        network = load_network(run)
-        source = load_network(run, precision="bfloat16") if precision == "bfloat16" else network
-        artefact = Artefact(
-            network=folded(source, recipe.test_size),
-            class_names=class_names,
-            precision=precision,
-            batch_size=batch_size,
-            calibration=calibration,
-        )
-        WRITERS[format](artefact, folder)
-        facts = {
-            "format": format,
-            "precision": precision,
-            "batch_size": batch_size,
-            "weights_sha256": weights_sha256,
-            "calibration_images": len(calibration),
-            "bytes": _artefact_bytes(folder),
-        } | _facts_of_run(run, format)
-        _write(folder, EXPORT_FILE, json.dumps(facts))  # the engine reads it
-        shutil.copyfile(preprocess.__file__, folder / PREPROCESS_FILE)
+        network, facts = _write_model(run, folder, format, precision, batch_size, calibration)
         facts["verified"] = _verify(folder, network, facts, pack)
         _write(folder, EXPORT_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
         _write(folder, "classes.txt", "".join(" ".join(name.split()) + "\n" for name in class_names))  # a line each
         for name, text in serving.files(facts).items():
             _write(folder, name, text)
     return target
+
+
+def _write_model(
+    run: RunFolder, folder: Path, format: str, precision: str, batch_size: int | None, calibration: np.ndarray
+) -> tuple[keras.Model, dict[str, Any]]:
+    """Write model and preprocessing; returns the reference network, and the metadata that the engine reads."""
+    from resnetlab.inference.folding import folded
+    from resnetlab.inference.formats import WRITERS, Artefact
+
+    weights_sha256 = weights_hash(run)  # before they are read: weights that change meanwhile make the export stale
+    network = load_network(run)
+    source = load_network(run, precision="bfloat16") if precision == "bfloat16" else network
+    artefact = Artefact(
+        network=folded(source, run.recipe().test_size),
+        class_names=list(run.info().class_names),
+        precision=precision,
+        batch_size=batch_size,
+        calibration=calibration,
+    )
+    WRITERS[format](artefact, folder)
+    facts = {"format": format, "precision": precision, "batch_size": batch_size, "weights_sha256": weights_sha256}
+    facts |= {"calibration_images": len(calibration), "bytes": _artefact_bytes(folder)} | _facts_of_run(run, format)
+    _write(folder, EXPORT_FILE, json.dumps(facts))
+    shutil.copyfile(preprocess.__file__, folder / PREPROCESS_FILE)
+    return network, facts
 
 
 def _facts_of_run(run: RunFolder, format: str) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def is_current(folder: Path, run: RunFolder) -> bool:
 
 
 def _artefact_bytes(folder: Path) -> int:
-    """Of the model's own files, without what is written about it."""
+    """Size of the model files, without documentation and metadata."""
     files = [*folder.glob("model.*"), *folder.glob("saved_model/**/*")]
     return sum(file.stat().st_size for file in files if file.is_file())
 
@@ -176,9 +177,9 @@ def weights_hash(run: RunFolder) -> str:
 
 
 def require_supported(format: str, precision: str) -> None:
-    """Raise UsageError for what no export can be, ResnetlabError where a package that it needs is missing."""
+    """Raise UsageError for an unsupported format or precision, ResnetlabError if a required package is missing."""
     if format not in PRECISIONS:
-        raise unknown("format", format, PRECISIONS)
+        raise unknown_name("format", format, PRECISIONS)
     if precision not in PRECISIONS[format]:
         raise UsageError(f"Received precision {precision!r}; {format} exports: {', '.join(PRECISIONS[format])}.")
     require_packages(format)
@@ -195,7 +196,7 @@ def _require_tensorflow(format: str) -> None:
 
 def _calibration_images(pack: Pack | None, size: int, batch_size: int | None) -> np.ndarray:
     if pack is None:
-        raise UsageError("int8 needs the run's training images, to see which values occur; received none. Give DATA.")
+        raise UsageError("int8 needs the run's training images for calibration; received none. Give DATA.")
     indices = spread(pack.indices("train"), max(CALIBRATED, batch_size or 1))
     if (batch_size or 1) > len(indices):
         raise UsageError(
@@ -205,7 +206,7 @@ def _calibration_images(pack: Pack | None, size: int, batch_size: int | None) ->
 
 
 def _verify(folder: Path, network: keras.Model, facts: dict[str, Any], pack: Pack | None) -> dict[str, Any]:
-    """Compare the export, from image files on, with Keras on the pixels that `predict` and training make of them."""
+    """Compare the export, starting from image files, with Keras on the pixels that `predict` and training use."""
     from resnetlab import backend
 
     settings: LoadSettings = facts["preprocessing"]
@@ -230,7 +231,7 @@ def _verify(folder: Path, network: keras.Model, facts: dict[str, Any], pack: Pac
 
 
 def _image_file(pack: Pack, index: int, temporary: Path) -> Path:
-    """The file of a packed image; of one out of an array or a zip file, its pixels as a PNG."""
+    """The file of a packed image; if it came from an array or a zip file, a PNG of its pixels."""
     location = pack.audit.get("location")  # none where a pack was made of arrays in memory
     file = Path(location, pack.names[index]) if location else None
     if file is None or not file.is_file():
@@ -254,9 +255,9 @@ def _versions(format: str) -> dict[str, str]:
 
 @contextmanager
 def _replaced(target: Path) -> Iterator[Path]:
-    """A folder to fill, for the export that `target` is to be."""
+    """Yield a temporary folder that becomes the export `target` on success, replacing an earlier export."""
     if target.exists() and not (target / EXPORT_FILE).is_file() and not (target.is_dir() and not any(target.iterdir())):
-        raise UsageError(f"{target} is there and is no export. Choose another folder with --output, or remove it.")
+        raise UsageError(f"{target} exists and is not an export. Choose another folder with --output, or remove it.")
     try:
         with atomic_folder(target, replace=True) as folder:
             yield folder

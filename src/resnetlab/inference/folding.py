@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: what a network needs no longer once it is trained."""
+"""Fold batch norms into the preceding convolutions, as a trained network no longer needs them at inference."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def folded(network: keras.Model, size: int) -> keras.Model:
     """A copy of one of our networks that computes the same logits of (batch, size, size, 3) images with fewer layers.
 
     A batch norm at inference is y = s * x + t for each channel, with s = gamma / sqrt(variance + epsilon) and
-    t = beta - s * mean. Where x is a convolution's output that nothing else sees, s goes into the kernel and t into the
-    bias. What then does nothing, stochastic depth too, is left as an `Identity`. Weights are kept in the precision that
-    they are computed with.
+    t = beta - s * mean. Where x is a convolution's output that nothing else uses, s goes into the kernel and t into the
+    bias. Layers that then have no effect, and stochastic depth, become `Identity`. Weights are stored in the precision
+    of the computation.
     """
     norms = _following_norms(network)
     gone = {norm.name for norm in norms.values()}

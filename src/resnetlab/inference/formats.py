@@ -20,10 +20,10 @@ from resnetlab.models.layers import BatchNorm
 
 @dataclass(frozen=True, eq=False)
 class Artefact:
-    """What is to be written.
+    """The input of a format writer.
 
-    `network` is `folded`; `batch_size` None stands for any; `calibration` are the images (n, size, size, 3) uint8 that
-    int8 takes its ranges from.
+    `network` is `folded`; `batch_size` None stands for any; `calibration` are the images (n, size, size, 3) uint8
+    for int8 calibration.
     """
 
     network: keras.Model
@@ -105,7 +105,7 @@ def write_openvino(artefact: Artefact, folder: Path) -> None:
 
 
 def write_saved_model(artefact: Artefact, folder: Path) -> None:
-    """saved_model/1, as TensorFlow Serving wants it: bytes to probabilities, and to the name of the likeliest class."""
+    """saved_model/1, as TensorFlow Serving expects it: uint8 images to probabilities and the name of the top class."""
     import tensorflow as tf
 
     names = tf.constant(list(artefact.class_names))
@@ -138,7 +138,7 @@ def write_litert(artefact: Artefact, folder: Path) -> None:
 
 
 def _save(artefact: Artefact, function: Callable[[Any], dict[str, Any]], folder: Path) -> None:
-    """A SavedModel of a function of images. Not by Keras's ExportArchive: it stores all weights twice."""
+    """Save a function of images as a SavedModel. Keras's ExportArchive is not used: it stores all weights twice."""
     import tensorflow as tf
 
     image = tf.TensorSpec((artefact.batch_size, artefact.size, artefact.size, 3), tf.uint8, name="image")
@@ -155,7 +155,7 @@ def _probabilities(network: keras.Model, image: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Converters advise what does not apply: that the graph be simplified first, that not all of it is quantised."""
+    """Silence converter warnings that do not apply, such as advice to simplify the graph first."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

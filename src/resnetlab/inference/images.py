@@ -1,4 +1,4 @@
-"""What people give as images (files, folders, globs, PIL images, arrays) as a list of files and encoded images."""
+"""Normalise image arguments (files, folders, globs, PIL images, arrays) to a list of files and encoded images."""
 
 from __future__ import annotations
 
@@ -23,29 +23,40 @@ Images: TypeAlias = "str | PathLike[str] | Image.Image | np.ndarray[Any, Any] | 
 EXPECTED = "Expected image files, folders, globs, PIL images, or uint8 arrays (height, width, 3)."
 
 
+class _NoImages(Exception):
+    """A path does not lead to an image; the message is the reason."""
+
+
 @dataclass(frozen=True)
 class ImageInput:
-    """One image: a file, or an image in memory, encoded without loss so that it takes the way of a file."""
+    """One image: a file, or an image in memory, losslessly encoded so that it is processed like a file."""
 
     path: str | None
     content: Path | bytes
+    problem: str | None = None  # why there is no such image
 
 
 def collect_images(images: Images) -> tuple[list[ImageInput], list[str]]:
-    """The single images of `images`, in order, and notes on files that are left out.
+    """The individual images in `images`, in order, and notes on files that are left out.
 
-    A file that is named is kept whatever its ending, so that a problem with it is reported; what systems leave
-    behind ("Thumbs.db", "@eaDir") is left out even so, because a shell's "*" names it too.
+    An explicitly named file is kept whatever its suffix, so that a problem with it is reported; files that operating
+    systems create ("Thumbs.db", "@eaDir") are still left out, because a shell's "*" matches them too.
+
+    A path among others that does not exist or has no image in it is an `ImageInput` with a `problem`.
 
     Raises:
-        UsageError: something that is no image, or matches nothing.
+        UsageError: something that is no image; nothing but paths with a problem.
     """
     found: list[ImageInput] = []
     notes: list[str] = []
     ignored: Counter[str] = Counter()
     for item in _items(images):
         if isinstance(item, (str, PathLike)):
-            paths, note, others = _expand(str(item))
+            try:
+                paths, note, others = _expand(str(item))
+            except _NoImages as problem:
+                found.append(ImageInput(str(item), Path(item), str(problem)))
+                continue
             found += [ImageInput(str(path), path) for path in paths]
             notes += [note] if note else []
             ignored += others
@@ -53,6 +64,8 @@ def collect_images(images: Images) -> tuple[list[ImageInput], list[str]]:
             found += [ImageInput(None, encode(image)) for image in _in_memory(item)]
     if ignored:
         notes.append(f"ignored: files that are no images by their ending: {listed_endings(ignored)}")
+    if found and all(image.problem for image in found):
+        raise UsageError(f"{found[0].path}: {found[0].problem}")
     if not found:
         raise UsageError(f"Received no image{': ' if notes else '.'}{'; '.join(notes)} {EXPECTED}")
     return found, notes
@@ -109,11 +122,11 @@ def _expand(argument: str) -> tuple[list[Path], str | None, Counter[str]]:
         others = tree.other_endings()
         if not tree.num_images:
             only = f", only {listed_endings(others)}" if others else ""
-            raise UsageError(f"Folder {argument}: received no image{only}; expected files like *.jpg in it.")
+            raise _NoImages(f"a folder without images{only}; expected files like *.jpg in it")
         return tree.image_paths(), None, others
     found = [path] if path.exists() else _matches(argument)
     if not found:
-        raise UsageError(f"No file matches {argument!r}. Expected image files, folders, or a quoted glob.")
+        raise _NoImages("no such file; expected image files, folders, or a quoted glob")
     return found, None, none
 
 

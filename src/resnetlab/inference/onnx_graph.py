@@ -1,4 +1,4 @@
-"""A folded network as an ONNX graph, written layer by layer: the same from every backend, and nothing to clean up.
+"""Translate a folded network to an ONNX graph, layer by layer: independent of the backend, without redundant nodes.
 
     image          uint8 (batch, size, size, 3), RGB
     probabilities  float32 (batch, classes)
@@ -23,7 +23,7 @@ from resnetlab.inference.folding import consumers_of
 from resnetlab.models.layers import AveragePooling2D, BatchNorm, Conv2D, IdentityShortcut, MaxPooling2D, Normalize
 from resnetlab.models.variants import PREPROCESSING
 
-OPSET, IR_VERSION = 18, 9  # of 2022/23: what Triton, TensorRT and phones have by now; nothing here needs a newer one
+OPSET, IR_VERSION = 18, 9  # from 2022/23: supported by Triton, TensorRT and phones; nothing here needs a newer one
 
 
 def onnx_model(
@@ -41,7 +41,7 @@ def onnx_model(
         class_names: kept in the model's metadata, as JSON.
         batch_size: None for any.
         float16: weights and feature maps in half precision; the image's normalisation and the head stay float32.
-        softmax: False leaves the output "probabilities" out for "logits".
+        softmax: if False, the output is "logits" instead of "probabilities".
 
     Raises:
         ResnetlabError: the network has a layer of a type that is not known here.
@@ -87,7 +87,7 @@ class _Graph:
         self.constants: dict[str, onnx.TensorProto] = {}
         self.names = {id(network.inputs[0]): "image"}
         self.consumers = consumers_of(network)
-        self.padded: dict[int, int] = {}  # zero padding that the max-pool after it is to do, by the tensor's id
+        self.padded: dict[int, int] = {}  # zero padding left to the following max-pool, by tensor id
 
     def add(self, layer: keras.layers.Layer) -> None:
         if isinstance(layer, keras.layers.InputLayer):
@@ -123,9 +123,9 @@ def _array(variable: keras.Variable) -> np.ndarray:
 
 
 def _normalize(graph: _Graph, layer: Normalize, x: str) -> str:
-    """Bytes to floats. BGR stays RGB here: the convolutions that follow turn their kernels instead."""
+    """Bytes to floats. RGB is not reversed to BGR here: the next convolutions reverse their kernels instead."""
     mean, scale = (np.reshape(row, (1, 3, 1, 1)) for row in PREPROCESSING[layer.preprocessing])
-    x = graph.node("Transpose", x, "image_nchw", perm=[0, 3, 1, 2])  # while a pixel is still three bytes
+    x = graph.node("Transpose", x, "image_nchw", perm=[0, 3, 1, 2])  # as uint8, which is cheaper
     x = graph.cast(x, np.dtype(np.float32), "image_float")
     x = graph.node("Sub", [x, graph.constant("mean", mean, np.float32)], "image_centred")
     if np.any(scale != 1.0):
@@ -153,7 +153,7 @@ def _convolution(graph: _Graph, layer: Conv2D, x: str) -> str:
 
 
 def _batch_norm(graph: _Graph, layer: BatchNorm, x: str) -> str:
-    """One that comes before its convolution, with a ReLU in between: y = s * x + t."""
+    """A batch norm that was not folded, as a ReLU separates it from the next convolution: y = s * x + t."""
     gamma, beta, mean, variance = map(_array, (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance))
     scale = gamma / np.sqrt(variance + layer.epsilon)
     shift = beta - mean * scale
@@ -181,7 +181,7 @@ def _max_pool(graph: _Graph, layer: keras.layers.MaxPooling2D, x: str) -> str:
 
 
 def _average_pool(graph: _Graph, layer: keras.layers.AveragePooling2D, x: str) -> str:
-    """Pixels outside count for nothing, as in Keras: where a side is odd, the last window is half a window."""
+    """Padding is excluded from the mean, as in Keras: if a side is odd, the last window has fewer pixels."""
     _, height, width, _ = layer.input.shape
     pads = [0, 0, height % 2, width % 2]
     return graph.node("AveragePool", x, layer.name, kernel_shape=[2, 2], strides=[2, 2], pads=pads, count_include_pad=0)

@@ -1,4 +1,4 @@
-"""Prediction with the network of a run folder, on images as they come."""
+"""Predict with the network of a run folder, on images of any size and format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from resnetlab.data.preprocess import ImageProblem, Pixels, load_image
 from resnetlab.environment import usable_cores
-from resnetlab.errors import UsageError, unknown
+from resnetlab.errors import UsageError, unknown_name
 from resnetlab.evaluation.logits import BATCH_SIZE, centre_crop, predict_logits
 from resnetlab.inference.engines import Engine, exported_engine, keras_engine, load_network
 from resnetlab.inference.export import default_folder, export, is_current, load_settings
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network sees in one image.
+    """The prediction for one image.
 
     Attributes:
         path: of the file; None for an image in memory.
@@ -42,7 +42,7 @@ class Prediction:
         probability: of `label`.
         top: the most probable classes and their probabilities, best first.
         problem: why the image cannot be used; None for all others.
-        true_label: the class that a run's own image is known to have, otherwise None.
+        true_label: the class of an image of the run's own data; otherwise None.
     """
 
     path: str | None
@@ -68,17 +68,17 @@ class Prediction:
 class Predictor:
     """The best network of a run, ready to take RGB bytes.
 
-    Engines other than Keras run the run's own export of that format and precision. It is made, and verified, when it is
-    first asked for, and again when the weights have changed; only then is Keras loaded.
+    Engines other than Keras use the run's own export in their format and precision. It is created and verified at the
+    first use, and again when the weights have changed; only then is Keras loaded.
 
     Raises:
-        UsageError: an unknown engine; a precision that it has not; int8 that was not exported before, which needs data.
+        UsageError: an unknown engine; an unsupported precision; int8 without an existing export, as it needs data.
         ResnetlabError: no weights yet, or damaged ones; a package is missing; the export failed.
     """
 
     def __init__(self, run: RunFolder, *, engine: str = "keras", precision: str = "float32") -> None:
         if engine not in ENGINES:
-            raise unknown("engine", engine, ENGINES)
+            raise unknown_name("engine", engine, ENGINES)
         if engine == "keras" and precision != "float32":
             raise UsageError(f"Received precision {precision!r} with the engine keras, which predicts in float32.")
         self.run = run
@@ -93,7 +93,7 @@ class Predictor:
 
     @cached_property
     def network(self) -> keras.Model:
-        """The network in Keras, whichever the engine."""
+        """The Keras network, independent of the engine."""
         return load_network(self.run)
 
     def logits(self, images: np.ndarray, indices: np.ndarray | None = None) -> np.ndarray:
@@ -131,6 +131,8 @@ class Predictor:
 
     def _read(self, image: ImageInput) -> tuple[str | None, Pixels | str]:
         """The pixels of an image (image_size, image_size, 3), or the problem with it."""
+        if image.problem:
+            return image.path, image.problem
         try:
             return image.path, load_image(image.content, **load_settings(self.recipe))
         except ImageProblem as problem:
@@ -138,7 +140,7 @@ class Predictor:
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, count: int) -> Iterator[Result]:
-    """`map` in threads, in order: at most `count` items are taken that the consumer has not had yet.
+    """`map` in threads, in order, at most `count` items ahead of the consumer.
 
     Threads, as Pillow decodes without the interpreter's lock.
     """
@@ -155,7 +157,7 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, count: i
 
 
 def _exported(run: RunFolder, format: str, precision: str) -> Path:
-    """The run's export of this kind, made now if there is none of the weights it has."""
+    """The run's export in this format and precision, created now if there is none for its current weights."""
     folder = default_folder(run, format, precision)
     if not is_current(folder, run):
         if precision == "int8":

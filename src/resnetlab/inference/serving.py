@@ -8,13 +8,13 @@ from typing import Any
 _README = """\
 # {model}, {format}, {precision}
 
-Input `image`: uint8, RGB, ({batch}, {size}, {size}, 3). Bytes go in as they are: normalisation is part of the model.
+Input `image`: uint8, RGB, ({batch}, {size}, {size}, 3). Pixels are passed unscaled: normalisation is part of the model.
 Output `probabilities`: float32, ({batch}, {classes}), in the order of `classes.txt`.
 
-`preprocess.py` makes the input of an image file. It is the code that read the training images, and needs only Pillow
+`preprocess.py` turns an image file into the input. It is the code that read the training images, and needs only Pillow
 and NumPy (HEIC: pillow-heif). It turns photographs upright, handles transparency, 16 bits, CMYK and more, resizes the
 shorter side to {shorter_side} pixels ({interpolation}, with antialiasing) and crops the central {size} x {size}. Other
-code for this gives other inputs, and worse predictions.
+preprocessing gives different inputs, and worse predictions.
 
 ```python
 from pathlib import Path
@@ -122,7 +122,7 @@ print(classes[probabilities[0].argmax()])
 }
 
 _BACKENDS = {"onnx": "onnxruntime", "openvino": "openvino"}
-MAX_BATCH = 64  # that Triton gathers
+MAX_BATCH = 64  # images that Triton batches at most
 
 _TRITON = """\
 backend: "{backend}"
@@ -158,7 +158,7 @@ def files(facts: Mapping[str, Any]) -> dict[str, str]:
     if backend := _BACKENDS.get(facts["format"]):
         texts["config.pbtxt"] = _TRITON.format(
             backend=backend,
-            max_batch=0 if batch else MAX_BATCH,  # 0: what is sent is the whole batch
+            max_batch=0 if batch else MAX_BATCH,  # 0: Triton does not batch requests
             batch=f"{batch}, " if batch else "",
             size=size,
             classes=classes,

@@ -1,4 +1,4 @@
-"""Whether an export computes what Keras does: on real images, before anyone uses it."""
+"""Verify an export against Keras on real images, before it is used."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class LoadSettings(TypedDict):
 
 TOLERANCE = 1e-4  # of a probability, in float32
 LOSS = 0.01  # of accuracy, in a reduced precision
-FLIPS = 0.05  # where nothing is labelled, a flipped near tie cannot be distinguished from a mistake
-BATCHES = (1, 3, 32)  # sizes of the first batches, and of all others: an export with a wrong axis in it takes only one
+FLIPS = 0.05  # without labels, a change between nearly tied classes cannot be distinguished from an error
+BATCHES = (1, 3, 32)  # of the first two batches, and of all others: an export with a fixed batch axis would fail
 
 
 def probabilities_of(engine: Engine, images: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -45,12 +45,12 @@ def compare(
 ) -> dict[str, Any]:
     """What `export.json` records about an export's probabilities (n, classes) beside Keras's.
 
-    In float32, no probability may differ by more than TOLERANCE, nor the first class by more than a tie within it. In a
-    reduced precision at most LOSS of the accuracy may go; without labels at most FLIPS of the images may change class.
-    One image may always.
+    In float32, no probability may differ by more than TOLERANCE, and the top class may change only between classes tied
+    within twice that. In a reduced precision the accuracy may drop by at most LOSS or, without labels, at most the
+    fraction FLIPS of the images may change class. One image is always allowed to.
 
     Raises:
-        ResnetlabError: the export is not what it should be.
+        ResnetlabError: the export deviates more than is allowed.
     """
     if received.shape != expected.shape or not np.isfinite(received).all():
         raise ResnetlabError(
@@ -91,7 +91,7 @@ def compare(
 
 
 def sample_images(size: int, count: int = 64) -> np.ndarray:
-    """Real images (count, size, size, 3) where a run has none at hand: crops of scikit-learn's two photographs."""
+    """Real images (count, size, size, 3) if a run has no data: crops of scikit-learn's two photographs."""
     from sklearn.datasets import load_sample_images
 
     photographs = [Image.fromarray(array) for array in load_sample_images().images]
@@ -105,7 +105,7 @@ def sample_images(size: int, count: int = 64) -> np.ndarray:
 
 
 def write_samples(folder: Path) -> list[Path]:
-    """`sample_images` as image files, in encodings that are easily read wrongly."""
+    """`sample_images` as image files, in encodings that are easily misread."""
     upside_down, files = Image.Exif(), []
     upside_down[0x0112] = 3  # orientation
     for number, array in enumerate(sample_images(600)):
@@ -129,7 +129,7 @@ def write_samples(folder: Path) -> list[Path]:
 def read_files(
     preprocess: Path, files: Sequence[Path], settings: LoadSettings, expected: np.ndarray
 ) -> NDArray[np.uint8]:
-    """The files' pixels (n, size, size, 3) as an export's preprocess.py reads them, which is to be as expected.
+    """The files' pixels (n, size, size, 3) as an export's preprocess.py reads them, checked against `expected`.
 
     Raises:
         ResnetlabError: they differ by more than one level.

@@ -19,7 +19,7 @@ def resolve_architecture(recipe: Recipe) -> Architecture:
 
 
 def build_network(recipe: Recipe, num_classes: int) -> keras.Model:
-    """The network of a recipe, with its weights in float32 and its arithmetic in the recipe's precision."""
+    """Build the network of a recipe, with float32 weights and computation in the recipe's precision."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32" if recipe.precision == "float32" else f"mixed_{recipe.precision}")
     try:

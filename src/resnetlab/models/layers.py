@@ -18,7 +18,7 @@ Tensor = Any
 
 @keras.saving.register_keras_serializable("resnetlab")
 class Normalize(keras.layers.Layer):
-    """RGB bytes (0-255) to what the network was trained on, so that a saved model takes raw images.
+    """Normalises RGB values in 0-255 as the network was trained with, so that a saved model takes raw images.
 
     `preprocessing` names a row of `PREPROCESSING`; "caffe" also turns RGB to BGR (He 2015's released models).
     """
@@ -42,9 +42,9 @@ class Normalize(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("resnetlab")
 class HostNormal(keras.initializers.Initializer):
-    """Normal draws made on the host: a function of (seed, layer name), so equal on every backend.
+    """Normal samples generated on the host from (seed, layer name), so that they are equal on every backend.
 
-    `std=None` is He initialisation over the fan-out, which keeps the gradient's variance from layer to layer
+    `std=None` is He initialisation with fan-out, which preserves the variance of the gradient from layer to layer
     (K. He et al. 2015, arXiv:1502.01852, equation 14).
     """
 
@@ -91,7 +91,7 @@ class Conv2D(keras.layers.Layer):
             shape=(self.kernel_size, self.kernel_size, channels // self.groups, self.filters),
             initializer=HostNormal(self.seed, self.name),
         )
-        backend.lay_out(self.kernel)
+        backend.set_kernel_layout(self.kernel)
         self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros") if self.use_bias else None
 
     def call(self, x: Tensor) -> Tensor:
@@ -112,11 +112,11 @@ class Conv2D(keras.layers.Layer):
 class BatchNorm(keras.layers.BatchNormalization):
     """Keras's batch normalisation over the last axis, computed by each backend's fused kernel.
 
-    Weights, gradients and running statistics are those of `keras.layers.BatchNormalization`; momentum .9 suits runs of
-    a few thousand steps, where Keras's .99 leaves the running statistics behind.
+    Weights, gradients and running statistics are those of `keras.layers.BatchNormalization`; momentum 0.9 suits runs
+    of a few thousand steps, where the running statistics lag behind with Keras's 0.99.
 
-    With `frozen_statistics` it normalises with the running statistics in training too, and they stay as they are, while
-    gamma and beta learn. What `trainable=False` freezes is all of it.
+    With `frozen_statistics`, training also normalises with the running statistics and does not update them, while gamma
+    and beta are trained. `trainable=False` freezes all four.
     """
 
     def __init__(
@@ -132,8 +132,8 @@ class BatchNorm(keras.layers.BatchNormalization):
         if not training or not self.trainable or self.frozen_statistics:
             return backend.batch_norm_inference(inputs, gamma, beta, moving_mean, moving_variance, epsilon=self.epsilon)
         y, mean, variance = backend.batch_norm(inputs, gamma, beta, epsilon=self.epsilon)
-        backend.move_statistic(self.moving_mean, mean, self.momentum)
-        backend.move_statistic(self.moving_variance, variance, self.momentum)
+        backend.update_running_statistic(self.moving_mean, mean, self.momentum)
+        backend.update_running_statistic(self.moving_variance, variance, self.momentum)
         return y
 
     def get_config(self) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class AveragePooling2D(keras.layers.AveragePooling2D):
 
 @keras.saving.register_keras_serializable("resnetlab")
 class IdentityShortcut(keras.layers.Layer):
-    """Shortcut A (He 2015, section 3.3): every second pixel at stride 2, and zeros for the channels that are new."""
+    """Shortcut A (He 2015, section 3.3): every second pixel at stride 2, and zeros for the added channels."""
 
     def __init__(self, filters: int, *, strides: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -180,11 +180,11 @@ class IdentityShortcut(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("resnetlab")
 class StochasticDepth(keras.layers.Layer):
-    """Drops whole residual branches, each sample by itself, with probability `rate` (Huang 2016, arXiv:1603.09382).
+    """Drops whole residual branches, independently per sample, with probability `rate` (Huang 2016, arXiv:1603.09382).
 
-    What survives is scaled by 1 / (1 - rate), so that nothing changes at inference. The layer draws its masks by itself
-    unless they are supplied with each batch (`SupplyMasks`), as in `resnetlab train`: the same on every backend, with
-    and without XLA.
+    Branches that are kept are scaled by 1 / (1 - rate), so that nothing changes at inference. The layer samples its own
+    masks unless they are supplied with each batch (`SupplyMasks`), as in `resnetlab train`, which makes them the same
+    on every backend, with and without XLA.
     """
 
     def __init__(self, rate: float, *, seed: int = 0, **kwargs: Any) -> None:
@@ -193,13 +193,13 @@ class StochasticDepth(keras.layers.Layer):
             raise ValueError(f"{self.name}: received rate={rate}, expected 0 <= rate < 1.")
         self.rate, self.seed = rate, seed
         self.generator = keras.random.SeedGenerator(seed)
-        self.supplied: list[Tensor] = []  # at most one, (batch,): 0 or 1 / (1 - rate); taken by the next call
+        self.supplied_masks: list[Tensor] = []  # at most one, (batch,): 0 or 1 / (1 - rate); taken by the next call
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         if not training or self.rate == 0.0:
             return x
-        if self.supplied:
-            return x * ops.cast(ops.reshape(self.supplied.pop(), (-1, 1, 1, 1)), x.dtype)
+        if self.supplied_masks:
+            return x * ops.cast(ops.reshape(self.supplied_masks.pop(), (-1, 1, 1, 1)), x.dtype)
         draw = keras.random.uniform((ops.shape(x)[0], 1, 1, 1), seed=self.generator)
         return x * ops.cast(draw >= self.rate, x.dtype) / (1.0 - self.rate)
 
@@ -215,12 +215,12 @@ class SupplyMasks(keras.layers.Layer):
 
     def __init__(self, network: keras.Model, **kwargs: Any) -> None:
         super().__init__(dtype="float32", **kwargs)
-        self.receivers = lambda: [layer for layer in network.layers if isinstance(layer, StochasticDepth)]
+        self.stochastic_depth_layers = lambda: [layer for layer in network.layers if isinstance(layer, StochasticDepth)]
 
     def call(self, x: Tensor, masks: Tensor, training: bool | None = None) -> Tensor:
         if training:
-            for i, layer in enumerate(self.receivers()):
-                layer.supplied[:] = [masks[:, i]]
+            for i, layer in enumerate(self.stochastic_depth_layers()):
+                layer.supplied_masks[:] = [masks[:, i]]
         return x
 
     def compute_output_shape(self, x_shape: Shape, masks_shape: Shape) -> Shape:

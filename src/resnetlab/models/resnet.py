@@ -194,7 +194,7 @@ def add_shortcut(
     widens = x.shape[-1] != channels
     if arch.shortcut == "C" or (arch.shortcut in ("B", "D") and widens):
         x = x if activated is None else activated
-        if arch.shortcut == "D" and stride > 1:  # average first, so that the 1x1 does not skip three pixels of four
+        if arch.shortcut == "D" and stride > 1:  # average first, so that the 1x1 does not ignore three of four pixels
             x, stride = net.average_pool(x, name=f"{name}_shortcut_pool"), 1
         x = net.conv(x, channels, 1, stride, outer=True, name=f"{name}_shortcut_conv")
         if activated is None:
@@ -207,7 +207,7 @@ def add_shortcut(
 
 
 def squeeze_excite(x: Tensor, net: Layers, name: str) -> Tensor:
-    """Scale each channel by a gate that sees the mean of all channels (Hu 2017, figure 2)."""
+    """Scale each channel by a gate computed from the means of all channels (Hu 2017, figure 2)."""
     channels = x.shape[-1]
     gate = net.global_pool(x, keepdims=True, name=f"{name}_squeeze")  # (batch, 1, 1, channels)
     gate = net.dense(gate, channels // net.arch.squeeze_reduction, activation="relu", name=f"{name}_reduce")

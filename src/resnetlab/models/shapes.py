@@ -1,4 +1,4 @@
-"""What a network is made of, without Keras: `resnet.py` run on a recorder in place of Keras layers."""
+"""Weights, shapes and cost of a network without Keras: `resnet.py` run on a recorder in place of Keras layers."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from resnetlab.errors import UsageError, unknown
+from resnetlab.errors import UsageError, unknown_name
 
 BlockKind = Literal["basic", "bottleneck"]
 StemKind = Literal["imagenet", "cifar", "deep"]
@@ -108,7 +108,7 @@ class Architecture:
         require(
             not (self.preactivation and self.shortcut == "none"),
             "a pre-activation network without shortcuts",
-            "a shortcut: pre-activation is about what the shortcut carries",
+            "a shortcut: pre-activation is defined by keeping the shortcut an identity",
         )
         require(
             self.batch_norm or (self.conv_bias == "all" and not self.zero_init_last),
@@ -133,12 +133,12 @@ class Architecture:
 
     @property
     def block_positions(self) -> list[float]:
-        """Of each block from the first (0) to the last (1): stochastic depth drops in proportion to it."""
+        """Relative depth of each block, from 0 (first) to 1 (last), to which its drop probability is proportional."""
         blocks = sum(self.depths)
         return [block / max(blocks - 1, 1) for block in range(blocks)]
 
 
-# ------------------------------------------------------------------------------------------------------ what lines share
+# ------------------------------------------------------------------------------------------------ shared base variants
 D18, D34, D50, D101, D152 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 
 BASIC = Architecture(name="", paper="He 2015", block="basic", depths=D18)
@@ -264,8 +264,8 @@ VARIANTS: dict[str, Architecture] = {variant.name: variant for variant in _ALL}
 
 
 def architecture(name: str) -> Architecture:
-    """The architecture of a model name. Raises UsageError with the nearest names where there is none."""
+    """Look up an architecture by its model name. Raises UsageError with the closest names if it is unknown."""
     try:
         return VARIANTS[name]
     except KeyError:
-        raise unknown("model", name, VARIANTS, hint="`resnetlab models` lists all.") from None
+        raise unknown_name("model", name, VARIANTS, hint="`resnetlab models` lists all.") from None

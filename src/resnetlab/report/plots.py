@@ -1,4 +1,4 @@
-"""The pictures of a run: curves, confusion matrix, reliability diagram.
+"""The plots of a run: curves, confusion matrix, reliability diagram.
 
 Each function draws on a figure of its own (no pyplot, so no display and no state that two runs could share) and
 writes a PNG atomically into a folder that exists. A title states the result of this run.
@@ -32,7 +32,7 @@ DPI = 150
 BLUE, ORANGE = "#0072b2", "#d55e00"
 INK, MUTED, RULE, PALE = "#222222", "#6b6b6b", "#e4e4e4", "#f3f3f3"
 LIGHT_BLUE = "#bcd7ea"
-# Of one hue, and already coloured at a fraction of a percent, where the mistakes are.
+# One hue, already visible below one percent, where most mistakes are.
 SHADES = LinearSegmentedColormap.from_list(
     "shades",
     [(0, "white"), (0.04, "#e3eef6"), (0.2, "#a6cbe3"), (0.5, "#4a97c9"), (0.75, BLUE), (1, "#08306b")],
@@ -76,12 +76,12 @@ NAMED_CLASSES = 100  # ... and up to which each has its name beside its row
 
 
 def shades(count: int) -> list[tuple[float, float, float, float]]:
-    """So many colours of one hue, from pale to dark: for what has an order, such as depth."""
+    """`count` colours of one hue, from pale to dark, for ordered quantities such as depth."""
     return [SHADES(place) for place in np.linspace(0.3, 0.95, count)]
 
 
 def log_scale(axes: Axes) -> None:
-    """A logarithmic vertical axis whose labels are plain numbers: the house's style sets no formulas."""
+    """A logarithmic vertical axis whose labels are plain numbers, as mathtext is off in this style."""
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
@@ -107,7 +107,7 @@ def curves(metrics: Sequence[dict[str, Any]], path: str | PathLike[str]) -> None
 
 @dataclass(frozen=True)
 class _Curves:
-    """Values by epoch, NaN where there is none."""
+    """Values by epoch, NaN where missing."""
 
     epochs: NDArray[np.int64]
     loss: NDArray[np.float64]
@@ -115,20 +115,20 @@ class _Curves:
     accuracy: NDArray[np.float64]
     val_top1: NDArray[np.float64]
     rate: NDArray[np.float64]
-    lost: list[int]  # epochs with a loss that is not finite
+    non_finite_epochs: list[int]  # epochs with a loss that is not finite
 
     @classmethod
     def of(cls, records: Sequence[dict[str, Any]]) -> _Curves:
-        """Of records in the order of their epochs."""
+        """From records in the order of their epochs."""
         keys = ("loss", "val_loss", "accuracy", "val_top1", "learning_rate")
-        lost = [
+        non_finite_epochs = [
             int(record["epoch"])
             for record in records
             if any(key in record and _number(record[key]) is None for key in ("loss", "val_loss"))
         ]
         epochs = np.array([int(record["epoch"]) for record in records])
         loss, val_loss, accuracy, val_top1, rate = (_series(records, key) for key in keys)
-        return cls(epochs, loss, val_loss, accuracy, val_top1, rate, lost)
+        return cls(epochs, loss, val_loss, accuracy, val_top1, rate, non_finite_epochs)
 
     @property
     def best(self) -> int | None:
@@ -177,10 +177,10 @@ def _title_curves(figure: Figure, found: _Curves) -> None:
     handles = {label: line for label, line in handles.items() if not label.startswith("_")}
     figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=3, columnspacing=1.4)
     for axes in (top, middle, bottom):
-        for epoch in found.lost:
+        for epoch in found.non_finite_epochs:
             axes.axvspan(epoch - 0.5, epoch + 0.5, color="#f6e3d7", linewidth=0, zorder=0)
-    if found.lost:
-        note = f"shaded: loss not finite ({len(found.lost)} of {len(found.epochs)} epochs)"
+    if found.non_finite_epochs:
+        note = f"shaded: loss not finite ({len(found.non_finite_epochs)} of {len(found.epochs)} epochs)"
         top.set_title(note, loc="right", color=ORANGE, fontsize=8.5, fontweight="normal")
 
 
@@ -228,7 +228,7 @@ class _MatrixLayout:
     """Sizes in inches, and the font that fits."""
 
     names: list[str]
-    every: int  # of so many names one is written
+    every: int  # every how many classes a name is written
     cell: float
     side: float
     font: float  # points
@@ -302,9 +302,9 @@ def _draw_scale(figure: Figure, image: Any, layout: _MatrixLayout) -> None:
 
 
 def reliability(bins: Iterable[CalibrationBin], path: str | PathLike[str]) -> None:
-    """Draw how often the network was right against how sure it was (Guo et al. 2017, figure 1).
+    """Draw accuracy against confidence, a reliability diagram (Guo et al. 2017, figure 1).
 
-    Beneath stands how often it was so sure: a gap in a bin with three images means little.
+    The lower panel shows the fraction of images in each bin: a gap in a bin with three images means little.
 
     Args:
         bins: those of an `Evaluation`.
@@ -328,7 +328,7 @@ def reliability(bins: Iterable[CalibrationBin], path: str | PathLike[str]) -> No
         sure = [confidence for _, _, confidence in filled]
         top.bar(centres, right, widths, color=LIGHT_BLUE)
         top.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfectly calibrated")
-        # On the diagonal both are equal, so the way from there to the point is what the error sums up.
+        # The calibration error is the weighted sum of the distances between the points and the diagonal.
         top.vlines(sure, right, sure, color=ORANGE, linewidth=2.2, label="gap", zorder=3)
         top.plot(sure, right, "o", color=BLUE, markersize=5, label="fraction that was right", clip_on=False, zorder=4)
         top.legend(loc="upper left", handlelength=1.6)
@@ -387,7 +387,7 @@ def _number(value: Any) -> float | None:
 
 
 def _frame(axes: Axes, values: NDArray[np.float64], *, least: float = 0.0) -> None:
-    """Limits with a little air around the finite values, at least `least` apart."""
+    """Set limits with a margin around the finite values, spanning at least `least`."""
     values = values[np.isfinite(values)]
     if values.size and (span := max(values.max() - values.min(), least)) > 0:
         middle = (values.max() + values.min()) / 2
@@ -406,7 +406,7 @@ def write(
     size: tuple[float, float],
     tight: bool = False,
 ) -> None:
-    """Draw on a new figure in the house's style and write it as a PNG.
+    """Draw on a new figure in this module's style and write it as a PNG.
 
     `size` is in inches, to be laid out by matplotlib; with `tight`, `draw` places the axes and the margins are cut.
     """

@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's weights, batch-norm statistics included, kept beside the live ones."""
+"""Exponential moving average (EMA) of a network's weights, including batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Tensor = Any
 class Averages(keras.layers.Layer):
     """Returns its input; in training it first adds the current weights of `network` to their averages.
 
-    Its place is before the network. The momentum at step t is min(momentum, (1 + t) / (10 + t)), so that the initial
-    weights are soon forgotten. Running statistics are averaged with the weights: those of the live network do not fit
-    averaged weights. The averages are variables of this layer and not of the network: a checkpoint has them, a weights
-    file has not.
+    It is placed before the network. The momentum at step t is min(momentum, (1 + t) / (10 + t)), so that the initial
+    weights soon lose influence. Running statistics are averaged too, as those of the current network do not match
+    averaged weights. The averages are variables of this layer, not of the network: they are saved in checkpoints, but
+    not in weights files.
     """
 
     def __init__(self, network: keras.Model, momentum: float, **kwargs: Any) -> None:
@@ -34,25 +34,25 @@ class Averages(keras.layers.Layer):
             for i, v in enumerate(self.live())
         ]
         for average, variable in zip(self.values, self.live(), strict=True):
-            backend.lay_out(average)
+            backend.set_kernel_layout(average)
             average.assign(keras.ops.convert_to_numpy(variable))
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         if training:
-            backend.move_averages(self.values, self.live(), self._weight(ops.convert_to_tensor(self.steps)))
+            backend.update_averages(self.values, self.live(), self._weight(ops.convert_to_tensor(self.steps)))
             self.steps.assign(self.steps + 1.0)
         return x
 
     def _weight(self, steps: Any) -> Any:
-        """Of the live weights in their average."""
+        """The weight of the current weights in the average."""
         return 1.0 - ops.minimum(self.momentum, (1.0 + steps) / (10.0 + steps))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The averages, up to the weights of now, in place of the network's weights."""
+    def applied(self) -> Iterator[None]:
+        """Within the context, the network has the averaged weights, including the current ones."""
         live = [keras.ops.convert_to_numpy(variable).copy() for variable in self.live()]
         weight = np.float32(keras.ops.convert_to_numpy(self._weight(ops.convert_to_tensor(self.steps))))
         for variable, average, value in zip(self.live(), self.values, live, strict=True):

@@ -50,7 +50,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
 
 
 def restore(model: keras.Model, arrays: list[np.ndarray]) -> None:
-    """Put a state that was read into a model that is built alike. Raises ResnetlabError where it is of another one."""
+    """Restore a state into a model of the same structure. Raises ResnetlabError if the structure differs."""
     variables = state_variables(model)
     received, expected = [a.shape for a in arrays], [tuple(v.shape) for v in variables]
     if received != expected:

@@ -19,8 +19,8 @@ def make_optimizer(
 ) -> keras.optimizers.Optimizer:
     """The optimizer of a recipe.
 
-    Its own count of steps begins at step `start` of the run. `factors` has the fraction of the learning rate by the
-    identity of each variable, where they differ.
+    Its step counter starts at step `start` of the run. `factors` maps the `id` of each variable to its fraction of the
+    learning rate; None where all are 1.
     """
     shared: dict[str, Any] = {
         "learning_rate": Schedule.of(recipe, steps_per_epoch, start=start),
@@ -40,9 +40,9 @@ def decays(variable: keras.Variable) -> bool:
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Learning rate as a function of the step: linear warm-up to `peak`, then one of four ways down.
+    """Learning rate as a function of the step: linear warm-up to `peak`, then one of four schedules.
 
-    "constant" stays; "cosine" and "linear" reach zero at the last step (Loshchilov 2016, arXiv:1608.03983); "steps"
+    "constant" is flat; "cosine" and "linear" reach zero at the last step (Loshchilov 2016, arXiv:1608.03983); "steps"
     falls to a tenth at each milestone. An optimizer that begins later in the run counts its steps from `start`.
     """
 
@@ -82,8 +82,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return {key: getattr(self, key) for key in keys}
 
 
-class _Ours:
-    """What all optimizers here share: a learning rate of each variable's own, and updates of all variables at once."""
+class _PerVariableRate:
+    """Base of all optimizers here: a learning rate per variable, and updates of all variables at once."""
 
     def __init__(self, *, factors: Mapping[int, float] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -92,7 +92,7 @@ class _Ours:
     def build(self, variables: Sequence[keras.Variable]) -> None:
         super().build(variables)  # type: ignore[misc]
         for slot in self.variables:  # type: ignore[attr-defined]
-            backend.lay_out(slot)
+            backend.set_kernel_layout(slot)
         self.factor_of = [self.factors[id(v)] if self.factors else 1.0 for v in variables]
 
     def rate_of(self, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
@@ -109,11 +109,11 @@ class _Ours:
     def update_together(
         self, gradients: Sequence[Tensor], variables: Sequence[keras.Variable], learning_rate: Tensor
     ) -> bool:
-        """Update all variables at once where the backend has a way to do it; returns whether it was done."""
+        """Update all variables at once if the backend supports it; returns whether it was done."""
         raise NotImplementedError
 
     def _settings(self, variables: Sequence[keras.Variable], learning_rate: Tensor) -> dict[str, Any]:
-        """The common arguments of every update kernel, and the places of the variables among the slots."""
+        """The arguments that all update kernels share: the learning rate, and each variable's fraction of it."""
         index = [self._get_variable_index(variable) for variable in variables]  # type: ignore[attr-defined]
         fractions = [self.factor_of[i] for i in index]
         return {"rate": learning_rate, "fractions": None if set(fractions) == {1.0} else fractions}
@@ -122,10 +122,10 @@ class _Ours:
         return [slots[self._get_variable_index(variable)] for variable in variables]  # type: ignore[attr-defined]
 
 
-class SGD(_Ours, keras.optimizers.SGD):
+class SGD(_PerVariableRate, keras.optimizers.SGD):
     """SGD with (Nesterov) momentum and L2 regularisation inside the gradient, as in He 2015.
 
-    Keras's own `weight_decay` is the decoupled one, which leaves the momentum out.
+    Keras's own `weight_decay` is decoupled: it bypasses the momentum.
     """
 
     def __init__(self, *, l2: float = 0.0, **kwargs: Any) -> None:
@@ -162,8 +162,8 @@ class SGD(_Ours, keras.optimizers.SGD):
             super().update_step(gradient, variable, rate)
 
 
-class _Moments(_Ours):
-    """AdamW and LAMB: two moments of each gradient, and decay of kernels alone."""
+class _Moments(_PerVariableRate):
+    """Base of AdamW and LAMB: two moments of each gradient, and weight decay of kernels only."""
 
     kernel: Callable[..., bool]  # of `backend`
 
@@ -189,7 +189,7 @@ class _Moments(_Ours):
 
 
 class AdamW(_Moments, keras.optimizers.Adam):
-    """AdamW (Loshchilov 2017, arXiv:1711.05101, algorithm 2) that decays kernels alone, each at its own rate."""
+    """AdamW (Loshchilov 2017, arXiv:1711.05101, algorithm 2) with decay of kernels only, each at its own rate."""
 
     kernel = staticmethod(backend.adam_update)
 

@@ -1,4 +1,4 @@
-"""What may change when a run is resumed, and what is reported of one that has ended."""
+"""Checks and notes for resuming a run: which fields may change, and what a finished run allows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def check_resumable(folder: RunFolder, changes: Mapping[str, Any]) -> None:
     recipe, info, named = folder.recipe(), folder.info(), shlex.quote(str(folder.path))
     if info.status == "diverged":
         raise UsageError(
-            f"{folder.path} diverged: to resume it would repeat the same steps. Start a new run with a lower rate, "
-            f"such as --set learning_rate={recipe.learning_rate / 10:g}, from scratch or, if an epoch was good, with "
+            f"{folder.path} diverged: resuming it would repeat the same steps. Start a new run with a lower rate, "
+            f"such as --set learning_rate={recipe.learning_rate / 10:g}, from scratch or, if it has good weights, with "
             f"--weights {named}."
         )
     if not changes:
@@ -56,7 +56,7 @@ def extend(run: RunFolder, recipe: Recipe, pack: Pack, changes: Mapping[str, Any
         return changed, [f"{note}the learning rate at the next step is as it was, {after:.3g}"]
     return changed, [
         f"{note}schedule {recipe.schedule} depends on the number of epochs, so the learning rate at the next step "
-        f"jumps from {before:.3g} to {after:.3g}; this is not what one run of {changed.epochs} epochs would have been"
+        f"jumps from {before:.3g} to {after:.3g}; this differs from a single run of {changed.epochs} epochs"
     ]
 
 
@@ -66,6 +66,6 @@ def _finished(run: RunFolder, recipe: Recipe) -> list[str]:
     why = f"by early stopping after epoch {done} of {recipe.epochs}" if done < recipe.epochs else f"all {done} epochs"
     more = "" if done < recipe.epochs else f"resnetlab train --resume {named} --epochs {2 * done}, or "
     return [
-        f"this run is finished ({why}): there is nothing to resume, and it is evaluated again. To train on: {more}"
+        f"this run is finished ({why}): there is nothing to resume, and it is evaluated again. To go further: {more}"
         f"resnetlab train DATA --weights {named}"
     ]

@@ -1,9 +1,9 @@
-"""Training: an explicit loop over epochs around `keras.Model.fit`, which compiles and runs the steps of one.
+"""Training: an explicit loop over epochs around `keras.Model.fit`, which runs the steps of one epoch.
 
 The state of a run is its weights, its optimizer's slots and the step number (see `data/stream.py` and
-`checkpoint.py`), so an interrupted run that is resumed sees the same batches as one that never stopped. On a CPU it
-equals it to the bit; on a GPU only with deterministic kernels. What is frozen is a function of the step too
-(`transfer.py`).
+`checkpoint.py`), so an interrupted run that is resumed sees the same batches as one that never stopped. On a CPU the
+results are bitwise equal; on a GPU only with deterministic kernels. Which layers are frozen is also a function of the
+step (`transfer.py`).
 """
 
 from __future__ import annotations
@@ -41,24 +41,9 @@ Record = dict[str, Any]
 
 
 def make_augmentation(recipe: Recipe) -> Augmentation:
-    return Augmentation(
-        source_size=recipe.pack_size,
-        size=recipe.image_size,
-        crop=recipe.crop,
-        crop_padding=recipe.crop_padding,
-        crop_scale=recipe.crop_scale,
-        flip=recipe.flip,
-        rand_augment=recipe.rand_augment,
-        color_jitter=recipe.color_jitter,
-        erase=recipe.erase,
-        mixup=recipe.mixup,
-        cutmix=recipe.cutmix,
-        drop_rates=tuple(
-            rate
-            for position in resolve_architecture(recipe).block_positions
-            if (rate := recipe.stochastic_depth * position)
-        ),
-    )
+    positions = resolve_architecture(recipe).block_positions
+    rates = (recipe.stochastic_depth * position for position in positions)
+    return Augmentation.of(recipe, drop_rates=tuple(rate for rate in rates if rate))
 
 
 def make_stream(recipe: Recipe, pack: Pack) -> Stream:
@@ -79,16 +64,16 @@ def make_stream(recipe: Recipe, pack: Pack) -> Stream:
 
 
 def make_loss(recipe: Recipe) -> keras.losses.Loss:
-    """The loss of a recipe, of logits. The targets' threshold is part of it, so that accuracy has the soft targets."""
+    """The loss of a recipe, on logits. It applies the target threshold, so that accuracy still sees soft targets."""
     if recipe.loss == "cross-entropy":
         return keras.losses.CategoricalCrossentropy(from_logits=True)
     return BinaryCrossEntropy(recipe.target_threshold)
 
 
 class BinaryCrossEntropy(keras.losses.BinaryCrossentropy):
-    """Of logits, the mean over the classes; targets are 1 above `threshold` and 0 elsewhere, where there is one.
+    """Binary cross-entropy of logits, averaged over classes; with a `threshold`, targets are 1 above it and else 0.
 
-    So both classes of a mixed image are targets of their own (Wightman 2021, arXiv:2110.00476, section 3.2).
+    So both classes of a mixed image are separate targets (Wightman 2021, arXiv:2110.00476, section 3.2).
     """
 
     def __init__(self, threshold: float | None = None) -> None:
@@ -106,12 +91,12 @@ def make_trainer(
 ) -> keras.Model:
     """Augmentation and network as one compiled model, from a stream's batches to logits.
 
-    It is for the phase of the run that `step` is in: of what is frozen then, it makes neither gradients nor slots. A
-    phase has an optimizer of its own, whose moments and averages begin with it, and whose count of steps too: the
-    moments' correction for their start goes by it.
-    `jit_compile` is Keras's: by default XLA for JAX everywhere, and for TensorFlow on a GPU.
-    The optimizer's variables are made here: made during the first step, they would have it traced twice. So are the
-    metrics', for a checkpoint to be put into.
+    It is built for the phase of the run that `step` is in: frozen layers have neither gradients nor optimizer slots.
+    Each phase has its own optimizer, whose moments, averages and step counter start with the phase, as the bias
+    correction of the moments depends on the counter.
+    `jit_compile` is Keras's argument: by default XLA for JAX everywhere, and for TensorFlow on a GPU.
+    The optimizer is built here, as variables created during the first step would cause a second trace. The variables
+    of the metrics are created here too, so that a checkpoint can be restored into them.
     """
     start = transfer.freeze(network, recipe, step, stream.steps_per_epoch)
     side = recipe.pack_size
@@ -127,7 +112,7 @@ def make_trainer(
     optimizer = make_optimizer(
         recipe, stream.steps_per_epoch, start=start, factors=transfer.learning_rate_factors(network, recipe)
     )
-    if recipe.precision == "float16":  # whose gradients are too small for it; steps that overflow are left out
+    if recipe.precision == "float16":  # small gradients would underflow; steps that overflow are skipped
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(trainer.trainable_variables)
     metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
@@ -149,11 +134,11 @@ def require_validation(recipe: Recipe, pack: Pack) -> None:
 
 @dataclass
 class TrainState:
-    """How far a run has come: what a checkpoint keeps beside the variables, and the finished epochs."""
+    """The state of a run besides its variables: what a checkpoint stores as `progress`, and the finished epochs."""
 
     step: int = 0
     best_epoch: int = 0  # from 1; 0 before the first
-    best_loss: float | None = None  # of validation; without it, minus the number of steps, so that the last is best
+    best_loss: float | None = None  # validation loss; without validation -step, so that the last epoch is the best
     records: list[Record] = field(default_factory=list)
 
     @classmethod
@@ -173,7 +158,7 @@ def train(
     resume: bool = False,
     network: keras.Model | None = None,
 ) -> Status:
-    """Train until the epochs are over, early stopping ends it, or the process is asked to stop.
+    """Train until all epochs are finished, early stopping triggers, or the process receives a stop signal.
 
     `network` is one of `build_network`, with its initial weights (`transfer.load_backbone`); by default it is new.
 
@@ -205,7 +190,7 @@ def train(
 
 
 class _Training:
-    """A run while it is trained: the compiled model of the present phase, the batches, and the state."""
+    """A run during training: the compiled model of the current phase, the batches, and the state."""
 
     def __init__(
         self, pack: Pack, recipe: Recipe, run: RunFolder, network: keras.Model, progress: Progress, *, resume: bool
@@ -221,7 +206,7 @@ class _Training:
         self.trainer = make_trainer(network, recipe, self.stream, step=self.state.step)
         if resume:
             checkpoint.restore(self.trainer, arrays)
-        # Of the epoch that was interrupted: Keras resets its metrics as an epoch begins.
+        # Metrics of the interrupted epoch, to be restored: Keras resets its metrics at the start of an epoch.
         self.partial = _metric_values(self.trainer) if self.state.step % self.steps else None
 
     def is_over(self) -> bool:
@@ -231,7 +216,7 @@ class _Training:
         return state.step >= self.recipe.epochs * self.steps or exhausted
 
     def run_epoch(self, stop: threading.Event) -> bool:
-        """Train one epoch, or what is left of it, evaluate, and save. False where a stop was requested within it."""
+        """Train one epoch, or the rest of it, evaluate and save. Returns False if a stop was requested meanwhile."""
         state, recipe = self.state, self.recipe
         epoch = state.step // self.steps + 1
         if state.step and state.step == recipe.frozen_epochs * self.steps:
@@ -243,7 +228,7 @@ class _Training:
             named = shlex.quote(str(self.run.path))
             self.progress.info(f"Stopped at step {state.step}. Resume with: resnetlab train --resume {named}")
             return False
-        with self.trainer.get_layer("averages").in_place() if recipe.ema else nullcontext():
+        with self.trainer.get_layer("averages").applied() if recipe.ema else nullcontext():
             record |= self._validate(epoch)
             best = self._keep_weights(record)
         state.records.append(record)
@@ -256,11 +241,11 @@ class _Training:
         return True
 
     def _train_steps(self, epoch: int, stop: threading.Event) -> Record | None:
-        """The steps that are left of an epoch, and its record; None where a stop was requested within it."""
+        """Run the remaining steps of an epoch; returns its record, or None if a stop was requested meanwhile."""
         began, first = time.perf_counter(), self.state.step
         left = epoch * self.steps - first
-        watch = _Watch(self.trainer, first, self.progress, stop, self.partial)
-        batches = backend.upload(self.stream.batches(first))
+        watch = _StepCallback(self.trainer, first, self.progress, stop, self.partial)
+        batches = backend.prefetch_to_device(self.stream.batches(first))
         history = self.trainer.fit(batches, steps_per_epoch=left, shuffle=False, verbose=0, callbacks=[watch]).history
         batches.close()  # type: ignore[attr-defined]
         self.state.step, self.partial = first + watch.steps, None
@@ -317,7 +302,7 @@ class _Training:
         return ResnetlabError(f"{advice}.")
 
 
-class _Watch(keras.callbacks.Callback):
+class _StepCallback(keras.callbacks.Callback):
     """Reports each step, and ends the epoch after the current step when a stop was requested."""
 
     async_safe = True  # keeps JAX and PyTorch from waiting for the device at every step
@@ -331,10 +316,10 @@ class _Watch(keras.callbacks.Callback):
         partial: list[np.ndarray] | None,
     ) -> None:
         super().__init__()
-        # Not `self.model`: on JAX that property writes the state back, here while the main thread donates it to a step.
+        # Not `self.model`: on JAX this property writes the state back, while the main thread donates it to a step.
         self.trainer = trainer
         self.start, self.progress, self.stop, self.partial = start, progress, stop, partial
-        self.steps = 0  # made; the optimizer's own count leaves out those whose gradients overflow in float16
+        self.steps = 0  # steps done; the optimizer does not count those whose gradients overflow in float16
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.partial is not None:  # an epoch that is resumed: Keras has just reset its metrics
@@ -354,9 +339,9 @@ def _metric_values(trainer: keras.Model) -> list[np.ndarray]:
 
 @contextmanager
 def _stop_requests() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a later one interrupts at once.
+    """An event that is set by the first SIGINT or SIGTERM; a later signal interrupts immediately.
 
-    Not one within a second: `timeout` and other supervisors signal the process and then its group.
+    Signals within a second of the first are ignored: `timeout` and other supervisors signal both process and group.
     """
     requested = threading.Event()
     first = 0.0

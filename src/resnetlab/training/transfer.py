@@ -1,7 +1,7 @@
-"""Transfer: training that begins with the weights of another network, of which only the head is new (fine-tuning).
+"""Transfer learning: training that starts from the weights of another network, with a new head (fine-tuning).
 
-A network has parts: the stem, the stages, the head. A recipe states how many of them are frozen at first, and how much
-slower a part learns than the one after it.
+A network has parts: the stem, the stages and the head. A recipe states how many of them are frozen at first, and the
+ratio of the learning rates of successive parts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.models.from_recipe import build_network
 from resnetlab.recipes import Recipe
 
-HEAD = "head_logits"  # the layer that knows the classes
+HEAD = "head_logits"  # the layer that depends on the classes
 
 
 def parts(network: keras.Model) -> dict[str, list[keras.layers.Layer]]:
@@ -25,22 +25,22 @@ def parts(network: keras.Model) -> dict[str, list[keras.layers.Layer]]:
 
 
 def require_weights(recipe: Recipe) -> None:
-    """Raise UsageError where a recipe freezes what nothing has trained: call it where no weights are given."""
+    """Raise UsageError if a recipe freezes layers, which makes no sense with random weights."""
     for key in ("frozen_epochs", "frozen_batch_norm"):
         if value := getattr(recipe, key):
             raise UsageError(
-                f"{key}={value} freezes what was trained before, and there are no weights to begin with. Give them "
-                f"with --weights, or leave the recipe {recipe.name!r} for another."
+                f"{key}={value} needs pretrained weights, and none are given. Give them "
+                f"with --weights, or choose another recipe than {recipe.name!r}."
             )
 
 
 def load_backbone(network: keras.Model, source: keras.Model, *, with_head: bool = False) -> None:
-    """Set the weights of `network` to those of `source`; its head stays as it is, but for `with_head`.
+    """Set the weights of `network` to those of `source`; its head only if `with_head`.
 
     `source` is one of our networks too, of the same architecture and preprocessing, and of any number of classes.
 
     Raises:
-        ResnetlabError: it is of another architecture. Nothing is set then.
+        ResnetlabError: the architecture differs. No weight is changed then.
     """
     ours, theirs = (_weights(n, with_head) for n in (network, source))
     expected, received = (
@@ -63,10 +63,10 @@ def _weights(network: keras.Model, with_head: bool) -> dict[str, keras.Variable]
 
 
 def freeze(network: keras.Model, recipe: Recipe, step: int, steps_per_epoch: int) -> int:
-    """Set which layers learn at a step, and return the first step of the phase that it is in.
+    """Set which layers are trainable at a step; returns the first step of the phase that the step is in.
 
-    A frozen layer has no gradients and no optimizer slots, and its batch norm is as at inference. Call it before the
-    training step is traced.
+    A frozen layer has no gradients and no optimizer slots, and its batch norm runs in inference mode. Must be called
+    before the training step is traced.
 
     Raises:
         UsageError: more stages to freeze than the network has.
@@ -84,7 +84,7 @@ def freeze(network: keras.Model, recipe: Recipe, step: int, steps_per_epoch: int
 
 
 def learning_rate_factors(network: keras.Model, recipe: Recipe) -> dict[int, float]:
-    """The fraction of the learning rate that each weight learns at, by the identity of the variable.
+    """Each variable's fraction of the learning rate, by the variable's `id`.
 
     Discriminative fine-tuning (Howard, Ruder 2018, arXiv:1801.06146, section 3.1), with one factor from part to part:
     early layers are more general, and have less to learn.
@@ -99,8 +99,8 @@ def learning_rate_factors(network: keras.Model, recipe: Recipe) -> dict[int, flo
 
 
 def build_from(source: keras.Model, recipe: Recipe, num_classes: int, *, with_head: bool) -> keras.Model:
-    """A recipe's network with the weights of `source`; `with_head`: those of its head too. Raises as the steps do."""
+    """A recipe's network with the weights of `source`, with or without its head. Raises as the steps do."""
     network = build_network(recipe, num_classes)
     load_backbone(network, source, with_head=with_head)
-    freeze(network, recipe, 0, 1)  # so that stages to freeze that are not there are an error now
+    freeze(network, recipe, 0, 1)  # so that freezing more stages than exist is an error now
     return network

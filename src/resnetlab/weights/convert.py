@@ -1,8 +1,8 @@
-"""Weights in: other implementations' weights become a run folder like any other, checked against their source.
+"""Import: the weights of other implementations become an ordinary run folder, checked against their source.
 
-Every array of the source and every weight of our network is used exactly once, or nothing is (`mapping.py`); what the
-source states of normalisation, size, crop, interpolation, class names and licence goes along (`readers.py`); and
-where the source's own implementation is installed, its logits are compared with ours (`parity.py`).
+Either every array of the source and every weight of our network is matched exactly once, or the import fails
+(`mapping.py`). Normalisation, size, crop, interpolation, class names and licence are imported if the source states
+them (`readers.py`). If the source's own implementation is installed, its logits are compared with ours (`parity.py`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HEAD = "head_logits"
 # The order of the labels in CIFAR-10's own files.
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 Padding = Literal["both", "end"]
-TOLERANCE = 1e-4  # of the logits' scale: what float32 leaves between two ways to compute them
+TOLERANCE = 1e-4  # relative to the largest logit: float32 rounding between two implementations
 
 
 def collect_arrays(reference: Any) -> dict[str, np.ndarray]:
@@ -86,13 +86,13 @@ def permute_padded_channels(network: keras.Model, arch: Architecture) -> None:
             order = identity + [place for place in range(channels) if place not in set(identity)]
         for index in range(1, depth + 1):
             name, last = f"stage{stage}_block{index}", 3 if arch.block == "bottleneck" else 2
-            _take(network, f"{name}_conv1", before if index == 1 else order, axis=-2)
-            _take(network, f"{name}_conv{last}", order, axis=-1)
-            _take(network, f"{name}_bn{last}", order, axis=-1)
-    _take(network, HEAD, order, axis=0, weights=("kernel",))
+            _permute(network, f"{name}_conv1", before if index == 1 else order, axis=-2)
+            _permute(network, f"{name}_conv{last}", order, axis=-1)
+            _permute(network, f"{name}_bn{last}", order, axis=-1)
+    _permute(network, HEAD, order, axis=0, weights=("kernel",))
 
 
-def _take(
+def _permute(
     network: keras.Model, layer: str, order: list[int], *, axis: int, weights: tuple[str, ...] | None = None
 ) -> None:
     for variable in network.get_layer(layer).weights:
@@ -116,17 +116,17 @@ def import_checkpoint(
         checkpoint: as `readers.read` returns it.
         folder: of the new run.
         model: name of the model, where weights of the same shapes are ambiguous.
-        settings: of a recipe, of its `INPUT_KEYS`, overriding those of the checkpoint.
-        class_names: one for each logit, over the checkpoint's.
-        shortcut_padding: where a shortcut A of the source has its zero channels; None: as its family usually has.
-        new_head: the weights are for training under a new head, so they need not have one of ours.
+        settings: values of the recipe's `INPUT_KEYS`, which override those of the checkpoint.
+        class_names: one for each logit, instead of the checkpoint's.
+        shortcut_padding: where a shortcut A of the source adds its zero channels; None: the convention of its family.
+        new_head: the weights are for training with a new head, so the source need not have a linear head.
 
     Raises:
-        ResnetlabError: not the weights of any network here, or our logits are not the source implementation's.
-        UsageError: the folder is not vacant, or a setting is out of range.
+        ResnetlabError: the weights match no architecture, or our logits differ from the source implementation's.
+        UsageError: the folder is not empty, or a setting is out of range.
     """
     folder = without_dots(folder)
-    RunFolder.require_vacant(folder)
+    RunFolder.require_empty(folder)
     headless = _has_no_head(checkpoint)
     arch, naming, num_classes = recognise(
         checkpoint.arrays, model=model or checkpoint.model, stride_on=checkpoint.stride_on, head=not headless
@@ -138,7 +138,7 @@ def import_checkpoint(
     names = ("no head",) if headless else _class_names(checkpoint, arch, num_classes, class_names)
     stated = checkpoint.settings | dict(settings or {})
     recipe = BASE.changed(
-        name="imported", description=f"weights of {checkpoint.origin}", **_usual(arch, naming) | stated
+        name="imported", description=f"weights of {checkpoint.origin}", **_default_settings(arch, naming) | stated
     )
     arch = replace(arch, preprocessing=recipe.preprocessing or arch.preprocessing)
     network = build(arch, num_classes=num_classes)
@@ -157,7 +157,7 @@ def import_checkpoint(
 
 
 def _source_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What import.json keeps of the source."""
+    """The fields of import.json that describe the source."""
     return {
         "origin": checkpoint.origin,
         "sha256": _digest(checkpoint.arrays),
@@ -170,7 +170,7 @@ def _source_record(checkpoint: Checkpoint) -> dict[str, Any]:
 def _class_names(
     checkpoint: Checkpoint, arch: Architecture, num_classes: int, given: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    """The given ones, the checkpoint's, or the usual ones of so many classes."""
+    """The given class names, else the checkpoint's, else the default ones for this number of classes."""
     names = given or find_class_names(checkpoint, num_classes)
     if given is None and checkpoint.class_names is None and arch.stem == "cifar" and num_classes == 10:
         names = CIFAR10
@@ -182,7 +182,7 @@ def _class_names(
 
 
 def _pad_shortcuts(network: keras.Model, arch: Architecture, naming: Naming, padding: Padding | None) -> list[str]:
-    """Reorder channels where the source pads its shortcuts on both sides; returns what was assumed for that."""
+    """Reorder channels if the source pads its shortcuts on both sides; returns the assumption made, if any."""
     if arch.shortcut != "A" or naming.family == "resnetlab":
         if padding:
             raise UsageError(f"Received shortcut padding {padding!r}, and {arch.name} has no zero-padded shortcuts.")
@@ -205,8 +205,8 @@ def _write_run(folder: Path, network: keras.Model, recipe: Recipe, info: RunInfo
     return RunFolder.open(folder)
 
 
-def _usual(arch: Architecture, naming: Naming) -> dict[str, Any]:
-    """What is usual where a source does not state it: the shorter side to 256, the middle 224 of it; CIFAR's 32 whole.
+def _default_settings(arch: Architecture, naming: Naming) -> dict[str, Any]:
+    """Defaults for what a source does not state: for ImageNet a 224 crop of a shorter side of 256, for CIFAR no crop.
 
     akamaster's networks (shortcut A) were trained with ImageNet's mean and standard deviation.
     """
@@ -230,17 +230,17 @@ def _no_head(checkpoint: Checkpoint) -> str:
         else f"no head among its {len(checkpoint.arrays)} arrays ({', '.join(list(checkpoint.arrays)[-3:])})"
     )
     return (
-        f"{checkpoint.origin}: received {found}, expected one linear layer, such as fc.weight and fc.bias. To train on "
-        f"from these weights under a new head: resnetlab train DATA --weights {shlex.quote(checkpoint.origin)}."
+        f"{checkpoint.origin}: received {found}, expected one linear layer, such as fc.weight and fc.bias. To train "
+        f"a new head on these weights: resnetlab train DATA --weights {shlex.quote(checkpoint.origin)}."
     )
 
 
 def _check(
-    network: keras.Model, checkpoint: Checkpoint, row: str, family: str, size: int, preprocessing: str
+    network: keras.Model, checkpoint: Checkpoint, model: str, family: str, size: int, preprocessing: str
 ) -> dict[str, Any]:
-    """Our logits against the source implementation's, where that can run."""
+    """Compare our logits with the source implementation's, if that can be run."""
     source = checkpoint.origin
-    reference = parity.logits(source, row, family, size=size, preprocessing=preprocessing, key=checkpoint.key)
+    reference = parity.logits(source, model, family, size=size, preprocessing=preprocessing, key=checkpoint.key)
     if isinstance(reference, str):
         return {"against": None, "why": reference}
     expected, by = reference
@@ -250,8 +250,9 @@ def _check(
     difference = float(np.abs(received - expected).max()) / (scale or 1.0)
     if not difference <= TOLERANCE:
         raise ResnetlabError(
-            f"The logits of {row!r} with the weights of {source} differ from those of {by} by {difference:.1e} "
-            f"of their scale, expected at most {TOLERANCE:.0e}. Nothing was written. Choose another row with --model."
+            f"The logits of {model!r} with the weights of {source} differ from those of {by} by {difference:.1e} "
+            f"of their scale, expected at most {TOLERANCE:.0e}. Nothing was written. "
+            "Choose another architecture with --model."
         )
     return {"against": by, "difference": difference, "scale": scale}
 

@@ -1,4 +1,4 @@
-"""From a source's name to a run folder: read, convert, check; and the imported weights that the cache keeps."""
+"""Import weights from a named source into a run folder (read, convert, check), or take them from the cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def import_weights(
     """Read `source` (`readers.read`), and make a run of it (`convert.import_checkpoint`, whose `options` these are)."""
     from resnetlab.weights.readers import read
 
-    RunFolder.require_vacant(folder)
+    RunFolder.require_empty(folder)
     environment.configure(backend=backend, device=device)  # keras.applications' download imports Keras
     checkpoint = read(source, key=key)  # and a .pth file PyTorch, which must be imported before TensorFlow
     environment.start(backend=backend, device=device)
@@ -31,7 +31,7 @@ def import_weights(
 def import_to_cache(
     source: str, key: str | None, options: Mapping[str, Any], *, backend: str | None, device: str
 ) -> RunFolder:
-    """The run of `source` in the cache, made now unless there is one of its files as they are."""
+    """The cached run of `source`; imported now if its files have changed or were never imported."""
     path = Path(source).expanduser()
     files = (sorted(path.iterdir()) if path.is_dir() else [path]) if path.exists() else []
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -49,7 +49,7 @@ def import_to_cache(
 
 
 def import_name(source: str) -> str:
-    """A folder's name for weights from `source`."""
+    """A folder name for the weights imported from `source`."""
     path = Path(source).expanduser()
     name = path.stem if path.is_file() else path.resolve().name
     return re.sub(r"[^\w.-]+", "-", name)

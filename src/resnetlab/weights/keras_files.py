@@ -1,4 +1,4 @@
-"""Keras's files, read as data: HDF5 weights and models of any version, and .keras archives. No model is made."""
+"""Keras's files, read as data: HDF5 weights and models of any version, and .keras archives. No model is built."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from resnetlab.errors import ResnetlabError
 from resnetlab.models.variants import VARIANTS
 
-BYTES_MOST = 4 << 30  # the largest network here takes 0.5 GB: what claims to be larger is damaged, or meant to harm
+BYTES_MOST = 4 << 30  # the largest network has 0.5 GB: a file that claims more is damaged or malicious
 _KERAS_ORDER = {1: ("kernel",), 2: ("kernel", "bias"), 4: ("gamma", "beta", "moving_mean", "moving_variance")}
 
 
@@ -24,17 +24,17 @@ def read_hdf5(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_keras(path: Path) -> tuple[dict[str, np.ndarray], str | None, dict[str, Any]]:
-    """The weights in a .keras file, and of ours the model and its preprocessing. The model itself is never made."""
+    """The weights in a .keras file, and model name and preprocessing of our own. The Keras model is never built."""
     with zipfile.ZipFile(path) as archive:
         for name, most in (("config.json", BYTES_MOST >> 6), ("model.weights.h5", BYTES_MOST)):
             if (size := archive.getinfo(name).file_size) > most:
                 raise ResnetlabError(f"{path}: {name} claims {size:,} bytes. Expected a ResNet's weights.")
         config = json.loads(archive.read("config.json"))
         _refuse_programs(config, path)
-        return _hdf5(io.BytesIO(archive.read("model.weights.h5")), path), *_of_ours(config)
+        return _hdf5(io.BytesIO(archive.read("model.weights.h5")), path), *_read_own_config(config)
 
 
-def _of_ours(config: Any) -> tuple[str | None, dict[str, Any]]:
+def _read_own_config(config: Any) -> tuple[str | None, dict[str, Any]]:
     """The name in `VARIANTS` and the preprocessing in a Keras model's description, where `build` made it."""
     network = config.get("config", {}) if isinstance(config, dict) else {}
     normalize = [x for x in network.get("layers", ()) if x.get("registered_name") == "resnetlab>Normalize"]
@@ -56,7 +56,7 @@ def _hdf5(file: IO[bytes], path: Path) -> dict[str, np.ndarray]:
             if "/seed_generator/" in place:  # of stochastic depth
                 continue
             if dataset.external or dataset.is_virtual:
-                raise ResnetlabError(f"{path}: {place} points into other files: refused, and nothing was read.")
+                raise ResnetlabError(f"{path}: {place} refers to other files: refused, and nothing was read.")
             if dataset.nbytes + sum(a.nbytes for a in arrays.values()) > BYTES_MOST:
                 raise ResnetlabError(f"{path}: {place} claims {dataset.nbytes:,} bytes. Expected a ResNet's weights.")
             if (name := _keras_name(place, dataset)) in arrays:
@@ -89,7 +89,7 @@ def _keras_name(place: str, dataset: Any) -> str:
 
 
 def _refuse_programs(config: Any, path: Path) -> None:
-    """Raise ResnetlabError where a Keras model's description has a Lambda layer in it, which holds a program."""
+    """Raise ResnetlabError if a Keras model's config contains a Lambda layer, which holds executable code."""
     if isinstance(config, dict):
         if config.get("class_name") in ("Lambda", "__lambda__"):
             raise ResnetlabError(

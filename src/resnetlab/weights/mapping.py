@@ -1,4 +1,4 @@
-"""How other implementations name and lay out the weights of a residual network, and whose a set of weights is.
+"""Names and layouts of the weights in other implementations, and recognition of the source of a set of weights.
 
 A `Naming` gives the name under which each of our layers finds its weights. `recognise` finds the architecture and the
 naming under which a set of arrays has exactly the names and shapes it should have.
@@ -37,11 +37,11 @@ class Naming:
 
     Args:
         family: the implementation's name.
-        outside: our names of the layers of stem and head to theirs.
-        block: (stage, block), both from 1, to what their names of a block's layers begin with.
-        parts: what our names of a block's layers end with ("conv1", "shortcut_bn") to what theirs end with.
-        weights: our names of one layer's weights to theirs, where they differ.
-        separator: between a layer's name and a weight's.
+        outside: maps our names of the stem and head layers to theirs.
+        block: maps (stage, block), both from 1, to their prefix of the block's layer names.
+        parts: maps our suffixes of a block's layer names ("conv1", "shortcut_bn") to theirs.
+        weights: maps our names of a layer's weights to theirs, where they differ.
+        separator: stands between the layer name and the weight name.
         transposed: kernels are (out, in, k, k) and (out, in), where ours are (k, k, in, out) and (in, out).
     """
 
@@ -54,11 +54,11 @@ class Naming:
     transposed: bool
 
     def of(self, layer: str, weight: str) -> str:
-        """Their name of our `layer`'s `weight`."""
+        """Their name for the weight `weight` of our layer `layer`."""
         if match := re.fullmatch(r"stage(\d+)_block(\d+)_(\w+)", layer):
             theirs = self.block(int(match[1]), int(match[2])) + self.parts.get(match[3], f"({layer})")
         else:
-            theirs = self.outside.get(layer, f"({layer})")  # in brackets: a name that nothing has
+            theirs = self.outside.get(layer, f"({layer})")  # in brackets, so that it matches no array
         return theirs + self.separator + self.weights.get(weight, weight)
 
     def layout(self, array: np.ndarray, rank: int) -> np.ndarray:
@@ -70,7 +70,7 @@ class Naming:
         return np.moveaxis(array, (0, 1), (-1, -2))
 
     def problems(self, source: Arrays, targets: Iterable[Target]) -> list[str]:
-        """What keeps `source` from being exactly the `targets`: missing, of another shape, left over."""
+        """Differences between `source` and `targets`: arrays that are missing, have another shape, or are left over."""
         problems, names = [], set()
         for layer, weight, expected in targets:
             name = self.of(layer, weight)
@@ -84,7 +84,7 @@ class Naming:
 
 
 def keras_applications(arch: Architecture) -> Naming:
-    """keras.applications' ResNet50 ... ResNet152V2, for our rows `keras-resnet50` ... `keras-resnet152v2`."""
+    """keras.applications' ResNet50 ... ResNet152V2, for our `keras-resnet50` ... `keras-resnet152v2`."""
     parts = {f"conv{i}": f"{i}_conv" for i in (1, 2, 3)} | {"shortcut_conv": "0_conv", "shortcut_bn": "0_bn"}
     if arch.preactivation:
         parts |= {"bn1": "preact_bn", "bn2": "1_bn", "bn3": "2_bn"}
@@ -154,7 +154,7 @@ def cifar_repositories(arch: Architecture) -> Naming:
 
 
 def ours(arch: Architecture) -> Naming:
-    """What `resnetlab.build(...)` makes, saved by Keras."""
+    """The names of a `resnetlab.build(...)` model that Keras has saved."""
     outside = [f"stem_{kind}{i}" for kind in ("conv", "bn") for i in (1, 2, 3)] + ["head_bn", "head_logits"]
     parts = [f"{kind}{i}" for kind in ("conv", "bn") for i in (1, 2, 3)]
     parts += ["shortcut_conv", "shortcut_bn", "se_reduce", "se_expand"]
@@ -175,31 +175,31 @@ FAMILIES = (keras_applications, torchvision, transformers, cifar_repositories, o
 def recognise(
     source: Arrays, *, model: str | None = None, stride_on: str = "3x3", head: bool = True
 ) -> tuple[Architecture, Naming, int]:
-    """Whose weights these are: the row of the table, the naming, and the number of classes.
+    """Recognise weights: their architecture, naming scheme and number of classes.
 
-    Where rows have weights of the same shapes, it is the one that downsamples in the `stride_on` convolution, as all
-    but the oldest implementations do in the 3x3; `model` names the row outright. Without `head`, none is expected, and
-    the number of classes is 1.
+    Where architectures have weights of the same shapes, it is the one that downsamples in the `stride_on` convolution:
+    the 3x3 in all but the oldest implementations. `model` names the architecture outright. Without `head`, none is
+    expected, and the number of classes is 1.
 
     Raises:
         ResnetlabError: no architecture has exactly these arrays; the message states what differs from the nearest one.
     """
-    rows = VARIANTS.values() if model is None else [architecture(model)]
+    candidates = VARIANTS.values() if model is None else [architecture(model)]
     best: tuple[int, Architecture, Naming, list[str], int] | None = None
-    for row in sorted(rows, key=lambda row: row.stride_on != stride_on):  # stable: the table's order otherwise
+    for arch in sorted(candidates, key=lambda arch: arch.stride_on != stride_on):  # stable: the table's order otherwise
         for family in FAMILIES:
-            naming = family(row)
+            naming = family(arch)
             bias = source.get(naming.of("head_logits", "bias"))
-            num_classes = row.num_classes if bias is None or bias.ndim != 1 else len(bias)
-            targets: list[Target] = list(summarize(row, num_classes=num_classes).weights)
+            num_classes = arch.num_classes if bias is None or bias.ndim != 1 else len(bias)
+            targets: list[Target] = list(summarize(arch, num_classes=num_classes).weights)
             if not head:
                 targets, num_classes = [t for t in targets if t[0] != "head_logits"], 1
             problems = naming.problems(source, targets)
             if not problems:
-                return row, naming, num_classes
+                return arch, naming, num_classes
             if best is None or len(problems) < best[0]:
                 matching = sum(naming.of(layer, weight) in source for layer, weight, _ in targets)
-                best = len(problems), row, naming, problems, 100 * matching // len(targets)
+                best = len(problems), arch, naming, problems, 100 * matching // len(targets)
     assert best is not None
     raise _not_recognised(source, model, best)
 
@@ -207,8 +207,8 @@ def recognise(
 def _not_recognised(
     source: Arrays, model: str | None, best: tuple[int, Architecture, Naming, list[str], int]
 ) -> ResnetlabError:
-    """What the arrays are and what they lack; the nearest network only where most of its names are there."""
-    _, row, naming, problems, per_cent = best
+    """The error for unrecognised arrays; it names the closest architecture only if most of its names are present."""
+    _, arch, naming, problems, per_cent = best
     stem = source.get(naming.of("stem_conv1", "kernel"))
     channels = 3 if stem is None or stem.ndim != 4 else naming.layout(stem, 4).shape[2]
     if channels != 3 and per_cent > 50:
@@ -220,7 +220,7 @@ def _not_recognised(
         )
     text = f"These are not the weights of {'any network here' if model is None else repr(model)}. "
     if per_cent > 50:
-        text += f"Nearest is {row.name!r} as {naming.family} names it, but: {listing(problems)}. "
+        text += f"Nearest is {arch.name!r} as {naming.family} names it, but: {listing(problems)}. "
     first = ", ".join(f"{name} {array.shape}" for name, array in list(source.items())[:5])
     return ResnetlabError(f"{text}Received {len(source)} arrays: {first}{', ...' if len(source) > 5 else ''}.")
 

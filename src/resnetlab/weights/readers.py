@@ -1,4 +1,4 @@
-"""Other people's weights, read as data: nothing in a file is run. No Keras here, but for its own download.
+"""Readers of third-party weights, as data: no code in a file is executed. Imports Keras only to download its weights.
 
 read("resnet50-0676ba61.pth")         a PyTorch state dict, also inside a training checkpoint
 read("model.safetensors")
@@ -29,7 +29,7 @@ from resnetlab import environment
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.models.variants import PREPROCESSING
 from resnetlab.weights.keras_files import read_hdf5, read_keras
-from resnetlab.weights.state_dicts import bare
+from resnetlab.weights.state_dicts import unwrap_state_dict
 from resnetlab.weights.torch_files import read_torch
 
 KERAS_APPLICATIONS = ("ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2")
@@ -40,19 +40,19 @@ _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights by their names, and what travels with them."""
+    """Weights by name, and the metadata that the source provides."""
 
     origin: str  # file, folder or name
     arrays: dict[str, np.ndarray]
-    # Of a recipe: image_size, crop_pct, interpolation, preprocessing. What is absent the source does not state.
+    # Recipe fields: image_size, crop_pct, interpolation, preprocessing; only those that the source states.
     settings: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     licence: str | None = None
     stride_on: str = "3x3"
     model: str | None = None  # the name that a Keras model of ours has
     foreign_head: tuple[str, ...] = ()  # names and shapes of a head that is not in `arrays`
-    linear: bool = False  # the head was called so, as the widespread CIFAR repositories call it
-    note: str | None = None  # on what was taken of a file that holds several sets of weights
+    linear: bool = False  # the head was called `linear`, as in widespread CIFAR repositories
+    note: str | None = None  # which weights were read from a file with several sets
     key: str | None = None  # as given
 
 
@@ -65,8 +65,8 @@ def read(source: str, *, key: str | None = None) -> Checkpoint:
 
     Raises:
         UsageError: no such file or name.
-        ResnetlabError: damaged, not weights, with a program in it, or it cannot be downloaded: then the message
-            states where to put the file by hand.
+        ResnetlabError: the file is damaged, has no weights or contains code, or it cannot be downloaded; then the
+            message states where to put the file manually.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -99,7 +99,7 @@ def find_class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...
 
 
 def _from_file(path: Path, origin: str, key: str | None = None) -> Checkpoint:
-    """All arrays of a file, floats as float32, all finite. The format goes by the content, not by the ending."""
+    """All arrays of a file, floats as float32, all finite. The content, not the suffix, determines the format."""
     kind = kind_of(path)
     if key is not None and kind != "PyTorch":
         raise UsageError(f"{path}: --key is for PyTorch's checkpoints, and this is a {kind} file.")
@@ -122,7 +122,7 @@ def _from_file(path: Path, origin: str, key: str | None = None) -> Checkpoint:
         raise ResnetlabError(f"{path} holds no weights.")
     if kind in ("Keras", "HDF5"):
         return replace(checkpoint, arrays=arrays)
-    found = bare(arrays)
+    found = unwrap_state_dict(arrays)
     settings = {}
     if found.normalization:
         mean, std = found.normalization
@@ -137,7 +137,7 @@ def kind_of(path: Path) -> str:
     """The format of a file of weights by its content: "PyTorch", "safetensors", "HDF5" or "Keras".
 
     Raises:
-        ResnetlabError: empty, a damaged archive, or of a kind that is often met in the place of weights.
+        ResnetlabError: the file is empty, a damaged archive, or of a type that is often mistaken for weights.
         UsageError: none of them.
     """
     with path.open("rb") as file:
@@ -212,7 +212,7 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
         from safetensors.numpy import load_file
     except ImportError:
         raise _needs("safetensors", path) from None
-    import ml_dtypes  # noqa: F401  # comes with Keras, and teaches NumPy bfloat16
+    import ml_dtypes  # noqa: F401  # a dependency of Keras; registers bfloat16 with NumPy
 
     return dict(load_file(path))
 
@@ -305,7 +305,7 @@ def _side(size: Any) -> int | None:
 
 
 def _preprocessing(mean: Any, std: Any) -> str | None:
-    """Our name of a mean and a standard deviation."""
+    """The key in `PREPROCESSING` of a mean and a standard deviation."""
     if mean is None or std is None:
         return None
     for name in ("imagenet", "cifar10", "kuangliu", "unit"):

@@ -1,4 +1,4 @@
-"""A PyTorch state dict under the names of the bare network: without wrappers' prefixes, counters and foreign heads."""
+"""Reduce a PyTorch state dict to the plain network: no prefixes of wrappers, no counters, no foreign heads."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ _CHILDREN = {
 
 @dataclass(frozen=True)
 class StateDict:
-    """Args:
-    arrays: by the names of the bare network, the head as `fc`, or `classifier.1` as transformers has it.
-    foreign_head: names and shapes of a head that is not one linear layer; they are not in `arrays`.
-    linear: the head was called `linear`, as the widespread CIFAR repositories call it.
-    normalization: mean and standard deviation, where the network has its normalisation inside; not in `arrays`.
+    """A state dict without its wrappers.
+
+    Args:
+        arrays: by the names of the plain network; the head is `fc`, or `classifier.1` as in transformers.
+        foreign_head: names and shapes of a head that is not one linear layer; they are not in `arrays`.
+        linear: the head was called `linear`, as in the widespread CIFAR repositories.
+        normalization: mean and standard deviation, if the network includes its normalisation; not in `arrays`.
     """
 
     arrays: dict[str, np.ndarray]
@@ -57,8 +59,8 @@ def prefixes_of_networks(names: Iterable[str]) -> list[str]:
     return prefixes
 
 
-def bare(source: Mapping[str, np.ndarray]) -> StateDict:
-    """Strip what wraps a network's names, once or repeatedly, and bring the head to one name."""
+def unwrap_state_dict(source: Mapping[str, np.ndarray]) -> StateDict:
+    """Strip the prefixes of (nested) wrappers from the names, and rename the head to `fc` or `classifier.1`."""
     arrays = {name: array for name, array in source.items() if name.rpartition(".")[2] not in _COUNTERS}
     arrays, normalization = _without_normalization(_without_prefix(arrays))
     first = {name.partition(".")[0] for name in arrays}
@@ -81,7 +83,7 @@ def bare(source: Mapping[str, np.ndarray]) -> StateDict:
 
 
 def _without_prefix(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without the prefix of the one network; what stands outside it keeps a name that the network's do not have."""
+    """Strip the prefix of the only network; arrays outside it get a name that does not collide with its names."""
     prefixes = prefixes_of_networks(arrays)
     if len(prefixes) != 1:
         return arrays
@@ -111,7 +113,7 @@ def is_normalization(name: str, size: int) -> bool:
 def _without_normalization(
     arrays: dict[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, np.ndarray] | None]:
-    """Take out a mean and a standard deviation of RGB channels, which a network with its normalisation inside has."""
+    """Remove the RGB mean and standard deviation that a network with built-in normalisation stores."""
     found = {re.split(r"[._]", name)[-1]: name for name, array in arrays.items() if is_normalization(name, array.size)}
     if found.keys() != {"mean", "std"}:
         return arrays, None

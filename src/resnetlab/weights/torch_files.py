@@ -1,7 +1,7 @@
-"""PyTorch's files, read as data: the one dict of tensors in a checkpoint, wherever it lies. Nothing in a file is run.
+"""Read PyTorch files as data: find the state dict in a checkpoint, at any depth. No code in a file is executed.
 
-PyTorch's restricted unpickler builds tensors and plain containers. `_HARMLESS` adds the values that training scripts
-leave beside the weights: each of them becomes an object that holds nothing. Any other global is refused by its name.
+PyTorch's restricted unpickler builds tensors and plain containers. `_HARMLESS` also allows values that training scripts
+store next to the weights, each of which becomes an empty object. Any other global is refused by name.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ _DICTS = (  # the unpickler fills these item by item
 
 
 class _Nothing(dict[Any, Any]):
-    """What a harmless value becomes: it takes any arguments and any state, and keeps none."""
+    """Replaces a harmless value: it accepts any arguments and any state, and stores nothing."""
 
     def __new__(cls, *_: Any) -> _Nothing:
         return super().__new__(cls)
@@ -98,21 +98,21 @@ class _Nothing(dict[Any, Any]):
 
 
 class _PlainDict:
-    """What a subclass of dict becomes, without a default factory: it may hold weights."""
+    """Replaces subclasses of dict, which may hold weights, by OrderedDict without a default factory."""
 
     def __new__(cls, *_: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         return OrderedDict()
 
 
 class _PlainList:
-    """What `collections.deque` becomes."""
+    """Replaces `collections.deque` by a list."""
 
     def __new__(cls, *_: Any) -> list[Any]:  # type: ignore[misc]
         return []
 
 
 def read_torch(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray], str | None]:
-    """The tensors of the one state dict of a file, floats as float32, and what was chosen where there are several.
+    """The tensors of the state dict in a file, floats as float32, and a note on the choice if there are several.
 
     Args:
         path: of a file of `torch.save`, in its zip format or the older one.
@@ -120,7 +120,7 @@ def read_torch(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray
 
     Raises:
         UsageError: `key` is no place in the file that holds tensors.
-        ResnetlabError: PyTorch is not installed, the file holds other objects than data, or no tensors.
+        ResnetlabError: PyTorch is not installed, the file contains objects other than data, or no tensors.
     """
     try:
         import torch
@@ -212,14 +212,14 @@ def _state_dicts(value: Any, place: str, tensor: type) -> Iterator[tuple[str, di
 
 
 def _choose(found: dict[str, dict[str, Any]], key: str | None, path: Path) -> tuple[str, str | None]:
-    """The place to take, and a sentence on it where there are others."""
+    """The place of the state dict to read, and a note on the choice if there are several."""
     if key is not None:
         matching = [place for place in found if place == key] or [p for p in found if p.rpartition(".")[2] == key]
         if len(matching) != 1:
             places = ", ".join(place or "(the file itself)" for place in found)
             raise UsageError(f"{path}: received --key {key}, expected one of {places}.")
         return matching[0], None
-    most = max(len(tensors) for tensors in found.values())  # beside a network, a few tensors are not another one
+    most = max(len(tensors) for tensors in found.values())  # a group with few tensors is not another network
     networks = [place for place, tensors in found.items() if 2 * len(tensors) >= most]
 
     def rank(place: str) -> tuple[bool, int, int]:
