@@ -30,12 +30,13 @@ FOR_TRAINING := $(VENV)/.installed-$(call extras,cpu)
 FOR_TESTS := $(VENV)/.installed-$(call extras,cpu jax test $(more))
 FOR_LINT := $(VENV)/.installed-$(call extras,dev)
 FOR_NOTEBOOK := $(VENV)/.installed-$(call extras,cpu notebook)
+FOR_DOCS := $(VENV)/.installed-$(call extras,docs)
 FOR_CHECK := $(VENV)/.installed-$(call extras,cpu dev jax test $(more))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart notebook test test-long check lint format constraints clean run-lint run-tests run-long
+.PHONY: help quickstart notebook docs test test-long check lint format constraints clean run-lint run-docs run-tests run-long
 
 help: ## Say what there is (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,11 +49,13 @@ notebook: $(FOR_NOTEBOOK) ## Run the notebook from top to bottom (ten minutes), 
 	$(BIN)/jupyter nbconvert --execute --to notebook --output-dir build notebooks/resnet_from_scratch.ipynb
 	$(BIN)/jupyter nbconvert --to html --output-dir build build/resnet_from_scratch.ipynb
 
+docs: $(FOR_DOCS) run-docs ## Build the documentation as a site, into build/site
+
 test: $(FOR_TESTS) run-tests ## Run the tests on TensorFlow and JAX (EXTRAS=torch: on PyTorch too; ARGS=…: for pytest)
 
 test-long: $(FOR_TESTS) run-long ## Run the long ones: notebook, benchmarks, comparison (EXTRAS, ARGS as above)
 
-check: $(FOR_CHECK) run-lint run-tests run-long ## All that must hold: format, lint, types, import contracts, all tests (EXTRAS, ARGS as above)
+check: $(FOR_CHECK) run-lint run-docs run-tests run-long ## All that must hold: lint, types, import contracts, documentation, all tests
 
 lint: $(FOR_LINT) run-lint ## The quick part of check: format, lint, types, import contracts
 
@@ -65,6 +68,9 @@ run-lint:
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+run-docs:
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 run-tests:
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long" $(ARGS)

@@ -1,9 +1,9 @@
-"""The tables of README.md, written from what is in results/.
+"""The tables of README.md and docs/, written from what is in results/ and from the code; and the chart of speed.
 
     python benchmarks/tables.py             rewrite them
     python benchmarks/tables.py --check     only say whether they are up to date; exit code 1 where not (a second)
 
-README.md holds `<!-- table: NAME -->` ... `<!-- /table -->`; what stands between is this program's. NAME is a row of
+A page holds `<!-- table: NAME -->` ... `<!-- /table -->`; what stands between is this program's. NAME is a row of
 TABLES below, and shows all results whose file name begins as the row says, one machine each.
 """
 
@@ -24,9 +24,9 @@ MARKERS = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)"
 Result = dict[str, Any]
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose columns but the first are numbers."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
+    """A table whose columns but the first are numbers, or all of which are text."""
+    rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in (head, rule, *rows))
 
 
@@ -118,8 +118,8 @@ def study(result: Result) -> str:
     )
     return (
         f"**{result['what']}** ({how}: {size}x{size} pixels{more}; seed {chosen['seed']})\n\n"
-        f"![{result['what']}](results/{result['figure']})\n\n"
-        f"{markdown(['claim', 'measured', 'reproduced'], cells)}{conditions(result)}"
+        f"![{result['what']}]({{results}}/{result['figure']})\n\n"
+        f"{markdown(['claim', 'measured', 'reproduced'], cells, numbers=False)}{conditions(result)}"
     )
 
 
@@ -211,6 +211,21 @@ def models() -> str:
     return markdown(["models", "after", "million parameters"], cells)
 
 
+def recipes() -> str:
+    from resnetlab.recipes import RECIPES
+
+    return markdown(
+        ["recipe", "for"], ([f"`{name}`", recipe.description] for name, recipe in RECIPES.items()), numbers=False
+    )
+
+
+def keys() -> str:
+    from resnetlab.recipes import BASE, describe_fields
+
+    rows = ([f"`{key.name}`", f"`{key.default}`", key.description, key.expected] for key in describe_fields(BASE))
+    return markdown(["key", "default", "meaning", "values"], rows, numbers=False)
+
+
 # name of a table: (what the files' names begin with, what makes Markdown of one)
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "throughput": ("throughput", throughput),
@@ -220,37 +235,63 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "gpu": ("gpu", gpu),
     "studies": ("study", study),
 }
+FROM_CODE: dict[str, Callable[[], str]] = {"models": models, "recipes": recipes, "keys": keys}
 
 
-def table(name: str, folder: Path) -> str:
+def table(name: str, results: Path, *, from_page: str) -> str:
     """The Markdown of a table, for all machines. Raises KeyError for a table that there is not."""
-    if name == "models":
-        return "\n" + models() + "\n"
+    if name in FROM_CODE:
+        return "\n" + FROM_CODE[name]() + "\n"
     prefix, make = TABLES[name]
-    files = [path for path in sorted(folder.glob(f"{prefix}*.json")) if "smoke" not in path.name]
+    files = [path for path in sorted(results.glob(f"{prefix}*.json")) if "smoke" not in path.name]
     made = [make(json.loads(path.read_text(encoding="utf-8"))) for path in files]
-    return "\n" + "\n".join(made or ["Not measured yet.\n"]) + "\n"
+    return "\n" + "\n".join(made or ["Not measured yet.\n"]).replace("{results}", from_page) + "\n"
 
 
-def fill(text: str, folder: Path) -> str:
-    """A README's text with its tables made anew."""
-    return MARKERS.sub(lambda found: found[1] + table(found["name"], folder) + found[3], text)
+def fill(text: str, results: Path, *, from_page: str = "results") -> str:
+    """The text of a page with its tables made anew; `from_page` is the way from it to the results."""
+    return MARKERS.sub(lambda found: found[1] + table(found["name"], results, from_page=from_page) + found[3], text)
+
+
+def speed_chart(results: Path, path: Path, job: str = "resnet50-64-b32") -> None:
+    """Bars of training throughput on the CPU: ours and others."""
+    from resnetlab.report import plots
+
+    found = json.loads((results / "throughput-amd-epyc-2-cores.json").read_text(encoding="utf-8"))
+    rows = [row for row in found["rows"] if row["job"] == job and row.get("unit") == "images/s"]
+    rows.sort(key=lambda row: row["median"])
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        colours = ["#0072b2" if row["contender"].startswith("ours") else "#b0b0b0" for row in rows]
+        bars = axes.barh([row["contender"] for row in rows], [row["median"] for row in rows], color=colours)
+        axes.bar_label(bars, fmt="%.0f", padding=4)
+        axes.set_xlabel("images/s")
+        axes.set_title("Training ResNet-50, 64x64, batch 32, float32, on two CPU cores")
+        axes.grid(axis="y", visible=False)
+
+    plots.write(draw, path, size=(8, 2.8))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--page", type=Path, action="append", help="default: README.md and docs/*.md")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     options = parser.parse_args(arguments)
-    before = options.readme.read_text(encoding="utf-8")
-    after = fill(before, options.results)
-    if before == after:
-        return 0
-    if options.check:
-        print(f"{options.readme}: its tables are not those of {options.results}. Do: python benchmarks/tables.py")
+    stale = []
+    for page in options.page or [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        before = page.read_text(encoding="utf-8")
+        after = fill(before, options.results, from_page="../results" if page.parent.name == "docs" else "results")
+        if before != after:
+            stale.append(str(page))
+            if not options.check:
+                page.write_text(after, encoding="utf-8")
+    if stale and options.check:
+        print(f"{', '.join(stale)}: tables are not those of {options.results}. Do: python benchmarks/tables.py")
         return 1
-    options.readme.write_text(after, encoding="utf-8")
+    if not options.check and not options.page:
+        speed_chart(options.results, options.results / "speed.png")
     return 0
 
 

@@ -57,7 +57,7 @@ def test_tables_are_filled_from_results_and_checked(tables: ModuleType, tmp_path
     results.write(tmp_path / "throughput-here.json", results.result("a test", configuration={}, rows=rows))
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- table: throughput -->\nold\n<!-- /table -->\nafter <!-- table: not closed\n")
-    arguments = ["--readme", str(readme), "--results", str(tmp_path)]
+    arguments = ["--page", str(readme), "--results", str(tmp_path)]
 
     assert tables.main([*arguments, "--check"]) == 1
     assert "old" in readme.read_text()  # a check changes nothing
@@ -71,7 +71,7 @@ def test_tables_are_filled_from_results_and_checked(tables: ModuleType, tmp_path
     assert filled.endswith("<!-- /table -->\nafter <!-- table: not closed\n")
 
 
-def test_readme_tables_are_up_to_date(tables: ModuleType) -> None:
+def test_the_tables_of_the_pages_are_up_to_date(tables: ModuleType) -> None:
     assert tables.main(["--check"]) == 0
 
 
