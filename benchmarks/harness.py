@@ -105,7 +105,7 @@ class Alive:
         self.child.close()
 
     def _ask(self, request: Row, limit: float) -> Row:
-        return next(self.child.ask(request, limit=limit))
+        return self.child.ask_one(request, limit=limit)
 
 
 def start(contenders: Sequence[Contender], job: Job, *, where: Row, rows: list[Row]) -> list[Alive]:

@@ -15,77 +15,32 @@ could change a shape.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from experiment import Claim, Row, arguments, choose_recipe, data_for, keep, keras, say, some_of_test, trained
+from experiment import Claim, Row, arguments, choose_recipe, data_for, keep, say, some_of_test, trained
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from resnetlab.data.pack import Pack
-from resnetlab.models import Architecture, architecture
+from resnetlab.evaluation.blocks import BlockChain
+from resnetlab.models import architecture
 from resnetlab.report import plots
 
-EXCHANGES, DRAWS, BATCH = (1, 2, 4, 8), 5, 250
+EXCHANGES, DRAWS = (1, 2, 4, 8), 5
 FEW_POINTS = 5.0  # of accuracy
 NEAR_CHANCE = 15.0  # per cent accuracy, of ten classes
 
 
-class Blocks:
-    """A trained network as a chain of stem, blocks and head that can be put together anew."""
-
-    def __init__(self, network: keras.Model, arch: Architecture) -> None:
-        self.stage = {
-            f"stage{stage}_block{index}": stage
-            for stage, depth in enumerate(arch.depths, start=1)
-            for index in range(1, depth + 1)
-        }
-        ends = [network.get_layer("stem").output] + [network.get_layer(f"{name}_relu2").output for name in self.stage]
-        self.stem = keras.Model(network.input, ends[0])
-        self.blocks = {
-            name: keras.Model(before, after)
-            for name, before, after in zip(self.stage, ends[:-1], ends[1:], strict=True)
-        }
-        self.head = keras.Model(ends[-1], network.output)
-        self.keeps_shape = [  # whatever halves height and width also has more channels
-            name
-            for name, before, after in zip(self.stage, ends[:-1], ends[1:], strict=True)
-            if before.shape[-1] == after.shape[-1]
-        ]
-        pairs = itertools.combinations(self.keeps_shape, 2)
-        self.pairs = [(one, other) for one, other in pairs if self.stage[one] == self.stage[other]]
-
-    def error(self, order: Iterable[str], images: np.ndarray, labels: np.ndarray) -> float:
-        """Share of `images` that the blocks, in this order, take for another class."""
-        chain, wrong = [self.stem, *(self.blocks[name] for name in order), self.head], 0
-        for start in range(0, len(images), BATCH):
-            x = images[start : start + BATCH]
-            for part in chain:
-                x = part.predict_on_batch(x)
-            wrong += int((np.argmax(x, axis=1) != labels[start : start + BATCH]).sum())
-        return wrong / len(images)
-
-    def exchanged(self, times: int, rng: np.random.Generator) -> list[str]:
-        """The order of all blocks after exchanging two of one stage so many times."""
-        order = list(self.blocks)
-        for _ in range(times):
-            first, second = self.pairs[rng.integers(len(self.pairs))]
-            i, j = order.index(first), order.index(second)
-            order[i], order[j] = order[j], order[i]
-        return order
-
-
-def look(blocks: Blocks, data: Pack, *, images: int, seed: int) -> list[Row]:
+def look(blocks: BlockChain, data: Pack, *, images: int, seed: int) -> list[Row]:
     """Test error as it is, without each block in turn, and after exchanges of blocks."""
     pixels, labels = some_of_test(data, images, seed)
-    rows: list[Row] = [{"what": "whole", "test_error": blocks.error(blocks.blocks, pixels, labels)}]
-    for gone in blocks.keeps_shape:
-        rest = [name for name in blocks.blocks if name != gone]
-        rows.append({"what": "deleted", "block": gone, "test_error": blocks.error(rest, pixels, labels)})
+    rows: list[Row] = [{"what": "whole", "test_error": blocks.error(blocks.stages, pixels, labels)}]
+    for gone, error in blocks.errors_without_each(pixels, labels).items():
+        rows.append({"what": "deleted", "block": gone, "test_error": error})
     rng = np.random.default_rng(seed)
     for times in EXCHANGES:
-        errors = [blocks.error(blocks.exchanged(times, rng), pixels, labels) for _ in range(DRAWS)]
+        errors = [blocks.error(blocks.exchange(times, rng), pixels, labels) for _ in range(DRAWS)]
         rows.append({"what": "exchanged", "exchanges": times, "test_error": float(np.mean(errors)), "draws": errors})
     return rows
 
@@ -167,7 +122,8 @@ def main() -> None:
         arch = architecture(name)
         network, _ = trained(arch, recipe, data)
         say(f"{name}: deleting and exchanging blocks")
-        rows += [{"network": name} | row for row in look(Blocks(network, arch), data, images=images, seed=options.seed)]
+        chain = BlockChain(network, arch)
+        rows += [{"network": name} | row for row in look(chain, data, images=images, seed=options.seed)]
     keep(
         "ensemble-view",
         "Test error after deleting and exchanging blocks, plain and residual networks on CIFAR-10",

@@ -54,6 +54,14 @@ def test_requests_have_any_number_of_answers(child: Path) -> None:
         assert "what a library prints" in process.log()
 
 
+def test_one_answer_is_what_a_request_for_one_gets(child: Path) -> None:
+    with Child(str(child)) as process:
+        for _ in range(2):  # nothing of the first is left over for the second
+            assert process.ask_one(1, limit=30) == {"number": 0, "text": "é"}
+        with pytest.raises(ChildFailed, match="2 answers, expected 1"):
+            process.ask_one(2, limit=30)
+
+
 def test_an_error_is_reported_and_the_child_goes_on(child: Path) -> None:
     with Child(str(child)) as process:
         with pytest.raises(ChildFailed, match=r"^the reason$"):

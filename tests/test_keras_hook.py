@@ -17,6 +17,7 @@ def run(program: str, backend: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_load_model_knows_the_layers_in_both_orders_of_import(backend: str, tmp_path: Path) -> None:
     if not installed(backend):
@@ -28,6 +29,7 @@ def test_load_model_knows_the_layers_in_both_orders_of_import(backend: str, tmp_
     assert run(f"import keras, resnetlab; {load}", backend) == "(None, 3)"
 
 
+@pytest.mark.long
 def test_neither_find_spec_nor_a_failed_import_loses_the_registration(tmp_path: Path) -> None:
     path = str(tmp_path / "m.keras")
     program = f"""

@@ -96,6 +96,13 @@ class Child:
             else:
                 return
 
+    def ask_one(self, request: Any, *, limit: float) -> Json:
+        """The answer to a request that has one."""
+        answers = list(self.ask(request, limit=limit))
+        if len(answers) != 1:
+            raise ChildFailed(f"{len(answers)} answers, expected 1")
+        return answers[0]
+
     def log(self) -> str:
         """The text that the child has written to standard output and standard error so far."""
         self._stderr.seek(0)

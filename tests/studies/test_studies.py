@@ -15,6 +15,7 @@ import pytest
 
 from resnetlab.data.pack import pack
 from resnetlab.data.sources import resolve
+from resnetlab.evaluation.blocks import BlockChain
 from resnetlab.models import architecture, build
 from resnetlab.recipes import RECIPES
 from resnetlab.report import plots
@@ -58,18 +59,18 @@ def test_a_study_states_its_claim_its_source_and_its_cost(name: str) -> None:
 @pytest.mark.parametrize("kind", ["resnet20", "plain20"])
 def test_blocks_put_together_again_are_the_network(kind: str, digits: Any) -> None:
     model, arch = network(kind)
-    blocks = study("ensemble_view").Blocks(model, arch)
+    blocks = BlockChain(model, arch)
     x = digits.images[:32]
     predicted = model.predict(x, verbose=0).argmax(axis=1)
-    assert len(blocks.blocks) == 7
-    assert blocks.error(blocks.blocks, x, predicted) == 0
-    assert blocks.error(blocks.blocks, x, (predicted + 1) % 10) == 1
+    assert len(blocks.stages) == 7
+    assert blocks.error(blocks.stages, x, predicted) == 0
+    assert blocks.error(blocks.stages, x, (predicted + 1) % 10) == 1
 
 
 def test_without_a_block_a_residual_network_is_the_one_whose_branch_is_silent(digits: Any) -> None:
     model, arch = network("resnet20")
-    blocks = study("ensemble_view").Blocks(model, arch)
-    rest = [name for name in blocks.blocks if name != "stage2_block2"]
+    blocks = BlockChain(model, arch)
+    rest = [name for name in blocks.stages if name != "stage2_block2"]
     norm = model.get_layer("stage2_block2_bn2")
     gamma, beta, *statistics = norm.get_weights()
     norm.set_weights([np.zeros_like(gamma), np.zeros_like(beta), *statistics])
@@ -78,15 +79,15 @@ def test_without_a_block_a_residual_network_is_the_one_whose_branch_is_silent(di
 
 
 def test_only_blocks_that_keep_the_shape_are_exchanged_and_in_their_stage() -> None:
-    blocks = study("ensemble_view").Blocks(*network("resnet20"))
-    assert blocks.keeps_shape == [
+    blocks = BlockChain(*network("resnet20"))
+    assert blocks.removable == [
         "stage1_block1", "stage1_block2", "stage1_block3", "stage2_block2", "stage3_block2",
     ]  # fmt: skip
-    before = list(blocks.blocks)
-    after = blocks.exchanged(5, np.random.default_rng(0))
+    before = list(blocks.stages)
+    after = blocks.exchange(5, np.random.default_rng(0))
     assert sorted(after) == sorted(before)
     assert after != before
-    assert [blocks.stage[name] for name in after] == [blocks.stage[name] for name in before]
+    assert [blocks.stages[name] for name in after] == [blocks.stages[name] for name in before]
 
 
 def test_a_network_is_trained_once_for_all_studies(

@@ -85,6 +85,7 @@ def accuracies(data: Pack, ema: float, steps: int, seed: int) -> tuple[list[floa
     return live, averaged
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("ema", "steps", "seeds"), [(0.99, 200, 3), (0.99, 400, 1), (0.999, 600, 1)])
 def test_averaged_weights_are_at_most_half_a_point_worse_than_live_ones(
     digits: Pack, ema: float, steps: int, seeds: int

@@ -44,7 +44,14 @@ def reference_of_keras(name: str) -> keras.Model:
     return keras.Model(base.input, keras.layers.Dense(1000, name="predictions")(base.output))
 
 
-@pytest.mark.parametrize("name", ["ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ResNet50",
+        "ResNet50V2",
+        *(pytest.param(f"ResNet{n}", marks=pytest.mark.long) for n in ("101", "152", "101V2", "152V2")),
+    ],
+)
 def test_logits_are_those_of_keras_applications(name: str, at_both_sizes: list[np.ndarray]) -> None:
     module = keras.applications.resnet_v2 if name.endswith("V2") else keras.applications.resnet
     theirs, row = reference_of_keras(name), f"keras-{name.lower()}"

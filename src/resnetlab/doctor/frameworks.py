@@ -167,7 +167,7 @@ def _ask(request: dict[str, Any], time_limit: float) -> tuple[dict[str, Any], st
     # -P: what lies in the current folder, a torch.py, is not imported.
     with Child("-P", "-m", "resnetlab.doctor.probe", environment=environment) as child:
         try:
-            return next(child.ask(request, limit=time_limit)), child.log()
+            return child.ask_one(request, limit=time_limit), child.log()
         except ChildFailed as failure:
             return {"error": str(failure)}, child.log()
 

@@ -31,3 +31,11 @@ class GradientRecorder(keras.optimizers.SGD):
             for layer in network.layers
             if hasattr(layer, "kernel") and len(layer.kernel.shape) == 4 and "shortcut" not in layer.name
         }
+
+
+def gradient_norms(network: keras.Model, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Norms of the gradient at each convolution (see `GradientRecorder.norms`) on one batch."""
+    recorder = GradientRecorder(0.0)
+    network.compile(recorder, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    network.train_on_batch(images, labels)
+    return recorder.norms(network)

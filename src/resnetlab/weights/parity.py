@@ -59,7 +59,7 @@ def logits(
     # -P: what lies beside downloaded weights, a torch.py, is not imported.
     with Child("-P", "-m", __name__) as child:
         try:
-            answer = next(child.ask(request, limit=TIME_LIMIT))
+            answer = child.ask_one(request, limit=TIME_LIMIT)
         except ChildFailed as failure:
             return f"{family} could not run it: {failure}"
     return np.array(answer["logits"], np.float32), answer["by"]
