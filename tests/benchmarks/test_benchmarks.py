@@ -42,7 +42,7 @@ def test_a_pytorch_peer_has_our_parameters(on: Any, network: str, model: str) ->
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
     return importlib.import_module("tables")
 
 

@@ -1,7 +1,7 @@
 """The tables of README.md and docs/, written from what is in results/ and from the code; and the chart of speed.
 
-    python benchmarks/tables.py             rewrite them
-    python benchmarks/tables.py --check     only say whether they are up to date; exit code 1 where not (a second)
+    python docs/tables.py             rewrite them
+    python docs/tables.py --check     only say whether they are up to date; exit code 1 where not (a second)
 
 A page holds `<!-- table: NAME -->` ... `<!-- /table -->`; what stands between is this program's. NAME is a row of
 TABLES below, and shows all results whose file name begins as the row says, one machine each.
@@ -288,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not options.check:
                 page.write_text(after, encoding="utf-8")
     if stale and options.check:
-        print(f"{', '.join(stale)}: tables are not those of {options.results}. Do: python benchmarks/tables.py")
+        print(f"{', '.join(stale)}: tables are not those of {options.results}. Do: python docs/tables.py")
         return 1
     if not options.check and not options.page:
         speed_chart(options.results, options.results / "speed.png")
