@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from resnetlab.atomic import atomic_file
 from resnetlab.errors import ResnetlabError
-from resnetlab.evaluation.metrics import CalibrationBin, expected_calibration_error, most_confused
+from resnetlab.evaluation.metrics import CalibrationBin, expected_calibration_error, most_confused, wilson
 
 DPI = 150
 # Okabe and Ito's palette, which people with any kind of colour blindness can tell apart.
@@ -304,7 +304,8 @@ def _draw_scale(figure: Figure, image: Any, layout: _MatrixLayout) -> None:
 def reliability(bins: Iterable[CalibrationBin], path: str | PathLike[str]) -> None:
     """Draw accuracy against confidence, a reliability diagram (Guo et al. 2017, figure 1).
 
-    The lower panel shows the fraction of images in each bin: a gap in a bin with three images means little.
+    The points have 95 % intervals, and the lower panel the number of images in each bin: a gap in a bin with three
+    images means little.
 
     Args:
         bins: those of an `Evaluation`.
@@ -330,9 +331,18 @@ def reliability(bins: Iterable[CalibrationBin], path: str | PathLike[str]) -> No
         top.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfectly calibrated")
         # The calibration error is the weighted sum of the distances between the points and the diagonal.
         top.vlines(sure, right, sure, color=ORANGE, linewidth=2.2, label="gap", zorder=3)
-        top.plot(sure, right, "o", color=BLUE, markersize=5, label="fraction that was right", clip_on=False, zorder=4)
+        intervals = [wilson(round(accuracy * b.count), b.count) for b, accuracy, _ in filled]
+        spread = [[r - low for r, (low, _) in zip(right, intervals, strict=True)]]
+        spread.append([high - r for r, (_, high) in zip(right, intervals, strict=True)])
+        top.errorbar(sure, right, spread, fmt="none", ecolor=BLUE, elinewidth=1, capsize=2.5, zorder=3)
+        top.plot(
+            sure, right, "o", color=BLUE, markersize=5, label="fraction that was right, 95 % interval", clip_on=False,
+            zorder=4,
+        )  # fmt: skip
         top.legend(loc="upper left", handlelength=1.6)
-        bottom.bar(centres, [b.count / n for b, _, _ in filled], widths, color="#9a9a9a")
+        bars = bottom.bar(centres, [b.count for b, _, _ in filled], widths, color="#9a9a9a")
+        bottom.bar_label(bars, [f"{b.count:,}" for b, _, _ in filled], fontsize=7.5, padding=1, color=MUTED)
+        bottom.margins(y=0.25)
         word = (
             "" if error < 0.01 or abs(excess) < error / 2 else ", over-confident" if excess > 0 else ", under-confident"
         )
@@ -341,9 +351,9 @@ def reliability(bins: Iterable[CalibrationBin], path: str | PathLike[str]) -> No
         top.set_ylim(0, 1)
         top.set_xlim(0, 1)
         bottom.set_xlabel("confidence of the prediction")
-        bottom.set_ylabel("fraction of images")
+        bottom.set_ylabel("images")
         bottom.yaxis.set_major_locator(MaxNLocator(3))
-        for axis in (top.yaxis, bottom.yaxis, bottom.xaxis):
+        for axis in (top.yaxis, bottom.xaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
 
     write(draw, path, size=(6.5, 7))
