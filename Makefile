@@ -12,7 +12,7 @@ EXTRAS ?=
 # Arguments for pytest: make test ARGS="-x tests/models"
 ARGS ?=
 # A process for each core, up to four: each may hold three frameworks.
-SIDE_BY_SIDE ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
+SIDE_BY_SIDE ?= --numprocesses=logical --maxprocesses=4 --dist=worksteal
 # Where the quickstart's run goes: a new folder each time, so that none is overwritten.
 ifndef RUN
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
