@@ -11,12 +11,13 @@ import importlib
 import importlib.util
 import json
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from resnetlab.atomic import atomic_file
-from resnetlab.errors import ResnetlabError, unknown_name
+from resnetlab.errors import ResnetlabError, first_informative_line, unknown_name
 from resnetlab.progress import LogProgress, Progress
 from resnetlab.run_folder import RunFolder
 
@@ -98,7 +99,7 @@ class WandbLogger:
 
     def __init__(self, run: RunFolder) -> None:
         self.wandb: Any = importlib.import_module("wandb")
-        names = _remembered(run, "wandb", lambda: {"id": self.wandb.util.generate_id()})
+        names = _remembered(run, "wandb", lambda: {"id": uuid.uuid4().hex})
         self.session = self.wandb.init(
             project=_environment("WANDB_PROJECT", "resnetlab"),
             name=run.path.name,
@@ -129,11 +130,13 @@ class MlflowLogger:
         def create() -> dict[str, str]:
             experiment = self.client.get_experiment_by_name(name)
             place = experiment.experiment_id if experiment else self.client.create_experiment(name)
-            return {"id": self.client.create_run(place, run_name=run.path.name).info.run_id}
+            made = self.client.create_run(place, run_name=run.path.name).info.run_id
+            for key, value in run.recipe().model_dump(mode="json").items():
+                self.client.log_param(made, key, str(value))
+            return {"id": made}
 
         self.id = _remembered(run, "mlflow", create)["id"]
-        for key, value in run.recipe().model_dump(mode="json").items():
-            self.client.log_param(self.id, key, str(value), synchronous=True)
+        self.client.update_run(self.id, status="RUNNING")  # a resumed run had ended
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -164,10 +167,18 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 def open_loggers(run: RunFolder) -> list[Logger]:
-    """The loggers that the run was started with."""
+    """The loggers that the run was started with. Raises ResnetlabError where one cannot be opened."""
     names = run.info().log
     check_loggers(names)
-    return [LOGGERS[name](run) for name in names]
+    opened: list[Logger] = []
+    for name in names:
+        try:
+            opened.append(LOGGERS[name](run))
+        except Exception as error:  # a service that is not there, credentials that are missing
+            for logger in opened:
+                logger.close()
+            raise ResnetlabError(f"Cannot log to {name}: {first_informative_line(error)}") from error
+    return opened
 
 
 class LoggedProgress(LogProgress):
