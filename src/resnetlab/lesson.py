@@ -99,6 +99,7 @@ def loss_slices(positions: Sequence[float], losses: Mapping[str, Sequence[float]
         for name, line in losses.items():
             colour, style = _style(name)
             axis.plot(positions, line, style, color=colour, label=name)
+        plots.log_scale(axis)
         axis.set(xlabel="distance along a random direction, in units of the weights' norm", ylabel="loss")
         axis.legend()
 
