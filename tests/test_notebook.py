@@ -1,5 +1,6 @@
 """The notebook is committed as it ran, and runs: here the short pass, with the same cells and assertions."""
 
+import ast
 import json
 import os
 import subprocess
@@ -21,6 +22,19 @@ def test_it_is_committed_with_its_outputs_of_one_run(cells: list[dict]) -> None:
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 6
+
+
+def test_every_figure_has_a_text_for_those_who_do_not_see_it(cells: list[dict]) -> None:
+    figures = [output for cell in cells for output in cell["outputs"] if "image/png" in output.get("data", {})]
+    assert all(len(figure["metadata"]["image/png"]["alt"]) > 40 for figure in figures)
+
+
+def test_every_assertion_has_a_message(cells: list[dict]) -> None:
+    found = [
+        node for cell in cells for node in ast.walk(ast.parse("".join(cell["source"]))) if isinstance(node, ast.Assert)
+    ]
+    assert len(found) > 15
+    assert [ast.unparse(node) for node in found if node.msg is None] == []
 
 
 def test_it_names_no_path_of_the_machine_it_ran_on(cells: list[dict]) -> None:
