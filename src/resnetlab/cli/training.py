@@ -82,6 +82,8 @@ def train(
     flags |= {"learning_rate": learning_rate, "precision": precision}
     options: dict[str, Any] = {"recipe": recipe, "weights": weights, "backend": backend, "device": device}
     options |= {"allow_losses": allow_losses, "progress": progress} | fields(settings, **flags)
+    if dry_run and (resume or log):
+        raise UsageError("--dry-run plans a new run and keeps nothing: leave --resume and --log out.")
     if dry_run:
         plan = tasks.plan_training(data, **options)
         if as_json:
