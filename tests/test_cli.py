@@ -65,10 +65,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     first, data, split, _, device = child.stdout.splitlines()[:5]
     assert first == "resnet-tiny from scratch, recipe quick: 16x16, batch 64, 3 epochs, float32"
     assert data == "digits: 10 classes, 1,290 train, 171 validation, 336 test images"
-    assert split == "split: 10% for validation and 20% for test, taken out of the images"
+    assert split == "split: 171 for validation and 336 for test, taken out of the images"
     assert device.startswith("on the CPU (")
     assert child.stdout.count("  val ") == 3
-    assert f"run folder {run}\nnext: resnetlab predict {run} IMAGES\n" in child.stdout
+    assert f"run folder {run}\nnext: `resnetlab predict {run} IMAGES`\n" in child.stdout
     return run
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,8 +103,8 @@ def test_the_screens_of_a_run_fit(screen: Screen, trained: str, folder: Path) ->
     for text in (
         "resnet-tiny from scratch, recipe photos: 16x16, batch 8, 2 epochs, float32",
         "photos: 2 classes,",
-        "split: 10% for validation and 10% for test, taken out of the images",
-        "next: resnetlab predict runs/first IMAGES",
+        "split: 4 for validation and 4 for test, taken out of the images",
+        "next: `resnetlab predict runs/first IMAGES`",
     ):
         assert text in shown
     screens = {"train": shown}
@@ -133,16 +136,16 @@ def test_audit_names_files_and_states_the_split(screen: Screen) -> None:
     assert "      dog/notes.txt" in shown
     assert "      dog/broken.jpg" in shown
     assert "= dog/a copy with a rather long name.jpg" in " ".join(shown.split())
-    assert "split       10% for validation and 10% for test, taken out of the images" in shown
-    assert "(to train on these too: --set validation=0 --set test=0)" in shown
+    assert "split       about 10% for validation and about 10% for test, taken out of the" in shown
+    assert "(to train on these too: `--set validation=0 --set test=0" in " ".join(shown.split())
 
 
 def test_a_split_given_by_the_data_is_stated(screen: Screen, tmp_path: Path) -> None:
     for part in ("train", "val"):
         make_images.write_classes(tmp_path / part, {"cat": 8, "dog": 8})
     shown = " ".join(screen("audit", str(tmp_path))[1].split())
-    assert "the data's own validation part; 10% for test, taken out of the training part" in shown
-    assert "(to train on these too: --set test=0)" in shown
+    assert "the data's own validation part; about 10% for test, taken out of the training part" in shown
+    assert "(to train on these too: `--set test=0`)" in shown
 
 
 def test_a_missing_file_among_others_is_reported_and_the_others_are_predicted(screen: Screen, trained: str) -> None:
@@ -266,3 +269,89 @@ def test_the_duration_is_estimated_once_training_runs(monkeypatch: pytest.Monkey
     assert text.count("about") == 1
     # After ten seconds 41 of 1,000 steps are done, at 4 steps a second.
     assert "about 4.0 min at 128 images/s" in text
+
+
+def test_the_hint_on_the_split_can_be_followed(screen: Screen) -> None:
+    shown = screen("audit", "photos")[1]
+    hint = re.search(r"to train on these too: `([^`]+)`", " ".join(shown.split()))
+    assert hint
+    code, shown = screen("train", "photos", *TINY, "--epochs", "1", "--run", "runs/all", *hint[1].split())
+    assert code == 0, shown
+    assert "photos: 2 classes, 41 train, 0 validation, 0 test images" in shown
+
+
+def test_a_batch_that_is_larger_than_the_data_is_warned_of(screen: Screen) -> None:
+    shown = screen("train", "photos", *TINY, "--batch-size", "500", "--dry-run", "--epochs", "1")[1]
+    assert "batch_size=500 is more than the training images" in shown
+
+
+@pytest.mark.parametrize("name", ["photos/dog/broken.jpg", "out.txt"])
+def test_predictions_are_written_to_csv_files_only(screen: Screen, trained: str, name: str) -> None:
+    before = Path(name).read_bytes() if Path(name).exists() else None
+    code, shown = screen("predict", trained, "photos/dog", "--csv", name)
+    assert (code, "expected the name of a .csv file" in " ".join(shown.split())) == (2, True)
+    assert (Path(name).read_bytes() if Path(name).exists() else None) == before
+
+
+def test_a_csv_file_stays_as_it_was_where_nothing_can_be_predicted(screen: Screen, trained: str, folder: Path) -> None:
+    Path("kept.csv").write_text("of before")
+    (folder / "photos").rename(folder / "moved")
+    try:
+        assert screen("predict", trained, "--held-out", "3", "--csv", "kept.csv")[0] == 1
+    finally:
+        (folder / "moved").rename(folder / "photos")
+    assert Path("kept.csv").read_text() == "of before"
+    assert screen("predict", trained, "photos/dog", "--csv", "no/such/folder/x.csv")[0] == 1
+
+
+def test_rows_of_a_csv_file_are_as_long_as_its_header(screen: Screen, trained: str) -> None:
+    assert screen("predict", trained, "gone.png", "photos/dog", "--csv", "rows.csv", "--top", "99")[0] == 1
+    with open("rows.csv", encoding="utf-8", newline="") as file:
+        assert {len(row) for row in csv.reader(file)} == {3 + 2 * 2}
+
+
+def test_json_is_valid_where_the_terminal_is_not_utf8(trained: str, folder: Path) -> None:
+    (folder / "é\u00a0x.png").write_bytes((folder / "photos" / "dog" / "broken.jpg").read_bytes())
+    command = [sys.executable, "-m", "resnetlab.cli", "predict", trained, "é\u00a0x.png", "--json"]
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, timeout=120
+    )
+    assert json.loads(done.stdout)["path"] == "é\u00a0x.png"
+
+
+def test_one_damaged_run_does_not_hide_the_others(screen: Screen, trained: str, folder: Path) -> None:
+    for number, content in enumerate(("x", '{"subset": "test", "top1": "high"}')):
+        copy = folder / "runs" / f"damaged{number}"
+        shutil.copytree(folder / trained, copy)
+        (copy / "evaluation.json").write_text(content)
+    shutil.copytree(folder / trained, folder / "runs" / "broken")
+    (folder / "runs" / "broken" / "run.json").write_text("{")
+    code, shown = screen("runs")
+    for name in ("damaged0", "damaged1", "broken"):
+        shutil.rmtree(folder / "runs" / name)
+    assert code == 0
+    assert "runs/damaged0  finished" in shown
+    assert "runs/damaged1  finished" in shown
+    assert "runs/first  finished" in shown
+    assert "runs/broken" not in shown
+
+
+def test_wide_characters_count_twice_and_a_width_of_nothing_is_left_alone() -> None:
+    text = "broken " + "狗 " * 60
+    assert max(map(cell_len, wrap(text, 40).split("\n"))) <= 40
+    assert wrap(text, 0) == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"), [(("",), "empty path"), (("nowhere.png", "no.png"), "no.png: no such")]
+)
+def test_paths_that_lead_nowhere_are_all_named(
+    screen: Screen, trained: str, arguments: tuple[str, ...], reason: str
+) -> None:
+    code, shown = screen("predict", trained, *arguments)
+    assert (code, reason in " ".join(shown.split())) == (2, True)
+
+
+def test_a_flag_is_named_as_it_is_written(screen: Screen) -> None:
+    shown = screen("train", "photos", "--batch-size", "4", "--set", "batch_size=8")[1]
+    assert "Received both --batch-size and --set batch_size=" in shown

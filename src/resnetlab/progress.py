@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, runtime_checkable
@@ -265,18 +264,23 @@ def wrap(text: str, width: int, indent: int | None = None) -> str:
     Args:
         indent: of what continues a line; by default two more than the line's own.
     """
+    if width < 20:  # nothing sensible can be done
+        return text
     lines = []
     for line in text.split("\n"):
-        if cell_width(line) <= width:
-            lines.append(line)
-            continue
-        whole = re.sub(r"`[^`]*`", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), line)
-        continued = " " * (len(line) - len(line.lstrip()) + 2 if indent is None else indent)
-        wrapped = textwrap.wrap(
-            whole, width, subsequent_indent=continued, break_long_words=False, break_on_hyphens=False
-        )
-        lines += [each.replace("\N{NO-BREAK SPACE}", " ") for each in wrapped]
-    return "\n".join(lines)
+        start = line[: len(line) - len(line.lstrip())]
+        continued = " " * (len(start) + 2 if indent is None else indent)
+        joined = re.sub(r"`[^`]*`", lambda found: found[0].replace(" ", "\0"), line.strip())
+        words, gaps = (re.split(r"(\s+)", joined)[first::2] for first in (0, 1))
+        current = start
+        for gap, word in zip(["", *gaps], words, strict=True):
+            if current.strip() and cell_width(current + gap + word) > width:
+                lines.append(current)
+                current = continued + word
+            else:
+                current += gap + word
+        lines.append(current)
+    return "\n".join(lines).replace("\0", " ")
 
 
 def terminal_width(stream: TextIO | None = None) -> int | None:

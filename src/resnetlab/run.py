@@ -180,7 +180,10 @@ class Run:
         plots.confusion(found.confusion, pack.class_names, self.path / "confusion.png")
         plots.reliability(found.bins, self.path / "reliability.png")
         drawn = [self.path / f"{name}.png" for name in ("curves", "confusion", "reliability")]
-        log_evaluation(self.folder, found.top1, found.loss, subset, [path for path in drawn if path.exists()])
+        try:
+            log_evaluation(self.folder, found.top1, found.loss, subset, [path for path in drawn if path.exists()])
+        except ResnetlabError as error:  # the evaluation is worth more than its log
+            report.warning(f"The evaluation is not logged. {error}")
         return found
 
     def _evaluate_on(self, data: str, report: Progress, *, allow_losses: bool) -> Evaluation:
@@ -255,6 +258,8 @@ class Run:
         from resnetlab.data.loading import open_run_data
         from resnetlab.inference.predictor import Prediction
 
+        if count < 1:
+            raise UsageError(f"Received count={count}, expected at least 1.")
         report = make_progress(options.pop("progress", "auto"))
         self.folder.weights()
         _, pack = open_run_data(self.folder, progress=report)

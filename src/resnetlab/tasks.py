@@ -53,7 +53,7 @@ def train(
     weights: PathOrStr | Run | None = None,
     run: PathOrStr | None = None,
     resume: PathOrStr | Run | None = None,
-    log: Sequence[str] = (),
+    log: str | Sequence[str] | None = (),
     allow_losses: bool = False,
     backend: str | None = None,
     device: str = "auto",
@@ -89,7 +89,7 @@ def train(
     (('cat', 'dog'), 8)
     """
     report = make_progress(progress)
-    loggers.check_loggers(log)
+    log = loggers.check_loggers(log)
     start_on: dict[str, Any] = {"backend": backend, "device": device, "report": report}
     if resume is not None:
         if (recipe, weights, run) != (None, None, None) or log:
@@ -115,7 +115,7 @@ class TrainingPlan:
     Attributes:
         recipe: every hyperparameter.
         images: number of images of each subset.
-        steps_per_epoch: training steps; the last incomplete batch of an epoch is left out.
+        steps_per_epoch: training steps: images over batch size, rounded.
         images_per_second: measured over some seconds of training.
         seconds: expected duration of all epochs, without validation.
     """
@@ -152,6 +152,8 @@ def plan_training(
         seconds: for timing.
         others: as in `train`.
     """
+    if not seconds > 0:
+        raise UsageError(f"Received seconds={seconds}, expected more than 0.")
     report = make_progress(progress)
     run = _prepare(
         data, recipe, weights, fields, allow_losses=allow_losses, backend=backend, device=device, report=report
@@ -332,15 +334,15 @@ class RunSummary:
 def list_runs(folder: PathOrStr = "runs") -> list[RunSummary]:
     """The runs in a folder and below it, the newest first. A folder whose run.json cannot be read is left out."""
     found = []
-    for file in sorted(Path(folder).glob("**/run.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+    for file in Path(folder).glob("**/run.json"):
         try:
             run = RunFolder.open(file.parent)
             info, recipe, records = run.info(), run.recipe(), run.metrics()
-        except ResnetlabError:
+            when = datetime.fromtimestamp((run.path / "environment.json").stat().st_mtime)
+        except (ResnetlabError, OSError):
             continue
-        evaluated = run.read_json("evaluation.json") if (run.path / "evaluation.json").exists() else {}
         best = records[info.best_epoch - 1] if 0 < info.best_epoch <= len(records) else {}
-        when = datetime.fromtimestamp((run.path / "recipe.json").stat().st_mtime)
+        evaluated = _last_evaluation(run)
         found.append(
             RunSummary(
                 path=run.path,
@@ -355,7 +357,16 @@ def list_runs(folder: PathOrStr = "runs") -> list[RunSummary]:
                 when=f"{when:%Y-%m-%d %H:%M}",
             )
         )
-    return found
+    return sorted(found, key=lambda each: (each.when, str(each.path)), reverse=True)
+
+
+def _last_evaluation(run: RunFolder) -> dict[str, Any]:
+    """Subset and top-1 of evaluation.json; nothing where there is none, or it is damaged."""
+    try:
+        found = run.read_json("evaluation.json")
+        return {"subset": str(found["subset"]), "top1": float(found["top1"])}
+    except (ResnetlabError, OSError, KeyError, TypeError, ValueError):
+        return {}
 
 
 @dataclass(frozen=True)
@@ -494,7 +505,7 @@ def _prepare(
     initial = "from scratch"
     if origin is not None:
         initial = f"from the weights of {origin.path} ({'and its head' if with_head else 'under a new head'})"
-    _describe(report, chosen, source, pack, started, initial, notes)
+    _describe(report, chosen, source, pack, started, initial, notes, inherited=bool(inherited))
     return _Prepared(chosen, source, pack, started, origin, network)
 
 
@@ -541,7 +552,8 @@ def _resume(
     changed, notes = extend(folder, recipe, pack, changes)
     moved = {} if data is None else {"data": _location(str(data))}  # its images are those of the run's split
     folder.update(**asdict(started), **moved)
-    _describe(report, changed, source, pack, started, f"resumed after {len(folder.metrics())} epochs", notes)
+    how = f"resumed after {len(folder.metrics())} epochs"
+    _describe(report, changed, source, pack, started, how, notes, inherited=bool(folder.ancestors()))
     return _Job(folder, changed, pack, started)
 
 
@@ -562,7 +574,15 @@ def _location(data: str) -> str:
 
 
 def _describe(
-    report: Progress, recipe: Recipe, source: Source, pack: Pack, started: Started, initial: str, notes: Sequence[str]
+    report: Progress,
+    recipe: Recipe,
+    source: Source,
+    pack: Pack,
+    started: Started,
+    initial: str,
+    notes: Sequence[str],
+    *,
+    inherited: bool,
 ) -> None:
     """What is trained, from which weights, on which images, and where: before anything is computed."""
     report.info(
@@ -571,7 +591,11 @@ def _describe(
     )
     counts = ", ".join(f"{len(pack.indices(s)):,} {s}" for s in ("train", "validation", "test"))
     report.info(f"{source.name}: {len(pack.class_names)} classes, {counts} images")
-    report.info(describe_split(source, recipe))
+    report.info(describe_split(source, recipe, pack, inherited=inherited))
+    if recipe.batch_size > len(pack.indices("train")):
+        report.warning(
+            f"batch_size={recipe.batch_size} is more than the training images: a step sees some of them repeatedly"
+        )
     report.info(f"on the {started.device.upper()} ({started.device_name}), {started.backend}")
     for note in notes:
         report.info(note)

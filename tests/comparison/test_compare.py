@@ -380,6 +380,29 @@ def test_a_child_that_crashes_is_a_row_with_its_reason(
     assert told in quick["progress"].text
 
 
+class Interrupting(Messages):
+    """SIGINT when the first batch size was measured."""
+
+    def count(self, task: str, done: int, total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_keeps_what_was_measured_and_says_so(quick: dict[str, Any]) -> None:
+    found = compare.run(**quick | {"batch_sizes": [8, 16], "backends": ["tensorflow"], "progress": Interrupting()})
+    assert found.interrupted
+    assert [row["batch_size"] for row in found.rows] == [8]
+    assert found.rows[0]["train"]["median"] > 0
+    assert found.summary[0] == "Interrupted after 1 of 4 measurements: this is not the whole comparison."
+    assert json.loads((quick["output"] / "compare.json").read_text("utf-8"))["rows"][0]["batch_size"] == 8
+
+
+def test_where_the_output_cannot_be_is_said_before_anything_is_measured(quick: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(UsageError, match=r"a file cannot be a folder"):
+        compare.run(**quick | {"output": tmp_path / "a file"})
+
+
 def test_the_parent_imports_no_backend_and_leaves_the_environment_alone(quick: dict[str, Any]) -> None:
     before = dict(os.environ)
     with pytest.raises(UsageError, match="Unknown backend"):

@@ -61,3 +61,18 @@ def test_what_cannot_be_logged_to_is_named_at_once(photos: Path, monkeypatch: py
     with pytest.raises(ResnetlabError, match=r"pip install 'resnetlab\[wandb\]'"):
         rl.train(photos, run="run", log=["wandb"])
     assert not Path("run").exists()
+
+
+def test_a_log_that_cannot_be_written_does_not_cost_the_evaluation(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = rl.train(
+        photos, model="resnet-tiny", image_size=16, batch_size=8, epochs=1, early_stopping=0, run="run", log="csv"
+    )
+    run.folder.update(log=("wandb",))
+    loggers.PACKAGES["wandb"], kept = "a_package_that_is_not_installed", loggers.PACKAGES["wandb"]
+    try:
+        assert 0 <= run.evaluate().top1 <= 1
+    finally:
+        loggers.PACKAGES["wandb"] = kept
+    assert "The evaluation is not logged" in caplog.text

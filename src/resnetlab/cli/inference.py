@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from resnetlab.atomic import atomic_file
 from resnetlab.cli.options import Backend, Device, Json, RunFolder, Verbose, print_json, terminal
 from resnetlab.errors import ResnetlabError, UsageError
 
@@ -60,16 +60,18 @@ def predict(
         for note in notes:
             progress.info(note)
         predictions = run.predictor(engine, precision, progress=progress).predict(found, top=top)
-    with ExitStack() as stack:
-        writers = [_csv_writer(stack.enter_context(_open(csv_file)), top)] if csv_file else []
-        done = problems = 0
+    done = problems = 0
+    with _csv_writer(csv_file, top, len(run.class_names)) as write:
         for prediction in predictions:
             done, problems = done + 1, problems + (prediction.problem is not None)
-            print(json.dumps(prediction.to_json(), ensure_ascii=False) if as_json else _describe(prediction))
-            for write in writers:
-                write(prediction)
+            if as_json:
+                print_json(prediction.to_json(), indent=None)
+            else:
+                print(_describe(prediction))
+            write(prediction)
     if problems:
-        raise ResnetlabError(f"{problems} of {done} images could not be used; the others are above.")
+        others = "; the others are above" if problems < done else ""
+        raise ResnetlabError(f"{problems} of {done} images could not be used{others}.")
 
 
 def _describe(prediction: Prediction) -> str:
@@ -80,7 +82,7 @@ def _describe(prediction: Prediction) -> str:
     if prediction.problem is not None:
         text = f"{prediction.path}  cannot be used: {prediction.problem}"
         return wrap(text, width) if width else text
-    ranking = "  ".join(f"{name} {probability:.1%}" for name, probability in prediction.top)
+    ranking = "  ".join(f"{' '.join(name.split())} {probability:.1%}" for name, probability in prediction.top)
     if prediction.true_label is not None:
         right = prediction.label == prediction.true_label
         ranking = f"{'right' if right else 'WRONG'}  {ranking}  (true: {prediction.true_label})"
@@ -90,24 +92,29 @@ def _describe(prediction: Prediction) -> str:
     return f"{prediction.path}\n{wrap('    ' + ranking, width)}"
 
 
-def _open(path: Path) -> TextIO:
-    try:
-        return path.open("w", encoding="utf-8", newline="")
-    except OSError as error:
-        raise UsageError(f"--csv {path} cannot be written: {error.strerror}.") from None
+@contextmanager
+def _csv_writer(path: Path | None, top: int, num_classes: int) -> Iterator[Callable[[Prediction], object]]:
+    """Writes a row for each image: its path, true class, problem, and the `top` classes with their probabilities.
 
+    The file is complete or as it was before. Without a path, nothing is written.
+    """
+    if path is None:
+        yield lambda prediction: None
+        return
+    if path.suffix.lower() != ".csv":  # a forgotten file name would overwrite the first image
+        raise UsageError(f"Received --csv {path}, expected the name of a .csv file.")
+    ranks = range(1, min(top, num_classes) + 1)
+    header = ["path", "true", "problem", *(name for k in ranks for name in (f"class_{k}", f"probability_{k}"))]
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
 
-def _csv_writer(file: TextIO, top: int) -> Callable[[Prediction], None]:
-    """A row for each image: its path, true class, problem, and the `top` classes with their probabilities."""
-    writer = csv.writer(file)
-    ranks = range(1, top + 1)
-    writer.writerow(["path", "true", "problem", *(name for k in ranks for name in (f"class_{k}", f"probability_{k}"))])
+        def write(prediction: Prediction) -> None:
+            row: list[object] = [prediction.path, prediction.true_label, prediction.problem]
+            row += [value for pair in prediction.top for value in pair]
+            writer.writerow(row + [None] * (len(header) - len(row)))
 
-    def write(prediction: Prediction) -> None:
-        classes = [value for pair in prediction.top for value in pair]
-        writer.writerow([prediction.path, prediction.true_label or "", prediction.problem or "", *classes])
-
-    return write
+        yield write
 
 
 def export(

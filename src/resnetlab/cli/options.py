@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,5 +91,7 @@ def terminal(*, as_json: bool, messages: bool = True) -> TerminalProgress:
     return TerminalProgress(Console(stderr=as_json or not messages))
 
 
-def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Valid JSON in every terminal: where it is not UTF-8, other characters are escaped."""
+    utf8 = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "").startswith("utf")
+    print(json.dumps(value, indent=indent, ensure_ascii=not utf8))

@@ -76,7 +76,7 @@ def recipes(
     width = terminal_width() or 80
     if name is None:
         if as_json:
-            print_json({key: value.model_dump(mode="json") for key, value in RECIPES.items()})
+            print_json({key: value.model_dump(mode="json") for key, value in ({"base": BASE} | RECIPES).items()})
             return
         for key, value in ({"base": BASE} | RECIPES).items():
             text = value.description or "the default of every key"
@@ -86,11 +86,12 @@ def recipes(
     if as_json:
         print_json(chosen.model_dump(mode="json"))
         return
-    print(wrap(f"{chosen.name}: {chosen.description or 'the default of every key'}\n", width))
-    print("A key is changed by --set KEY=VALUE; * marks what differs from the default.\n")
+    about = chosen.description or ("the default of every key" if name == BASE.name else "a recipe file")
+    print(wrap(f"{chosen.name}: {about}\n", width))
+    print(wrap("A key is changed by --set KEY=VALUE; * marks what differs from the default.\n", width))
     for field in describe_fields(chosen):
         changed = "" if field.value == field.default else f" (default {field.default})"
-        print(f"{'*' if changed else ' '} {field.name:17} {field.value}{changed}")
+        print(wrap(f"{'*' if changed else ' '} {field.name:17} {field.value}{changed}", width, indent=4))
         print(wrap(f"    {field.description}; {field.expected}", width, indent=4))
 
 
@@ -196,6 +197,8 @@ def compare(
         print_json(found.result)
     else:
         progress.info("\n".join([found.table, "", *found.summary, f"\nTable, chart and JSON: {found.path}"]))
+    if found.interrupted:
+        sys.exit(130)
 
 
 def _listed(text: str | None, kind: Callable[[str], Any] = str) -> list[Any] | None:

@@ -93,15 +93,14 @@ def train(
         return
     run = tasks.train(data, run=run_folder, resume=resume, log=log or (), **options)
     if run.status == "interrupted":
-        progress.info(f"interrupted. Continue with: resnetlab train --resume {shlex.quote(str(run.path))}")
         sys.exit(130)
     if {"test", "validation"} & set(run.folder.split().values()):
         _evaluate(run, progress, as_json=as_json)
     else:
         progress.info("No test or validation images, so nothing is evaluated: `resnetlab evaluate RUN DATA`.")
     folder = shlex.quote(str(run.path))
-    progress.info(f"\nrun folder {run.path}\nnext: resnetlab predict {folder} IMAGES")
-    progress.info(f"      resnetlab export {folder} --format onnx")
+    progress.info(f"\nrun folder {run.path}\nnext: `resnetlab predict {folder} IMAGES`")
+    progress.info(f"      `resnetlab export {folder} --format onnx`")
 
 
 def evaluate(
@@ -224,7 +223,7 @@ def fields(settings: list[str] | None, **options: Any) -> dict[str, Any]:
     changes = parse_settings(settings or [])
     given = {key: value for key, value in options.items() if value is not None}
     if both := sorted(set(changes) & set(given)):
-        raise UsageError(f"Received both --{both[0]} and --set {both[0]}=: give one of them.")
+        raise UsageError(f"Received both --{both[0].replace('_', '-')} and --set {both[0]}=: give one of them.")
     return given | changes
 
 

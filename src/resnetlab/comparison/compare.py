@@ -112,12 +112,14 @@ class Comparison:
         rows: one for each configuration and batch size; with a `problem` where it could not be measured.
         summary: sentences: the fastest configurations, their ratio, what limits them, why there is no GPU.
         result: all of it with its conditions, as in compare.json.
+        interrupted: whether SIGINT ended it before all configurations were measured.
     """
 
     path: Path
     rows: list[Row]
     summary: list[str]
     result: dict[str, Any]
+    interrupted: bool = False
 
     @property
     def table(self) -> str:
@@ -154,7 +156,7 @@ def run(
         raise UsageError(f"Received repeats={repeats} and budget={budget}, expected at least 1, and more than 0.")
     planned = plan(doctor.examine(frameworks=()), devices=devices, backends=backends)
     sizes = _batch_sizes(recipe, planned.devices, batch_sizes)
-    output = output or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
+    output = _make_folder(output or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}")
     progress.info(
         f"{recipe.model} on {source_name}: {images:,} training images at {recipe.image_size}x{recipe.image_size}"
     )
@@ -166,17 +168,19 @@ def run(
     total = sum(len(sizes[each.device]) for each in planned.configurations)
     try:
         for each in planned.configurations:
-            measured = _measure_in_child(each, job, sizes[each.device], partial(_count, progress, len(rows), total))
-            rows += measured
+            before = len(rows)
+            _measure_in_child(each, job, sizes[each.device], rows, partial(_count, progress, total))
             _write(output, rows, recipe, configuration, began, planned)
-            for row in measured:
+            for row in rows[before:]:
                 progress.info(_line(row))
     except KeyboardInterrupt:
         if not rows:
             raise
-        progress.info("Interrupted: the measurements so far follow.")
+        configuration["interrupted"] = f"after {len(rows)} of {total} measurements"
+        progress.info(f"Interrupted {configuration['interrupted']}, which follow.")
     found = _write(output, rows, recipe, configuration, began, planned)
-    comparison = Comparison(output, rows, [*problems(rows), *found["summary"]], found)
+    interrupted = "interrupted" in configuration
+    comparison = Comparison(output, rows, [*problems(rows), *found["summary"]], found, interrupted)
     if any(not row.get("problem") for row in rows):
         chart(found, output / "compare.png")
     with atomic_file(output / "compare.txt") as temporary:
@@ -184,8 +188,17 @@ def run(
     return comparison
 
 
-def _count(progress: Progress, before: int, total: int, done: int) -> None:
-    progress.count("measuring", before + done, total)
+def _make_folder(path: Path) -> Path:
+    """Before anything is measured: what cannot be written would be lost."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"Output {path} cannot be a folder: {error.strerror}.") from None
+    return path
+
+
+def _count(progress: Progress, total: int, done: int) -> None:
+    progress.count("measuring", done, total)
 
 
 def _write(
@@ -198,7 +211,9 @@ def _write(
         rows=rows,
         gpu=next((row["gpu"] for row in rows if row.get("gpu")), None),
     )
-    found["summary"] = summarize_rows(rows, recipe.batch_size, planned.no_gpu)
+    stopped = configuration.get("interrupted")
+    found["summary"] = [f"Interrupted {stopped}: this is not the whole comparison."] if stopped else []
+    found["summary"] += summarize_rows(rows, recipe.batch_size, planned.no_gpu)
     results.write(output / "compare.json", found)
     return found
 
@@ -214,17 +229,20 @@ def _batch_sizes(recipe: Recipe, devices: Sequence[str], asked: Sequence[int] | 
 
 
 def _measure_in_child(
-    configuration: Configuration, job: dict[str, Any], sizes: list[int], report: Callable[[int], None]
-) -> list[Row]:
-    """Run one child to its end, reporting the number of rows so far.
+    configuration: Configuration,
+    job: dict[str, Any],
+    sizes: list[int],
+    rows: list[Row],
+    report: Callable[[int], None],
+) -> None:
+    """Run one child to its end. Its rows are added to `rows` as they come, so that an interrupt loses none.
 
-    Returns its rows, plus a row with the reason for each batch size that was not measured.
+    At the end, a row with the reason is added for each batch size that the child did not reach.
     """
     facts: Row = asdict(configuration) | {"configuration": configuration.label}
-    rows: list[Row] = []
     reason = "a smaller batch size was out of memory"
-    began = time.perf_counter()
-    report(0)
+    began, before = time.perf_counter(), len(rows)
+    report(before)
     with Child(*CHILD, environment={"TF_ENABLE_ONEDNN_OPTS": str(int(configuration.onednn))}) as child:
         try:
             for answer in child.ask(job | asdict(configuration) | {"batch_sizes": sizes}, limit=CHILD_LIMIT):
@@ -235,7 +253,7 @@ def _measure_in_child(
                 report(len(rows))
         except ChildFailed as failure:
             reason = str(failure)
-    return rows + [facts | {"batch_size": size, "problem": reason} for size in sizes[len(rows) :]]
+    rows += [facts | {"batch_size": size, "problem": reason} for size in sizes[len(rows) - before :]]
 
 
 def _add_derived(rows: list[Row], recipe: Recipe, images: int) -> None:

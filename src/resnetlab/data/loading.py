@@ -55,8 +55,13 @@ def open_data(
     return source, pack
 
 
-def describe_split(source: Source, recipe: Recipe) -> str:
-    """Where the validation and the test images come from, and how to train on them too, in one or two lines."""
+def describe_split(source: Source, recipe: Recipe, pack: Pack | None = None, *, inherited: bool = False) -> str:
+    """Where the validation and the test images come from, and how to train on them too, in one or two lines.
+
+    Args:
+        pack: the images as they were split; without it, the fractions of the recipe are stated.
+        inherited: images keep the subset that they had in the run that the weights come from.
+    """
     given = {sample.subset for sample in source.samples} - {None}
     fractions = {"validation": recipe.validation, "test": recipe.test}
     own = [f"the data's own {name} part" for name in fractions if name in given]
@@ -64,10 +69,17 @@ def describe_split(source: Source, recipe: Recipe) -> str:
     none = [f"no {name} images" for name, fraction in fractions.items() if not fraction and name not in given]
     parts = [*own, *none]
     if taken:
-        amounts = " and ".join(f"{fractions[name]:.0%} for {name}" for name in taken)
-        parts.append(f"{amounts}, taken out of the {'training part' if given else 'images'}")
+        amounts = {
+            name: f"about {fractions[name]:.0%}" if pack is None else f"{len(pack.indices(name)):,}" for name in taken
+        }
+        listed = " and ".join(f"{amount} for {name}" for name, amount in amounts.items())
+        parts.append(f"{listed}, taken out of the {'training part' if given else 'images'}")
+    if inherited:
+        parts.append("as in the run that the weights come from")
     keep = " ".join(f"--set {name}=0" for name in taken)
-    return f"split: {'; '.join(parts)}" + (f"\n       (to train on these too: {keep})" if taken else "")
+    if "validation" in taken and recipe.early_stopping:
+        keep += " --set early_stopping=0"
+    return f"split: {'; '.join(parts)}" + (f"\n       (to train on these too: `{keep}`)" if taken else "")
 
 
 def open_run_data(folder: RunFolder, data: str | None = None, *, progress: Progress) -> tuple[Source, Pack]:
@@ -130,9 +142,15 @@ def check_inheritance(origin: RunFolder, used: Mapping[str, str], recipe: Recipe
         )
     before = inherited_subsets(used, pack)
     if known := sum(subset is not None for subset in before):
-        notes.append(
-            f"{known:,} images were in the runs that the weights come from, and keep their subset; others are new"
+        kept = sum(was == now for was, now in zip(before, pack.subset, strict=True))
+        moved = sum(
+            was in ("validation", "test") and now == "train" for was, now in zip(before, pack.subset, strict=True)
         )
+        notes.append(
+            f"{known:,} images were in the runs that the weights come from, {kept:,} keep their subset; others are new"
+        )
+        if moved:
+            notes.append(f"{moved:,} images that were held out there are trained on here, as the recipe holds none out")
     if unused := len(pack.indices(UNUSED)):
         notes.append(
             f"{unused:,} held-out images of the data are left out: the weights were trained on, or selected by, them"

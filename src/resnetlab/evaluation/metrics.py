@@ -407,5 +407,6 @@ def _with_interval(fraction: float, interval: Interval) -> str:
 
 
 def _short(name: str, width: int = 32) -> str:
-    """At most `width` columns of a terminal, in which an East Asian character takes two."""
+    """On one line, at most `width` columns of a terminal, in which an East Asian character takes two."""
+    name = " ".join(name.split())
     return name if cell_len(name) <= width else set_cell_size(name, width - 1).rstrip() + "…"

@@ -65,7 +65,8 @@ def collect_images(images: Images) -> tuple[list[ImageInput], list[str]]:
     if ignored:
         notes.append(f"ignored: files that are no images by their ending: {listed_endings(ignored)}")
     if found and all(image.problem for image in found):
-        raise UsageError(f"{found[0].path}: {found[0].problem}")
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        raise UsageError("; ".join(f"{image.path}: {image.problem}" for image in found[:3]) + more + ".")
     if not found:
         raise UsageError(f"Received no image{': ' if notes else '.'}{'; '.join(notes)} {EXPECTED}")
     return found, notes
@@ -114,6 +115,8 @@ def encode(image: Image.Image) -> bytes:
 
 def _expand(argument: str) -> tuple[list[Path], str | None, Counter[str]]:
     """The image files of a file, a folder (searched as for training, see `data.walk`) or a glob."""
+    if not argument.strip():
+        raise UsageError(f"Received an empty path among the images. {EXPECTED}")
     path, none = Path(argument), Counter[str]()
     if path.exists() and is_clutter(path.name):
         return [], f"left out: {argument}, a name that is never data", none

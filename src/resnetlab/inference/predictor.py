@@ -106,6 +106,8 @@ class Predictor:
 
         The images of the next two batches are decoded while one is computed; memory does not grow with their number.
         """
+        if top < 1:
+            raise UsageError(f"Received top={top}, expected at least 1.")
         decoded = ahead(self._read, images, count=2 * BATCH_SIZE)
         while batch := list(islice(decoded, BATCH_SIZE)):
             usable = [pixels for _, pixels in batch if isinstance(pixels, np.ndarray)]

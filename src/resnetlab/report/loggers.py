@@ -157,13 +157,15 @@ LOGGERS: dict[str, Any] = {
 }
 
 
-def check_loggers(names: Sequence[str]) -> None:
-    """Raise UsageError for an unknown logger, ResnetlabError for one whose package is missing."""
+def check_loggers(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names. Raises UsageError for an unknown logger, ResnetlabError for one whose package is missing."""
+    names = (names,) if isinstance(names, str) else tuple(names or ())
     for name in names:
         if name not in LOGGERS:
             raise unknown_name("logger", name, LOGGERS)
         if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
             raise ResnetlabError(f"To log to {name}: pip install 'resnetlab[{name}]'.")
+    return names
 
 
 def open_loggers(run: RunFolder) -> list[Logger]:

@@ -226,7 +226,7 @@ class _Training:
             checkpoint.save(self.run.checkpoint, self.trainer, state.progress())
             self.run.update(status="interrupted", step=state.step)
             named = shlex.quote(str(self.run.path))
-            self.progress.info(f"Stopped at step {state.step}. Resume with: resnetlab train --resume {named}")
+            self.progress.info(f"Stopped at step {state.step}. Resume with: `resnetlab train --resume {named}`")
             return False
         with self.trainer.get_layer("averages").applied() if recipe.ema else nullcontext():
             record |= self._validate(epoch)
