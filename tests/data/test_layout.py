@@ -173,9 +173,9 @@ def test_a_layout_is_refused_with_the_reason(layout: str, tmp_path: Path) -> Non
     assert all(word in str(error.value) for word in named), str(error.value)
 
 
-def test_the_readme_counts_these_layouts() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    assert f"the {len(READ) + len(REFUSED)} layouts that are tested" in readme
+def test_the_guide_counts_these_layouts() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "photographs.md").read_text("utf-8")
+    assert f"({len(READ) + len(REFUSED)} layouts are tested)" in guide
 
 
 def test_what_is_left_out_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:
     """By tag and step, from TensorBoard's event files: records with a length, two checksums, and a protobuf."""
+    loggers._import_tensorboardx()
     from tensorboardX.proto.event_pb2 import Event
 
     found: dict[str, dict[int, float]] = {}
@@ -38,11 +40,11 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def test_tensorboard_has_every_epoch_the_evaluation_and_the_plots(photos: Path) -> None:
-    pytest.importorskip("tensorboardX")
     run = rl.train(
         photos, model="resnet-tiny", image_size=16, batch_size=8, epochs=2, early_stopping=0, class_weights=False,
         run="run", log=["tensorboard", "csv"],
     )  # fmt: skip
+    assert "torch" not in sys.modules  # which must not be loaded beside TensorFlow
     found = run.evaluate()
     rl.train(resume=run, epochs=3)
     logged = scalars(Path("run/tensorboard"))

@@ -11,6 +11,8 @@ import importlib
 import importlib.util
 import json
 import os
+import sys
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,9 +78,11 @@ class TensorBoardLogger:
 
     def __init__(self, run: RunFolder) -> None:
         done = max((record["step"] for record in run.metrics()), default=-1)
-        module: Any = importlib.import_module("tensorboardX")
-        # What a killed run logged after the checkpoint that training resumes from is hidden.
-        self.writer = module.SummaryWriter(str(run.path / "tensorboard"), purge_step=done + 1)
+        self.writer = _import_tensorboardx().SummaryWriter(
+            str(run.path / "tensorboard"),
+            purge_step=done + 1,  # hides what a killed run logged after the checkpoint that training resumes from
+            filename_suffix=f".{time.time_ns()}",  # files are named by the second: a second one would replace the first
+        )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -206,6 +210,18 @@ def log_evaluation(run: RunFolder, top1: float, loss: float, subset: str, plots:
         for path in plots:
             logger.image(path.stem, path)
         logger.close()
+
+
+def _import_tensorboardx() -> Any:
+    """tensorboardX imports PyTorch where it is installed, and that must not be loaded beside TensorFlow."""
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # its import fails, which tensorboardX expects
+    try:
+        return importlib.import_module("tensorboardX")
+    finally:
+        if absent:
+            del sys.modules["torch"]
 
 
 def _remembered(run: RunFolder, name: str, create: Any) -> dict[str, str]:
