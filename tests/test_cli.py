@@ -359,6 +359,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_ported_weights_predict_are_evaluated_and_trained_on_from(cli: Cli, published: Path, tmp_path: Path) -> None:
     Path("names.txt").write_text("cat\ndog\nowl\n", "utf-8")
     arguments = ("--class-names", "names.txt", "--set", "image_size=32")

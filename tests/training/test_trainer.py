@@ -149,7 +149,7 @@ def test_an_interrupted_run_equals_one_that_never_stopped(on: Workers, backend: 
     step = found["halfway"].step
     assert step == 8 if backend == "tensorflow" else 8 <= step < 12  # the others run ahead of what they tell
     assert found["halfway"].status == "interrupted"
-    assert found["messages"] == [f"Stopped at step {step}. Resume with: resnetlab train --resume {tmp_path / 'parts'}"]
+    assert found["messages"] == [f"Stopped at step {step}. Resume with: `resnetlab train --resume {tmp_path / 'parts'}`"]
     assert found["steps"] == (list(range(1, step + 1)), list(range(step + 1, 13)))
     whole, parts = found["states"]
     kinds = " ".join(whole)
@@ -399,6 +399,7 @@ def a3_losses(folder: Path) -> tuple[list[float], list[float]]:
     return [record["loss"] for record in records], [record["val_loss"] for record in records]
 
 
+@pytest.mark.long
 def test_procedure_a3_trains_alike_on_every_backend(on: Workers, tmp_path: Path) -> None:
     expected = on("tensorflow")(a3_losses, folder=tmp_path / "tensorflow")
     assert expected[0][1] < expected[0][0]
