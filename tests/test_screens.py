@@ -107,6 +107,7 @@ def test_the_screens_of_a_run_fit(screen: Screen, trained: str, folder: Path) ->
         "next: `resnetlab predict runs/first IMAGES`",
     ):
         assert text in shown
+    assert shown.count("are set aside") == 1  # and not again before the evaluation
     screens = {"train": shown}
     for command in (
         ("evaluate", trained),

@@ -77,6 +77,16 @@ class LogProgress:
         pass
 
 
+class WithoutMessages(LogProgress):
+    """The progress of another one, without its messages: what they say was shown before."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.warning, self.count = progress.warning, progress.count  # type: ignore[method-assign]
+
+    def info(self, text: str) -> None:
+        pass
+
+
 class _Clock:
     """Training speed, averaged over intervals of at least half a second, and the current epoch."""
 

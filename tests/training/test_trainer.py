@@ -149,7 +149,9 @@ def test_an_interrupted_run_equals_one_that_never_stopped(on: Workers, backend: 
     step = found["halfway"].step
     assert step == 8 if backend == "tensorflow" else 8 <= step < 12  # the others run ahead of what they tell
     assert found["halfway"].status == "interrupted"
-    assert found["messages"] == [f"Stopped at step {step}. Resume with: `resnetlab train --resume {tmp_path / 'parts'}`"]
+    assert found["messages"] == [
+        f"Stopped at step {step}. Resume with: `resnetlab train --resume {tmp_path / 'parts'}`"
+    ]
     assert found["steps"] == (list(range(1, step + 1)), list(range(step + 1, 13)))
     whole, parts = found["states"]
     kinds = " ".join(whole)

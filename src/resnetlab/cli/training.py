@@ -95,7 +95,7 @@ def train(
     if run.status == "interrupted":
         sys.exit(130)
     if {"test", "validation"} & set(run.folder.split().values()):
-        _evaluate(run, progress, as_json=as_json)
+        _evaluate(run, progress, as_json=as_json, after_training=True)
     else:
         progress.info("No test or validation images, so nothing is evaluated: `resnetlab evaluate RUN DATA`.")
     folder = shlex.quote(str(run.path))
@@ -122,9 +122,18 @@ def evaluate(
 
 
 def _evaluate(
-    run: Run, progress: Progress, data: str | None = None, *, allow_losses: bool = False, as_json: bool
+    run: Run,
+    progress: Progress,
+    data: str | None = None,
+    *,
+    allow_losses: bool = False,
+    as_json: bool,
+    after_training: bool = False,
 ) -> None:
-    found = run.evaluate(data, allow_losses=allow_losses, progress=progress)
+    from resnetlab.progress import WithoutMessages
+
+    shown = WithoutMessages(progress) if after_training else progress
+    found = run.evaluate(data, allow_losses=allow_losses, progress=shown)
     if as_json:
         named = {} if data is None else {"data": data}
         print_json({"run": str(run.path), **named, **found.to_json()})
