@@ -16,6 +16,7 @@ from PIL import Image
 from resnetlab.data.loading import open_run_data
 from resnetlab.data.pack import pack
 from resnetlab.environment import cache_folder
+from resnetlab.inference.engines import keras_engine
 from resnetlab.models.from_recipe import build_network
 from resnetlab.progress import LogProgress
 from resnetlab.report import plots
@@ -238,11 +239,9 @@ def predict(run: Run, data: Sample, *, weights: str) -> np.ndarray:
 
     network = build_network(run.recipe, len(run.class_names))
     network.load_weights(run.path / f"{weights}.weights.h5")
-    logits = network.predict(data.images["test"], batch_size=250, verbose=0)
+    probabilities: np.ndarray = keras_engine(network, run.recipe.test_size)(data.images["test"])
     keras.backend.clear_session()
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    found: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return found
+    return probabilities
 
 
 def accuracy(run: Run, data: Sample, *, weights: str) -> float:

@@ -268,13 +268,14 @@ def format_duration(seconds: float) -> str:
     )
 
 
-def wrap(text: str, width: int, indent: int | None = None) -> str:
+def wrap(text: str, width: int | None, indent: int | None = None) -> str:
     """Break the lines that are longer than `width` between words, and never inside a command in `backticks`.
 
     Args:
+        width: columns; None, as `terminal_width` gives for a file, leaves the text as it is.
         indent: of what continues a line; by default two more than the line's own.
     """
-    if width < 20:  # nothing sensible can be done
+    if width is None or width < 20:  # below that, nothing sensible can be done
         return text
     lines = []
     for line in text.split("\n"):

@@ -331,6 +331,24 @@ def _explain(error: ValidationError) -> str:
 
 BASE = Recipe()
 
+ANIMALS = BASE.changed(
+    name="animals",
+    description="the original job: ResNet-50 on Animals-10 at 64x64, batch 32, early stopping",
+    image_size=64,
+    batch_size=32,
+    validation=0.2,
+    crop="resized",
+    crop_scale=0.35,
+    class_weights=True,
+    label_smoothing=0.1,
+    epochs=40,
+    learning_rate=0.05,
+    nesterov=True,
+    weight_decay=5e-4,
+    warmup=2,
+    early_stopping=8,
+)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -351,39 +369,13 @@ RECIPES: dict[str, Recipe] = {
             schedule="linear",
             warmup=3,
         ),
-        BASE.changed(
-            name="animals",
-            description="the original job: ResNet-50 on Animals-10 at 64x64, batch 32, early stopping",
-            image_size=64,
-            batch_size=32,
-            validation=0.2,
-            crop="resized",
-            crop_scale=0.35,
-            class_weights=True,
-            label_smoothing=0.1,
-            epochs=40,
-            learning_rate=0.05,
-            nesterov=True,
-            weight_decay=5e-4,
-            warmup=2,
-            early_stopping=8,
-        ),
-        BASE.changed(
+        ANIMALS,
+        ANIMALS.changed(
             name="photos",
             description="a folder of photographs: ResNet-18 at 128x128 from scratch, early stopping",
             model="resnet18",
             image_size=128,
-            batch_size=32,
-            crop="resized",
-            crop_scale=0.35,
-            class_weights=True,
-            label_smoothing=0.1,
-            epochs=40,
-            learning_rate=0.05,
-            nesterov=True,
-            weight_decay=5e-4,
-            warmup=2,
-            early_stopping=8,
+            validation=0.1,
         ),
         BASE.changed(
             name="cifar",

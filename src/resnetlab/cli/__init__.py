@@ -78,8 +78,7 @@ def _as_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
 def _print_error(text: str) -> None:
     from resnetlab.progress import terminal_width, wrap
 
-    width = terminal_width(sys.stderr)
-    print(wrap(text, width) if width else text, file=sys.stderr)
+    print(wrap(text, terminal_width(sys.stderr)), file=sys.stderr)
 
 
 def main() -> None:

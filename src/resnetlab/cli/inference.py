@@ -80,8 +80,7 @@ def _describe(prediction: Prediction) -> str:
 
     width = terminal_width()
     if prediction.problem is not None:
-        text = f"{prediction.path}  cannot be used: {prediction.problem}"
-        return wrap(text, width) if width else text
+        return wrap(f"{prediction.path}  cannot be used: {prediction.problem}", width)
     ranking = "  ".join(f"{' '.join(name.split())} {probability:.1%}" for name, probability in prediction.top)
     if prediction.true_label is not None:
         right = prediction.label == prediction.true_label
