@@ -183,6 +183,16 @@ def test_a_dry_run_keeps_nothing(screen: Screen, folder: Path) -> None:
     assert plan["recipe"]["learning_rate"] == 0.02
     assert plan["seconds"] > 0
     assert sorted(folder.glob("runs/*")) == before
+    code, shown = screen("train", "photos", *TINY, "--dry-run", "--run", "runs/first")
+    assert (code, "runs/first" in shown) == (2, True), "an existing run folder is in the way of a real run too"
+
+
+def test_runs_are_listed_from_the_newest(screen: Screen, folder: Path, tmp_path: Path) -> None:
+    for name, seconds in (("b", 1), ("a", 3), ("c", 2)):  # all in one minute
+        shutil.copytree(folder / "runs" / "first", tmp_path / name)
+        os.utime(tmp_path / name / "environment.json", (60 * 10**7 + seconds,) * 2)
+    listed = json.loads(screen("runs", str(tmp_path), "--json")[1])
+    assert [Path(each["path"]).name for each in listed] == ["a", "c", "b"]
 
 
 def test_runs_are_listed_with_their_results(screen: Screen, trained: str) -> None:

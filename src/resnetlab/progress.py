@@ -134,8 +134,7 @@ class TerminalProgress(LogProgress):
         self._print(self.warnings, f"warning: {text}")
 
     def _print(self, console: Console, text: str) -> None:
-        if console.is_terminal or "COLUMNS" in os.environ:  # in a file or a pipe lines stay whole
-            text = wrap(text, console.width)
+        text = wrap(text, terminal_width(console.file))
         console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def count(self, task: str, done: int, total: int) -> None:

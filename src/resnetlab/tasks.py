@@ -139,6 +139,7 @@ def plan_training(
     *,
     recipe: PathOrStr | Recipe | None = None,
     weights: PathOrStr | Run | None = None,
+    run: PathOrStr | None = None,
     allow_losses: bool = False,
     backend: str | None = None,
     device: str = "auto",
@@ -155,26 +156,28 @@ def plan_training(
     if not seconds > 0:
         raise UsageError(f"Received seconds={seconds}, expected more than 0.")
     report = make_progress(progress)
-    run = _prepare(
+    if run is not None:
+        RunFolder.require_empty(Path(run))
+    prepared = _prepare(
         data, recipe, weights, fields, allow_losses=allow_losses, backend=backend, device=device, report=report
     )
     from resnetlab.comparison.timing import FitTimer
     from resnetlab.models.from_recipe import build_network
     from resnetlab.training.trainer import make_stream, make_trainer
 
-    stream = make_stream(run.recipe, run.pack)
-    network = run.network or build_network(run.recipe, len(run.pack.class_names))
-    timer = FitTimer(make_trainer(network, run.recipe, stream), run.started.device)
+    stream = make_stream(prepared.recipe, prepared.pack)
+    network = prepared.network or build_network(prepared.recipe, len(prepared.pack.class_names))
+    timer = FitTimer(make_trainer(network, prepared.recipe, stream), prepared.started.device)
     timer.call(stream.batches(0), 1)  # traces and compiles
     one = timer.steps(partial(stream.batches, 0), 1).seconds
     steps = max(1, min(stream.steps_per_epoch, int(seconds / one)))
     step = timer.steps(partial(stream.batches, 0), steps).seconds / steps
     return TrainingPlan(
-        recipe=run.recipe,
-        images={subset: len(run.pack.indices(subset)) for subset in ("train", "validation", "test")},
+        recipe=prepared.recipe,
+        images={subset: len(prepared.pack.indices(subset)) for subset in ("train", "validation", "test")},
         steps_per_epoch=stream.steps_per_epoch,
-        images_per_second=run.recipe.batch_size / step,
-        seconds=step * stream.steps_per_epoch * run.recipe.epochs,
+        images_per_second=prepared.recipe.batch_size / step,
+        seconds=step * stream.steps_per_epoch * prepared.recipe.epochs,
     )
 
 
@@ -338,26 +341,25 @@ def list_runs(folder: PathOrStr = "runs") -> list[RunSummary]:
         try:
             run = RunFolder.open(file.parent)
             info, recipe, records = run.info(), run.recipe(), run.metrics()
-            when = datetime.fromtimestamp((run.path / "environment.json").stat().st_mtime)
+            began = (run.path / "environment.json").stat().st_mtime
         except (ResnetlabError, OSError):
             continue
         best = records[info.best_epoch - 1] if 0 < info.best_epoch <= len(records) else {}
         evaluated = _last_evaluation(run)
-        found.append(
-            RunSummary(
-                path=run.path,
-                model=info.model,
-                data=info.source,
-                recipe=recipe.name,
-                status=info.status,
-                epochs=len(records),
-                validation_top1=best.get("val_top1"),
-                subset=evaluated.get("subset"),
-                top1=evaluated.get("top1"),
-                when=f"{when:%Y-%m-%d %H:%M}",
-            )
+        summary = RunSummary(
+            path=run.path,
+            model=info.model,
+            data=info.source,
+            recipe=recipe.name,
+            status=info.status,
+            epochs=len(records),
+            validation_top1=best.get("val_top1"),
+            subset=evaluated.get("subset"),
+            top1=evaluated.get("top1"),
+            when=f"{datetime.fromtimestamp(began):%Y-%m-%d %H:%M}",
         )
-    return sorted(found, key=lambda each: (each.when, str(each.path)), reverse=True)
+        found.append((began, str(run.path), summary))
+    return [summary for *_, summary in sorted(found, key=lambda each: each[:2], reverse=True)]
 
 
 def _last_evaluation(run: RunFolder) -> dict[str, Any]:

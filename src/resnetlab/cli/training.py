@@ -85,7 +85,7 @@ def train(
     if dry_run and (resume or log):
         raise UsageError("--dry-run plans a new run and keeps nothing: leave --resume and --log out.")
     if dry_run:
-        plan = tasks.plan_training(data, **options)
+        plan = tasks.plan_training(data, run=run_folder, **options)
         if as_json:
             print_json(asdict(plan) | {"recipe": plan.recipe.model_dump(mode="json")})
         else:
