@@ -4,12 +4,15 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from resnetlab import backend as running
 from resnetlab import doctor, environment
-from resnetlab.devices import Started, start
-from resnetlab.doctor import Facts
+from resnetlab.devices import Started, resolve_precision, start
+from resnetlab.doctor import Facts, machine
+from resnetlab.doctor.facts import Cpu, Gpu
 from resnetlab.errors import ResnetlabError
 from resnetlab.progress import TerminalProgress
 
@@ -47,6 +50,33 @@ def test_a_gpu_that_was_asked_for_is_missed_with_the_reason(on_machine: doctor.R
         start("tensorflow", "gpu", progress=TerminalProgress())
     reason = doctor.why_no_gpu(on_machine, backend="tensorflow")
     assert reason in str(error.value) if reason else "is unknown" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("backend", "flags", "expected"),
+    [
+        ("tensorflow", ("avx512f", "avx512_bf16"), "bfloat16"),
+        ("torch", ("amx_bf16",), "bfloat16"),
+        ("jax", ("avx512f", "avx512_bf16"), "float32"),
+        ("tensorflow", ("avx2",), "float32"),
+    ],
+)
+def test_automatic_precision_on_a_cpu(
+    backend: str, flags: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "NAME", backend)
+    monkeypatch.setattr(running, "device", lambda: "cpu")
+    monkeypatch.setattr(machine, "cpu", lambda: Cpu("CPU", 1, 1.0, flags))
+    assert resolve_precision("auto") == expected
+    assert resolve_precision("float16") == "float16"
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("9.0", "bfloat16"), ("7.5", "float32"), (None, "float32")])
+def test_automatic_precision_on_a_gpu(capability: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = () if capability is None else (Gpu("card", 0, 0, capability),)
+    monkeypatch.setattr(running, "device", lambda: "gpu")
+    monkeypatch.setattr(machine, "nvidia", lambda: SimpleNamespace(gpus=gpus))
+    assert resolve_precision("auto") == expected
 
 
 @pytest.mark.parametrize(("visible", "left", "idle"), [(None, "0", ("1", "2")), ("2,0", "2", ("0",)), ("1", "1", ())])

@@ -73,9 +73,9 @@ def test_a_key_that_python_knows_is_unknown_all_the_same(key: str) -> None:
         ("layer_decay=1.1", "layer_decay", "1.1", "less than or equal to 1"),
         ("frozen_epochs=-1", "frozen_epochs", "-1", "greater than or equal to 0"),
         ("frozen_stages=-1", "frozen_stages", "-1", "greater than or equal to 0"),
-        ("optimizer=adam", "optimizer", "'adam'", "'sgd', 'adamw' or 'lamb'"),
-        ("precision=float64", "precision", "'float64'", "'float32', 'bfloat16' or 'float16'"),
-        ("flip=perhaps", "flip", "'perhaps'", "boolean"),
+        ("optimizer=adam", "optimizer", "'adam'", "'sgd', 'adamw', 'lamb' or 'muon'"),
+        ("precision=float64", "precision", "'float64'", "'auto', 'float32', 'bfloat16' or 'float16'"),
+        ("flip=perhaps", "flip", "'perhaps'", "True, False or 'alternating'"),
         ('milestones=[1,"x"]', "milestones.1", "'x'", "number"),
     ],
 )

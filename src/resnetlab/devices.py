@@ -18,6 +18,24 @@ class Started:
     device_name: str
 
 
+def resolve_precision(precision: str) -> str:
+    """ "auto" as the precision that the running backend computes fastest on its device: bfloat16 or float32.
+
+    On a CPU, XLA (JAX) is slower in bfloat16, whatever the CPU.
+    """
+    if precision != "auto":
+        return precision
+    from resnetlab import backend as running
+    from resnetlab.doctor import machine
+
+    if running.device() == "gpu":
+        gpus = machine.nvidia().gpus
+        fast = bool(gpus) and gpus[0].has_bfloat16
+    else:
+        fast = running.NAME != "jax" and machine.cpu().has_bfloat16
+    return "bfloat16" if fast else "float32"
+
+
 def start(backend: str | None, device: str, *, progress: Progress, precision: str = "float32") -> Started:
     """Import Keras on a backend and a device; warn of a GPU that is not used, or not suited to `precision`.
 

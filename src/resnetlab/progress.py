@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TextIO, runtime_checkable
+from typing import IO, TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from resnetlab.errors import UsageError
 
@@ -293,7 +293,7 @@ def wrap(text: str, width: int | None, indent: int | None = None) -> str:
     return "\n".join(lines).replace("\0", " ")
 
 
-def terminal_width(stream: TextIO | None = None) -> int | None:
+def terminal_width(stream: IO[str] | None = None) -> int | None:
     """Columns of the terminal that a stream (stdout) is, or that $COLUMNS states; None in a file or a pipe."""
     if "COLUMNS" not in os.environ and not (stream or sys.stdout).isatty():
         return None

@@ -87,8 +87,10 @@ class Recipe(BaseModel):
         None, description="normalisation of the input; null: the architecture's own"
     )
     stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0, description="drop rate of the last residual block; 0 is off")
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="of the computation; weights stay float32; float16 uses loss scaling"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="of the computation, with weights in float32; auto: bfloat16 where the device computes it faster, "
+        "otherwise float32; float16 uses loss scaling",
     )
 
     # Data
@@ -115,10 +117,16 @@ class Recipe(BaseModel):
         False, description="for crop=resized: store and crop the whole image, not only its centre square"
     )
     crop_padding: int = Field(4, ge=0, description="for crop=pad: pixels on each side")
+    crop_border: Literal["grey", "reflect"] = Field(
+        "grey",
+        description="for crop=pad: what is outside the image: the mean colour, or the image mirrored at its edge",
+    )
     crop_scale: float = Field(
         0.08, gt=0.0, le=1.0, description="for crop=resized: smallest fraction of the image's area"
     )
-    flip: bool = Field(True, description="mirror half of the images")
+    flip: Literal[True, False, "alternating"] = Field(
+        True, description="mirror half of the images; alternating: each image in every other epoch, not at random"
+    )
     rand_augment: float = Field(
         0.0, ge=0.0, le=10.0, description="magnitude of RandAugment, as timm's rand-mM-mstd0.5-inc1; 0 is off"
     )
@@ -138,10 +146,13 @@ class Recipe(BaseModel):
 
     # Optimisation
     epochs: int = Field(90, ge=1, description="passes over the training images")
-    optimizer: Literal["sgd", "adamw", "lamb"] = Field("sgd", description="update rule")
+    optimizer: Literal["sgd", "adamw", "lamb", "muon"] = Field(
+        "sgd", description="update rule; muon is for convolution kernels, with adamw for the other weights"
+    )
     learning_rate: float = Field(0.1, gt=0.0, description="peak learning rate")
-    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="momentum of sgd; beta 1 of adamw and lamb")
-    nesterov: bool = Field(False, description="Nesterov momentum, for sgd")
+    adam_learning_rate: float = Field(3e-3, gt=0.0, description="for muon: the peak learning rate of its adamw")
+    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="momentum of sgd and muon; beta 1 of adamw and lamb")
+    nesterov: bool = Field(False, description="Nesterov momentum, for sgd and muon")
     weight_decay: float = Field(1e-4, ge=0.0, description="of kernels; biases and batch norms have none")
     gradient_clip: float = Field(0.0, ge=0.0, description="largest global gradient norm, for adamw and lamb; 0 is off")
     schedule: Literal["constant", "cosine", "linear", "steps"] = Field(
@@ -192,6 +203,8 @@ class Recipe(BaseModel):
             raise ValueError("target_threshold would undo label_smoothing: set one of them to 0 or null")
         if self.gradient_clip and self.optimizer == "sgd":
             raise ValueError('gradient_clip is not for optimizer="sgd", whose weight decay is part of the gradient')
+        if self.gradient_clip and self.optimizer == "muon":
+            raise ValueError('gradient_clip is not for optimizer="muon", whose steps do not depend on the norm')
         return self
 
     @property
@@ -232,7 +245,7 @@ class RecipeFields(TypedDict, total=False):
     model: str
     preprocessing: Literal["imagenet", "cifar10", "kuangliu", "caffe", "unit"] | None
     stochastic_depth: float
-    precision: Literal["float32", "bfloat16", "float16"]
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
     image_size: int
     eval_size: int | None
     crop_pct: float
@@ -244,8 +257,9 @@ class RecipeFields(TypedDict, total=False):
     crop: Literal["none", "pad", "resized"]
     whole_images: bool
     crop_padding: int
+    crop_border: Literal["grey", "reflect"]
     crop_scale: float
-    flip: bool
+    flip: Literal[True, False, "alternating"]
     rand_augment: float
     color_jitter: float
     erase: float
@@ -255,8 +269,9 @@ class RecipeFields(TypedDict, total=False):
     label_smoothing: float
     target_threshold: float | None
     epochs: int
-    optimizer: Literal["sgd", "adamw", "lamb"]
+    optimizer: Literal["sgd", "adamw", "lamb", "muon"]
     learning_rate: float
+    adam_learning_rate: float
     momentum: float
     nesterov: bool
     weight_decay: float
@@ -297,7 +312,7 @@ def describe_fields(recipe: Recipe) -> list[FieldInfo]:
 def _describe_values(schema: dict[str, Any]) -> str:
     """What a part of a JSON schema allows."""
     if "enum" in schema:
-        return f"one of {', '.join(schema['enum'])}"
+        return f"one of {', '.join(value if isinstance(value, str) else json.dumps(value) for value in schema['enum'])}"
     others = {"boolean": "true or false", "null": "null", "array": "a list of numbers", "string": "a name"}
     if schema["type"] in others:
         return others[schema["type"]]

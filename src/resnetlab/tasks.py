@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from resnetlab.data.loading import check_inheritance, describe_split, open_data, open_run_data, split_rows
-from resnetlab.devices import Started, start
+from resnetlab.devices import Started, resolve_precision, start
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.models.shapes import summarize
 from resnetlab.models.variants import VARIANTS, architecture
@@ -493,6 +493,7 @@ def _prepare(
     source, pack = open_data(data, chosen, progress=report, inherited=inherited, allow_losses=allow_losses)
     notes = [] if origin is None else check_inheritance(origin, inherited, chosen, pack)
     started = start(backend, device, progress=report, precision=chosen.precision)
+    chosen = chosen.changed(precision=resolve_precision(chosen.precision))
     from resnetlab.training import transfer
     from resnetlab.training.trainer import require_validation
 

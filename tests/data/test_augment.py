@@ -72,6 +72,18 @@ def test_a_pad_crop_is_an_exact_shift_with_the_mean_colour_outside(images: np.nd
     np.testing.assert_allclose(received, padded[top : top + SOURCE, left : left + SOURCE], atol=1e-4)
 
 
+@pytest.mark.parametrize("shift", [(-4, 2), (3, -1), (4, 4), (0, 0)])
+def test_a_reflected_border_is_that_of_numpy(images: np.ndarray, shift: tuple[int, int]) -> None:
+    padded = np.pad(images[0].astype(np.float32), ((4, 4), (4, 4), (0, 0)), "reflect")
+    top, left = 4 + shift[0], 4 + shift[1]
+    config = Augmentation(source_size=SOURCE, size=SOURCE, crop="pad", crop_border="reflect", flip=True)
+    windows = np.float32([(*shift, SOURCE, SOURCE), (shift[0], shift[1] + SOURCE, SOURCE, -SOURCE)])
+    inputs = {"image": np.stack([images[0]] * 2), "window": windows}
+    received, mirrored = keras.ops.convert_to_numpy(Augment(config)(inputs))
+    np.testing.assert_allclose(received, padded[top : top + SOURCE, left : left + SOURCE], atol=1e-4)
+    np.testing.assert_allclose(mirrored, received[:, ::-1], atol=1e-4)
+
+
 def test_each_image_has_its_own_window(images: np.ndarray) -> None:
     windows = [(0, 0, 37, 37), (5, 6, 20, 20), (0, 37, 37, -37)]
     together = resampled(images, windows, SIZE)

@@ -53,6 +53,21 @@ def samples(of: Stream, steps: int) -> np.ndarray:
     return np.concatenate([of.batch(step)[0]["image"][:, 0, 0, 0] for step in range(steps)])
 
 
+def test_alternating_flips_mirror_every_sample_in_every_other_pass() -> None:
+    """Over batches that span two passes, and with the first pass at random."""
+    flips = replace(PLAIN, source_size=10, flip="alternating")
+    source = stream(augmentation=flips)
+    seen: dict[int, list[bool]] = {}
+    for step in range(23 * 4 // 5 + 1):
+        inputs = source.batch(step)[0]
+        for image, window in zip(inputs["image"], inputs["window"], strict=True):
+            seen.setdefault(int(image[0, 0, 0]), []).append(bool(window[3] < 0))
+    assert all(len(each) >= 4 for each in seen.values())
+    assert all(now != before for each in seen.values() for before, now in zip(each, each[1:], strict=False))
+    assert 5 < sum(each[0] for each in seen.values()) < 18
+    assert same(source.batch(9), stream(augmentation=flips).batch(9))
+
+
 def test_windows_are_those_of_each_images_aspect_ratio() -> None:
     wide = Augmentation(source_size=100, size=8, crop="resized", crop_scale=0.9, flip=False)
     images = np.arange(2, dtype=np.uint8)[:, None, None, None] * np.ones((100, 100, 3), np.uint8)

@@ -9,11 +9,11 @@ from keras import ops
 
 from resnetlab.errors import UsageError
 from resnetlab.recipes import RECIPES, Recipe
-from resnetlab.training.optimizers import SGD, AdamW, Lamb, Schedule, decays, make_optimizer
+from resnetlab.training.optimizers import SGD, AdamW, Lamb, Muon, Schedule, decays, make_optimizer, orthogonalize
 from tests.workers import Workers
 
 STEPS = 5
-OURS = {"sgd": SGD, "adamw": AdamW, "lamb": Lamb, "keras-sgd": keras.optimizers.SGD}
+OURS = {"sgd": SGD, "adamw": AdamW, "lamb": Lamb, "muon": Muon, "keras-sgd": keras.optimizers.SGD}
 
 
 def start() -> list[np.ndarray]:
@@ -131,7 +131,7 @@ def test_lamb_clips_the_norm_of_all_gradients_together(on: Workers, backend: str
     assert_all_close(received, numpy_lamb(0.05, 0.5, 0.9, 0.999, 1e-6, clip=0.5))
 
 
-def numpy_adamw(rate: float, decay: float) -> list[np.ndarray]:
+def numpy_adamw(rate: float, decay: float, beta_2: float = 0.999, epsilon: float = 1e-7) -> list[np.ndarray]:
     """Loshchilov 2017, algorithm 2, with the rate as the schedule multiplier (as in PyTorch and Keras)."""
     weights = [w.astype(np.float64) for w in start()]
     m, v = [np.zeros_like(w) for w in weights], [np.zeros_like(w) for w in weights]
@@ -140,8 +140,8 @@ def numpy_adamw(rate: float, decay: float) -> list[np.ndarray]:
             if w.ndim > 1:
                 w -= rate * decay * w
             m[i] = 0.9 * m[i] + 0.1 * g
-            v[i] = 0.999 * v[i] + 0.001 * g.astype(np.float64) ** 2
-            w -= rate * (m[i] / (1 - 0.9**step)) / (np.sqrt(v[i] / (1 - 0.999**step)) + 1e-7)
+            v[i] = beta_2 * v[i] + (1 - beta_2) * g.astype(np.float64) ** 2
+            w -= rate * (m[i] / (1 - 0.9**step)) / (np.sqrt(v[i] / (1 - beta_2**step)) + epsilon)
     return weights
 
 
@@ -150,9 +150,46 @@ def test_adamw_decays_kernels_alone(on: Workers, backend: str) -> None:
     assert_all_close(on(backend)(optimise, kind="adamw", settings=settings), numpy_adamw(0.05, 0.3))
 
 
+def numpy_muon(rate: float, decay: float, momentum: float, nesterov: bool) -> list[np.ndarray]:
+    """Jordan 2024, with three Newton-Schulz steps as published, for the kernel (3, 3, 2, 4); AdamW for the others."""
+    kernel, buffer = start()[0].astype(np.float64), np.zeros((18, 4))
+    for step in range(STEPS):
+        g = gradients(step)[0].reshape(18, 4).astype(np.float64)
+        buffer = momentum * buffer + g
+        x = (g + momentum * buffer if nesterov else buffer).T
+        x = x / (np.linalg.norm(x) + 1e-7)
+        for _ in range(3):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        kernel = kernel * (1 - rate * decay) - rate * x.T.reshape(kernel.shape)
+    return [kernel, *numpy_adamw(0.1 * rate, decay, beta_2=0.99, epsilon=1e-10)[1:]]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_muon_is_that_of_its_authors_for_kernels_and_adamw_for_the_rest(
+    on: Workers, backend: str, nesterov: bool
+) -> None:
+    settings = {"learning_rate": 0.5, "decay": 0.3, "momentum": 0.6, "nesterov": nesterov, "adam_ratio": 0.1}
+    assert_all_close(on(backend)(optimise, kind="muon", settings=settings), numpy_muon(0.5, 0.3, 0.6, nesterov))
+
+
+@pytest.mark.parametrize("shape", [(90, 40), (40, 90), (40, 40)])
+def test_orthogonalization_keeps_the_directions_and_levels_the_singular_values(shape: tuple[int, int]) -> None:
+    generator = np.random.default_rng(0)
+    left, _ = np.linalg.qr(generator.standard_normal((shape[0], 40)))
+    right, _ = np.linalg.qr(generator.standard_normal((shape[1], 40)))
+    values = np.geomspace(0.05, 1.0, 40)
+    found = ops.convert_to_numpy(orthogonalize(ops.convert_to_tensor(left * values @ right.T, "float32"), steps=5))
+    inside = left.T @ found @ right
+    assert np.abs(inside - np.diag(np.diag(inside))).max() < 1e-4
+    assert 0.5 < np.diag(inside).min() < np.diag(inside).max() < 1.3
+    np.testing.assert_allclose(left @ inside @ right.T, found, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
+        ("muon", {"decay": 0.3, "momentum": 0.6, "nesterov": True, "adam_ratio": 0.5}),
         ("sgd", {"l2": 0.1, "momentum": 0.9, "nesterov": True}),
         ("sgd", {"l2": 0.1}),
         ("adamw", {"decay": 0.3}),
@@ -244,6 +281,11 @@ def test_a_recipes_epochs_become_steps() -> None:
         ({"optimizer": "lamb"}, Lamb, {"decay": 5e-4, "beta_1": 0.8, "epsilon": 1e-6, "global_clipnorm": None}),
         ({"optimizer": "lamb", "gradient_clip": 1.0}, Lamb, {"global_clipnorm": 1.0}),
         ({"optimizer": "adamw", "gradient_clip": 2.0}, AdamW, {"global_clipnorm": 2.0}),
+        (
+            {"optimizer": "muon", "learning_rate": 0.25, "adam_learning_rate": 0.01},
+            Muon,
+            {"decay": 5e-4, "momentum": 0.8, "nesterov": False, "adam_ratio": 0.04},
+        ),
     ],
 )
 def test_an_optimizer_has_the_settings_of_its_recipe(

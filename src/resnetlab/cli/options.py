@@ -60,7 +60,7 @@ BatchSize = Annotated[int | None, typer.Option(metavar="N", min=1, help="Images 
 ImageSize = Annotated[int | None, typer.Option(metavar="N", help="Side of the images in pixels.")]
 LearningRate = Annotated[float | None, typer.Option(metavar="RATE", help="The peak learning rate.")]
 Precision = Annotated[
-    str | None, typer.Option(metavar="NAME", help="float32, bfloat16 or float16 (with loss scaling).")
+    str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16 (with loss scaling).")
 ]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Of initial weights, split, order and augmentation.")]
 Weights = Annotated[

@@ -32,7 +32,8 @@ class Augment(keras.layers.Layer):
         config = self.augmentation
         x = ops.cast(inputs["image"], "float32")
         if config.resamples:
-            x = resample(x, inputs["window"], config.size)
+            reflect = config.crop == "pad" and config.crop_border == "reflect"
+            x = resample(x, inputs["window"], config.size, reflect=reflect)
         else:
             margin = (config.source_size - config.size) // 2
             x = x[:, margin : margin + config.size, margin : margin + config.size]
@@ -53,13 +54,16 @@ class Augment(keras.layers.Layer):
         return (input_shape["image"][0], self.augmentation.size, self.augmentation.size, 3)
 
 
-def resample(images: Tensor, window: Tensor, size: int) -> Tensor:
-    """Crop each image to its window (batch, 4) and resize it: (batch, h, w, 3) to (batch, size, size, 3)."""
+def resample(images: Tensor, window: Tensor, size: int, *, reflect: bool = False) -> Tensor:
+    """Crop each image to its window (batch, 4) and resize it: (batch, h, w, 3) to (batch, size, size, 3).
+
+    Outside the image is the mean colour, or with `reflect` the image mirrored at its outermost pixels.
+    """
     _, height, width, channels = images.shape
     fill = backend.constant(FILL, "float32")
     x = ops.transpose(images - fill, (0, 2, 1, 3))
-    rows = _interpolation(window[:, 0], window[:, 2], height, size)  # (batch, size, h)
-    columns = _interpolation(window[:, 1], window[:, 3], width, size)  # (batch, size, w)
+    rows = _interpolation(window[:, 0], window[:, 2], height, size, reflect=reflect)  # (batch, size, h)
+    columns = _interpolation(window[:, 1], window[:, 3], width, size, reflect=reflect)  # (batch, size, w)
     x = ops.matmul(columns, ops.reshape(x, (-1, width, height * channels)))  # (batch, size, h * 3), transposed
     x = ops.transpose(ops.reshape(x, (-1, size, height, channels)), (0, 2, 1, 3))
     # Rows last, so that the result is contiguous in memory, which PyTorch's convolutions depend on for their layout.
@@ -67,10 +71,13 @@ def resample(images: Tensor, window: Tensor, size: int) -> Tensor:
     return ops.reshape(x, (-1, size, size, channels)) + fill
 
 
-def _interpolation(start: Tensor, extent: Tensor, source: int, size: int) -> Tensor:
+def _interpolation(start: Tensor, extent: Tensor, source: int, size: int, *, reflect: bool) -> Tensor:
     """Weights (batch, size, source) that read `size` points out of [start, start + extent) of `source` pixels."""
     step = extent / size
     points = start[:, None] + (ops.arange(size, dtype="float32") + 0.5) * step[:, None] - 0.5
+    if reflect:
+        last = float(source - 1)
+        points = last - ops.abs(last - ops.abs(points))
     zero, one = backend.constant(0.0), backend.constant(1.0)
     reach = ops.maximum(ops.abs(step), one)[:, None, None]  # a wider triangle filter when downscaling
     distance = ops.abs(points[:, :, None] - ops.arange(source, dtype="float32"))

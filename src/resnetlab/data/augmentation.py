@@ -53,8 +53,9 @@ class Augmentation:
     size: int
     crop: str = BASE.crop
     crop_padding: int = BASE.crop_padding
+    crop_border: str = BASE.crop_border
     crop_scale: float = BASE.crop_scale
-    flip: bool = BASE.flip
+    flip: bool | str = BASE.flip
     rand_augment: float = BASE.rand_augment
     color_jitter: float = BASE.color_jitter
     erase: float = BASE.erase
@@ -74,7 +75,7 @@ class Augmentation:
 
     @property
     def resamples(self) -> bool:
-        return self.crop != "none" or self.flip
+        return self.crop != "none" or bool(self.flip)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape, without the batch axis, of each array of `sample_parameters`."""
@@ -95,15 +96,24 @@ class Augmentation:
 
 
 def sample_parameters(
-    augmentation: Augmentation, count: int, rng: Generator, aspect: np.ndarray | None = None
+    augmentation: Augmentation,
+    count: int,
+    rng: Generator,
+    aspect: np.ndarray | None = None,
+    mirrored: np.ndarray | None = None,
 ) -> tuple[Parameters, np.ndarray]:
     """Augmentation parameters of `count` images, and the fraction (count,) of each image's own label in its target.
 
     `aspect` (count,) is the width / height of images that were squeezed to squares; None where they were not.
+    `mirrored` (count,) states which images are mirrored; None where that is random.
     """
     parameters: Parameters = {}
     if augmentation.resamples:
-        parameters["window"] = _window(augmentation, count, aspect, rng)
+        parameters["window"] = window = _window(augmentation, count, aspect, rng)
+        if augmentation.flip:
+            chosen = rng.random(count) < 0.5 if mirrored is None else mirrored
+            window[chosen, 1] += window[chosen, 3]
+            window[chosen, 3] *= -1
     if augmentation.rand_augment:
         parameters |= _rand_augment(augmentation, count, rng)
     if augmentation.color_jitter:
@@ -134,10 +144,6 @@ def _window(augmentation: Augmentation, count: int, aspect: np.ndarray | None, r
         box = np.full((count, 4), size, np.float32)
         reach = augmentation.crop_padding if augmentation.crop == "pad" else 0
         box[:, :2] = (source - size) // 2 + rng.integers(-reach, reach + 1, (count, 2))
-    if augmentation.flip:
-        mirrored = rng.random(count) < 0.5
-        box[mirrored, 1] += box[mirrored, 3]
-        box[mirrored, 3] *= -1
     return box
 
 

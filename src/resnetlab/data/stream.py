@@ -19,7 +19,7 @@ import numpy as np
 from resnetlab.data.augmentation import Augmentation, sample_parameters
 
 # Streams of random numbers that must not overlap, by the second half of the generator's key.
-_ORDER, _PARAMETERS = 0, 1
+_ORDER, _PARAMETERS, _FLIPS = 0, 1, 2
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]
 
@@ -56,10 +56,13 @@ class Stream:
 
     def batch(self, step: int) -> Batch:
         """A step's batch: {"image": bytes, **parameters}, targets (batch, num_classes), weights (batch,) or None."""
-        chosen = self._samples(step)
+        chosen, passes = self._samples(step)
         rng = _generator(self.seed, _PARAMETERS, step)
         aspect = None if self.aspect is None else self.aspect[chosen]
-        parameters, own = sample_parameters(self.augmentation, self.batch_size, rng, aspect)
+        mirrored = None
+        if self.augmentation.flip == "alternating":  # Jordan 2024, arXiv:2404.00498, section 3.6
+            mirrored = _first_flips(self.seed, len(self.labels))[chosen] ^ (passes % 2 == 1)
+        parameters, own = sample_parameters(self.augmentation, self.batch_size, rng, aspect, mirrored)
         labels = self.labels[chosen]
         rows = np.arange(self.batch_size)
         targets = np.zeros((self.batch_size, self.num_classes), np.float32)
@@ -104,13 +107,13 @@ class Stream:
         finally:
             closed.set()
 
-    def _samples(self, step: int) -> np.ndarray:
-        """Sample numbers (batch,) of a step."""
+    def _samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sample numbers (batch,) of a step, and the number of each sample's pass over the data."""
         count = len(self.indices)
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         rounds = places // count
         orders = {int(r): _permutation(self.seed, int(r), count) for r in np.unique(rounds)}
-        return self.indices[[orders[int(r)][p] for r, p in zip(rounds, places % count, strict=True)]]
+        return self.indices[[orders[int(r)][p] for r, p in zip(rounds, places % count, strict=True)]], rounds
 
 
 def _generator(seed: int, purpose: int, counter: int) -> np.random.Generator:
@@ -121,6 +124,12 @@ def _generator(seed: int, purpose: int, counter: int) -> np.random.Generator:
 @lru_cache(maxsize=4)
 def _permutation(seed: int, number: int, count: int) -> np.ndarray:
     return _generator(seed, _ORDER, number).permutation(count)
+
+
+@lru_cache(maxsize=4)
+def _first_flips(seed: int, count: int) -> np.ndarray:
+    """Which samples are mirrored in the first pass, with alternating flips."""
+    return _generator(seed, _FLIPS, 0).random(count) < 0.5
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:

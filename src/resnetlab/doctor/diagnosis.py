@@ -60,6 +60,12 @@ def _processor(facts: Facts) -> Iterator[Finding]:
     else:
         yield Finding(section, "Cores", "ok", cores)
 
+    if cpu.has_bfloat16:
+        found = "in hardware: --precision auto takes it"
+    else:
+        found = f"{'not known to be faster' if cpu.flags else 'unknown'} on this CPU: --precision auto takes float32"
+    yield Finding(section, "bfloat16", "ok", found)
+
     if facts.platform.system == "Darwin":
         return  # TensorFlow is built without oneDNN there
     setting = facts.environment.get("TF_ENABLE_ONEDNN_OPTS", "")

@@ -45,6 +45,11 @@ class Cpu:
     usable_cores: float  # what affinity and the control group leave
     flags: tuple[str, ...] = ()  # of those that decide how fast a convolution is
 
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether TensorFlow and PyTorch compute faster in bfloat16 than in float32, by oneDNN's kernels for x86."""
+        return "avx512_bf16" in self.flags or "amx_bf16" in self.flags
+
 
 @dataclass(frozen=True)
 class Memory:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import keras
 
+from resnetlab.devices import resolve_precision
 from resnetlab.models.layers import BatchNorm
 from resnetlab.models.resnet import build
 from resnetlab.models.variants import Architecture, architecture
@@ -20,8 +21,8 @@ def resolve_architecture(recipe: Recipe) -> Architecture:
 
 def build_network(recipe: Recipe, num_classes: int) -> keras.Model:
     """Build the network of a recipe, with float32 weights and computation in the recipe's precision."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32" if recipe.precision == "float32" else f"mixed_{recipe.precision}")
+    before, precision = keras.config.dtype_policy(), resolve_precision(recipe.precision)
+    keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     try:
         network = build(
             resolve_architecture(recipe),

@@ -31,6 +31,14 @@ def make_optimizer(
         return SGD(l2=recipe.weight_decay, momentum=recipe.momentum, nesterov=recipe.nesterov, **shared)
     if recipe.optimizer == "adamw":
         return AdamW(beta_1=recipe.momentum, decay=recipe.weight_decay, global_clipnorm=clip, **shared)
+    if recipe.optimizer == "muon":
+        return Muon(
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            decay=recipe.weight_decay,
+            adam_ratio=recipe.adam_learning_rate / recipe.learning_rate,
+            **shared,
+        )
     return Lamb(beta_1=recipe.momentum, decay=recipe.weight_decay, epsilon=1e-6, global_clipnorm=clip, **shared)
 
 
@@ -90,10 +98,13 @@ class _PerVariableRate:
         self.factors = factors
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        super().build(variables)  # type: ignore[misc]
+        self.make_slots(variables)
         for slot in self.variables:  # type: ignore[attr-defined]
             backend.set_kernel_layout(slot)
         self.factor_of = [self.factors[id(v)] if self.factors else 1.0 for v in variables]
+
+    def make_slots(self, variables: Sequence[keras.Variable]) -> None:
+        super().build(variables)  # type: ignore[misc]
 
     def rate_of(self, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
         fraction = self.factor_of[self._get_variable_index(variable)]  # type: ignore[attr-defined]
@@ -198,6 +209,76 @@ class AdamW(_Moments, keras.optimizers.Adam):
         if self.decay and decays(variable):
             self.assign_sub(variable, variable * (rate * self.decay))
         super().update_step(gradient, variable, rate)
+
+
+class Muon(AdamW):
+    """Muon (Jordan 2024, kellerjordan.github.io/posts/muon): orthogonalised steps for convolution kernels; AdamW else.
+
+    A kernel is seen as a matrix (k * k * in, out). Its step is the momentum with all singular values set to about 1,
+    so that no direction of the matrix is favoured, times the learning rate; decay is decoupled. All other weights are
+    updated by AdamW at `adam_ratio` times the learning rate.
+
+    Keras's own has AdamW for convolutions too.
+    """
+
+    def __init__(self, *, momentum: float, nesterov: bool, adam_ratio: float, **kwargs: Any) -> None:
+        super().__init__(beta_1=0.9, beta_2=0.99, epsilon=1e-10, **kwargs)
+        self.momentum, self.nesterov, self.adam_ratio = momentum, nesterov, adam_ratio
+
+    def make_slots(self, variables: Sequence[keras.Variable]) -> None:
+        keras.optimizers.Optimizer.build(self, variables)
+        self._momentums = [self.add_variable_from_reference(v, "momentum") for v in variables]
+        self._velocities = [
+            None if is_convolution(v) else self.add_variable_from_reference(v, "velocity") for v in variables
+        ]
+
+    def update_together(
+        self, gradients: Sequence[Tensor], variables: Sequence[keras.Variable], learning_rate: Tensor
+    ) -> bool:
+        others = [i for i, variable in enumerate(variables) if not is_convolution(variable)]
+        some, theirs = ([each[i] for i in others] for each in (gradients, variables))
+        if not super().update_together(some, theirs, learning_rate * self.adam_ratio):
+            return False
+        for gradient, variable in zip(gradients, variables, strict=True):
+            if is_convolution(variable):
+                self.update_step(gradient, variable, learning_rate)
+        return True
+
+    def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
+        if not is_convolution(variable):
+            super().update_step(gradient, variable, learning_rate * self.adam_ratio)
+            return
+        rate = self.rate_of(variable, learning_rate)
+        buffer = self._momentums[self._get_variable_index(variable)]
+        total = buffer * self.momentum + gradient
+        self.assign(buffer, total)
+        step = gradient + self.momentum * total if self.nesterov else total
+        columns = variable.shape[-1]
+        step = ops.reshape(orthogonalize(ops.reshape(step, (-1, columns))), variable.shape)
+        self.assign(variable, variable * (1.0 - rate * self.decay) - rate * step)
+
+
+def is_convolution(variable: keras.Variable) -> bool:
+    return len(variable.shape) == 4
+
+
+def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
+    """U V^T of a matrix U S V^T, roughly: singular values that are not tiny end between 0.3 and 1.3.
+
+    The Newton-Schulz iteration of Muon, X <- a X + b X (X^T X) + c X (X^T X)^2, whose coefficients make small singular
+    values grow fastest. All its factors are polynomials in X^T X, so they are multiplied first, as small matrices.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    rows, columns = matrix.shape
+    x = matrix / (ops.sqrt(ops.sum(ops.square(matrix))) + 1e-7)
+    gram = ops.matmul(ops.transpose(x), x) if rows >= columns else ops.matmul(x, ops.transpose(x))
+    product = None
+    for step in range(steps):
+        factor = a * ops.eye(min(rows, columns)) + b * gram + c * ops.matmul(gram, gram)
+        product = factor if product is None else ops.matmul(factor, product)
+        if step < steps - 1:
+            gram = ops.matmul(factor, ops.matmul(gram, factor))
+    return ops.matmul(x, product) if rows >= columns else ops.matmul(product, x)
 
 
 class Lamb(_Moments, keras.optimizers.Lamb):
