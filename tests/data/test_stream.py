@@ -3,7 +3,7 @@
 import threading
 import time
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ def test_alternating_flips_mirror_every_sample_in_every_other_pass() -> None:
         for image, window in zip(inputs["image"], inputs["window"], strict=True):
             seen.setdefault(int(image[0, 0, 0]), []).append(bool(window[3] < 0))
     assert all(len(each) >= 4 for each in seen.values())
-    assert all(now != before for each in seen.values() for before, now in zip(each, each[1:], strict=False))
+    assert all(now != before for each in seen.values() for before, now in pairwise(each))
     assert 5 < sum(each[0] for each in seen.values()) < 18
     assert same(source.batch(9), stream(augmentation=flips).batch(9))
 
