@@ -22,13 +22,14 @@ Tensor = Any  # of whichever backend is active
 if NAME == "tensorflow":
     import tensorflow as tf
 
-    def convolution(x: Tensor, kernel: Tensor, *, stride: int, groups: int) -> Tensor:
+    def convolution(x: Tensor, kernel: Tensor, *, stride: int, groups: int, padded: bool = True) -> Tensor:
         """2-D convolution with "half" padding: kernel // 2 zeros on each side.
 
         Keras's "same" pads stride 2 on the bottom and right only; the papers' code, and its published weights, on
         both sides. `kernel` is (k, k, in / groups, out), the result (batch, ceil(h / stride), ceil(w / stride), out).
+        Without padding, there is an output only where the whole kernel lies in the image.
         """
-        half = int(kernel.shape[0]) // 2
+        half = int(kernel.shape[0]) // 2 if padded else 0
         padding = "VALID" if half == 0 else "SAME"  # which is half padding at stride 1
         if half and stride > 1:
             # Not conv2d's explicit padding: its gradients do not use oneDNN, and take up to 15 times as long.
@@ -152,9 +153,9 @@ elif NAME == "torch":
 
     # A permuted view of a (batch, height, width, channels) tensor *is* PyTorch's channels_last: nothing is copied.
 
-    def convolution(x: Tensor, kernel: Tensor, *, stride: int, groups: int) -> Tensor:
+    def convolution(x: Tensor, kernel: Tensor, *, stride: int, groups: int, padded: bool = True) -> Tensor:
         """As on TensorFlow, above."""
-        half = int(kernel.shape[0]) // 2
+        half = int(kernel.shape[0]) // 2 if padded else 0
         y = F.conv2d(x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), stride=stride, padding=half, groups=groups)
         return y.permute(0, 2, 3, 1)
 
@@ -395,9 +396,9 @@ elif NAME == "jax":
 
     # XLA fuses the elementwise chains of a batch norm and of an update by itself.
 
-    def convolution(x: Tensor, kernel: Tensor, *, stride: int, groups: int) -> Tensor:
+    def convolution(x: Tensor, kernel: Tensor, *, stride: int, groups: int, padded: bool = True) -> Tensor:
         """As on TensorFlow, above."""
-        half = int(kernel.shape[0]) // 2
+        half = int(kernel.shape[0]) // 2 if padded else 0
         return jax.lax.conv_general_dilated(
             x,
             kernel,

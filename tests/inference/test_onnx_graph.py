@@ -33,6 +33,8 @@ REPRESENTATIVE = {  # one of each kind of block, shortcut, stem and preprocessin
     "resnet20": 33,
     "plain20": 33,
     "wrn-16-8": 32,
+    "fast-resnet8": 32,
+    "fast-resnet11": 33,
 }
 
 

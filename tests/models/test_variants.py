@@ -159,7 +159,7 @@ def built_multiply_adds(model: keras.Model) -> int:
     """From the shapes of the built layers alone: each weight of a kernel is used once at each place it writes to."""
     total = 0
     for layer in model.layers:
-        if (kernel := getattr(layer, "kernel", None)) is not None:
+        if (kernel := getattr(layer, "kernel", getattr(layer, "components", None))) is not None:
             _, *sides, _ = layer.output.shape
             total += int(np.prod(kernel.shape)) * int(np.prod(sides))
     return total

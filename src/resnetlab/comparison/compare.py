@@ -62,7 +62,7 @@ class Plan:
 
 
 def plan(report: doctor.Report, *, devices: Sequence[str] | None = None, backends: Sequence[str] | None = None) -> Plan:
-    """Choose the configurations: on a CPU oneDNN on and off; on a GPU the precisions, and XLA on and off.
+    """Choose the configurations: on a CPU oneDNN on and off; on a GPU XLA on and off; the precisions that it computes.
 
     GPUs before Ampere have neither TF32 nor bfloat16, so float16 is measured there.
 
@@ -84,16 +84,18 @@ def plan(report: doctor.Report, *, devices: Sequence[str] | None = None, backend
     reasons = dict.fromkeys(doctor.why_no_gpu(report, backend=name) for name in backends if name not in on_gpu)
     gpus = report.facts.nvidia.gpus
     precisions = ("float32", "float16") if gpus and not gpus[0].has_bfloat16 else ("float32", "tf32", "bfloat16")
+    on_cpu = ("float32", "bfloat16") if report.facts.cpu.has_bfloat16 else ("float32",)
     found: list[Configuration] = []
     for device in devices or ("cpu", "gpu"):
         for backend in on_gpu if device == "gpu" else backends:
-            found += _configurations(device, backend, precisions)
+            found += _configurations(device, backend, precisions if device == "gpu" else on_cpu)
     return Plan(tuple(found), tuple(filter(None, reasons)))
 
 
 def _configurations(device: str, backend: str, precisions: Sequence[str]) -> Iterator[Configuration]:
     if device == "cpu":
-        yield Configuration("cpu", backend)
+        for precision in precisions:
+            yield Configuration("cpu", backend, precision)
         if backend == "tensorflow":
             yield Configuration("cpu", backend, onednn=False)
         return
@@ -300,12 +302,14 @@ def summarize_rows(rows: Sequence[Row], batch_size: int, no_gpu: Sequence[str] =
             ratio = _rate(at_recipe["gpu"]) / _rate(at_recipe["cpu"])
             sentences.append(f"At the recipe's batch size {batch_size} it is {ratio:.1f} times as fast.")
         sentences += filter(None, [_crossover(done)])
-    onednn = _median_speedup(done, lambda r: r["device"] == "cpu" and r["backend"] == "tensorflow", "onednn")
-    if onednn:
-        sentences.append(f"oneDNN makes TensorFlow on this CPU {onednn:.2f} times as fast.")
-    xla = _median_speedup(done, lambda r: r["device"] == "gpu" and r["backend"] == "tensorflow", "xla")
-    if xla:
-        sentences.append(f"XLA makes TensorFlow on this GPU {xla:.2f} times as fast.")
+    for device, backend, key, values, text in SETTINGS:
+        chosen = [row for row in done if row["device"] == device and row["backend"] == backend]
+        if ratio := _median_speedup(chosen, key, *values):
+            sentences.append(f"{text} {ratio:.2f} times as fast.")
+    fastest = min(best.values(), key=lambda row: row["epoch_seconds"])
+    options = f"--device {fastest['device']} --backend {fastest['backend']} --batch-size {fastest['batch_size']}"
+    precision = "float32" if fastest["precision"] == "tf32" else fastest["precision"]  # which TensorFlow has by default
+    sentences.append(f"The fastest of all: `resnetlab train DATA {options} --precision {precision}`.")
     return [*sentences, *no_gpu]
 
 
@@ -334,11 +338,23 @@ def _crossover(rows: Sequence[Row]) -> str:
     return f"The GPU is faster from batch size {from_here[0]} on."
 
 
-def _median_speedup(rows: Sequence[Row], among: Callable[[Row], bool], key: str) -> float | None:
-    """Median ratio of training throughput with `key` on and off, over rows that are equal otherwise."""
-    same = ("batch_size", "precision", "device", "backend", *({"onednn", "xla"} - {key}))
-    by = {(*(r[k] for k in same), bool(r[key])): r["train"]["median"] for r in rows if among(r)}
-    ratios = sorted(by[k] / by[(*k[:-1], False)] for k in by if k[-1] and (*k[:-1], False) in by)
+# Device, backend, and what two values of a setting are compared for, in the summary.
+SETTINGS = (
+    ("cpu", "tensorflow", "onednn", (True, False), "oneDNN makes TensorFlow on this CPU"),
+    ("gpu", "tensorflow", "xla", (True, False), "XLA makes TensorFlow on this GPU"),
+    *(
+        (device, backend, "precision", ("bfloat16", "float32"), f"bfloat16 makes {name} on this {device.upper()}")
+        for device in ("cpu", "gpu")
+        for backend, name in (("tensorflow", "TensorFlow"), ("jax", "JAX"), ("torch", "PyTorch"))
+    ),
+)
+
+
+def _median_speedup(rows: Sequence[Row], key: str, value: Any, other: Any) -> float | None:
+    """Median ratio of training throughput with two values of `key`, over rows that are equal otherwise."""
+    same = [k for k in ("batch_size", "precision", "device", "backend", "onednn", "xla") if k != key]
+    rates = {(*(row[k] for k in same), row[key]): row["train"]["median"] for row in rows}
+    ratios = sorted(rates[k] / rates[(*k[:-1], other)] for k in rates if k[-1] == value and (*k[:-1], other) in rates)
     return ratios[len(ratios) // 2] if ratios else None
 
 

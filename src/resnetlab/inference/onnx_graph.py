@@ -20,7 +20,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resnetlab.errors import ResnetlabError
 from resnetlab.inference.folding import consumers_of
-from resnetlab.models.layers import AveragePooling2D, BatchNorm, Conv2D, IdentityShortcut, MaxPooling2D, Normalize
+from resnetlab.models.layers import (
+    AveragePooling2D,
+    BatchNorm,
+    Conv2D,
+    IdentityShortcut,
+    MaxPooling2D,
+    Normalize,
+    PatchWhitening,
+)
 from resnetlab.models.variants import PREPROCESSING
 
 OPSET, IR_VERSION = 18, 9  # from 2022/23: supported by Triton, TensorRT and phones; nothing here needs a newer one
@@ -152,8 +160,17 @@ def _convolution(graph: _Graph, layer: Conv2D, x: str) -> str:
     )
 
 
+def _whitening(graph: _Graph, layer: PatchWhitening, x: str) -> str:
+    before = layer.input._keras_history.operation
+    kernel = _array(layer.components)
+    if before.preprocessing == "caffe":
+        kernel = kernel[:, :, ::-1]
+    inputs = [x, graph.constant(f"{layer.name}/components", kernel.transpose(3, 2, 0, 1))]
+    return graph.node("Conv", [*inputs, graph.constant(f"{layer.name}/bias", _array(layer.bias))], layer.name)
+
+
 def _batch_norm(graph: _Graph, layer: BatchNorm, x: str) -> str:
-    """A batch norm that was not folded, as a ReLU separates it from the next convolution: y = s * x + t."""
+    """A batch norm that was not folded, as it does not follow a convolution: y = s * x + t."""
     gamma, beta, mean, variance = map(_array, (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance))
     scale = gamma / np.sqrt(variance + layer.epsilon)
     shift = beta - mean * scale
@@ -216,6 +233,7 @@ def _dense(graph: _Graph, layer: keras.layers.Dense, x: str) -> str:
 _TRANSLATIONS: dict[type, Callable[..., str]] = {
     Normalize: _normalize,
     Conv2D: _convolution,
+    PatchWhitening: _whitening,
     BatchNorm: _batch_norm,
     keras.layers.ReLU: lambda graph, layer, x: graph.node("Relu", x, layer.name),
     keras.layers.ZeroPadding2D: _zero_padding,

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from resnetlab import backend
-from resnetlab.models.variants import PREPROCESSING, Architecture
+from resnetlab.models.variants import PREPROCESSING, WHITENED, Architecture
 
 Shape = tuple[int | None, ...]
 Tensor = Any
@@ -106,6 +106,37 @@ class Conv2D(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         keys = ("filters", "kernel_size", "strides", "groups", "use_bias", "seed")
         return super().get_config() | {key: getattr(self, key) for key in keys}
+
+
+@keras.saving.register_keras_serializable("resnetlab")
+class PatchWhitening(keras.layers.Layer):
+    """Principal components of 2x2 patches, scaled to variance 1: (h, w, 3) to (h - 1, w - 1, 24), each as + and -.
+
+    The components are not trained: `training.whitening` computes them from training images. The bias is trained.
+    At first they are an orthonormal basis of the patches.
+    """
+
+    def build(self, input_shape: Shape) -> None:
+        self.components = self.add_weight(
+            name="components",
+            shape=(2, 2, input_shape[-1], WHITENED),
+            initializer=_whitening_basis,
+            trainable=False,
+        )
+        self.bias = self.add_weight(name="bias", shape=(WHITENED,), initializer="zeros")
+
+    def call(self, x: Tensor) -> Tensor:
+        kernel, bias = ops.convert_to_tensor(self.components), ops.convert_to_tensor(self.bias)
+        return backend.convolution(x, kernel, stride=1, groups=1, padded=False) + bias
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        batch, *sides, _ = input_shape
+        return (batch, *(side and side - 1 for side in sides), WHITENED)
+
+
+def _whitening_basis(shape: tuple[int, ...], dtype: str | None = None, **_: Any) -> Tensor:
+    basis = np.eye(WHITENED // 2, dtype=np.float32)
+    return ops.convert_to_tensor(np.concatenate([basis, -basis], axis=1).reshape(shape), dtype)
 
 
 @keras.saving.register_keras_serializable("resnetlab")
@@ -258,9 +289,13 @@ class KerasLayers:
             x
         )
 
-    def max_pool(self, x: Tensor, *, name: str) -> Tensor:
-        x = keras.layers.ZeroPadding2D(1, name=name.replace("pool", "pad"))(x)
-        return MaxPooling2D(3, strides=2, name=name)(x)
+    def whiten(self, x: Tensor, *, name: str) -> Tensor:
+        return PatchWhitening(name=name)(x)
+
+    def max_pool(self, x: Tensor, size: int, *, name: str) -> Tensor:
+        if size % 2:
+            x = keras.layers.ZeroPadding2D(size // 2, name=name.replace("pool", "pad"))(x)
+        return MaxPooling2D(size, strides=2, name=name)(x)
 
     def average_pool(self, x: Tensor, *, name: str) -> Tensor:
         return AveragePooling2D(2, padding="same", name=name)(x)

@@ -36,7 +36,8 @@ class Layers(Protocol):
     def norm(self, x: Tensor, *, zero_gamma: bool = False, name: str) -> Tensor: ...
     def relu(self, x: Tensor, *, name: str) -> Tensor: ...
     def dense(self, x: Tensor, units: int, *, activation: str | None = None, name: str) -> Tensor: ...
-    def max_pool(self, x: Tensor, *, name: str) -> Tensor: ...
+    def whiten(self, x: Tensor, *, name: str) -> Tensor: ...
+    def max_pool(self, x: Tensor, size: int, *, name: str) -> Tensor: ...
     def average_pool(self, x: Tensor, *, name: str) -> Tensor: ...
     def global_pool(self, x: Tensor, *, keepdims: bool = False, name: str) -> Tensor: ...
     def pad_channels(self, x: Tensor, filters: int, stride: int, *, name: str) -> Tensor: ...
@@ -94,6 +95,7 @@ def residual_network(x: Tensor, net: Layers, num_classes: int) -> Tensor:
     """Images (batch, height, width, 3) to logits (batch, num_classes)."""
     arch = net.arch
     block = {
+        ("single", False): single_block,
         ("basic", False): basic_block,
         ("bottleneck", False): bottleneck_block,
         ("basic", True): preactivation_basic_block,
@@ -102,8 +104,12 @@ def residual_network(x: Tensor, net: Layers, num_classes: int) -> Tensor:
     x = stem(net.normalize(x), net)  # (batch, h/4, w/4, 64) on ImageNet, (batch, h, w, 16) on CIFAR
     positions, last_stage = iter(arch.block_positions), len(arch.depths)
     for stage, (depth, width) in enumerate(zip(arch.depths, arch.widths, strict=True), start=1):
+        if arch.transition == "pool":
+            x = pooled_transition(x, net, f"stage{stage}_transition", width * arch.width_factor)
         for index in range(1, depth + 1):
-            if arch.downsample_in == "first":
+            if arch.transition == "pool":
+                stride = 1
+            elif arch.downsample_in == "first":
                 stride = 2 if stage > 1 and index == 1 else 1
             else:
                 stride = 2 if stage < last_stage and index == depth else 1
@@ -116,6 +122,9 @@ def residual_network(x: Tensor, net: Layers, num_classes: int) -> Tensor:
 
 def stem(x: Tensor, net: Layers) -> Tensor:
     width = net.arch.stem_width
+    if net.arch.stem == "whitening":
+        x = net.whiten(x, name="stem_conv1")
+        return net.end_point(net.relu(x, name="stem_relu1"), name="stem")
     convs = {  # filters, kernel size, stride
         "imagenet": [(width, 7, 2)],
         "deep": [(width // 2, 3, 2), (width // 2, 3, 1), (width, 3, 1)],
@@ -126,8 +135,22 @@ def stem(x: Tensor, net: Layers) -> Tensor:
         if i < len(convs) or not net.arch.preactivation:  # a pre-activation block begins with its own
             x = net.relu(net.norm(x, name=f"stem_bn{i}"), name=f"stem_relu{i}")
     if net.arch.stem != "cifar":
-        x = net.max_pool(x, name="stem_pool")
+        x = net.max_pool(x, 3, name="stem_pool")
     return net.end_point(x, name="stem")
+
+
+def pooled_transition(x: Tensor, net: Layers, name: str, width: int) -> Tensor:
+    """Page 2018: a convolution, and a max-pool that halves height and width."""
+    x = net.conv(x, width, 3, name=f"{name}_conv")
+    x = net.max_pool(x, 2, name=f"{name}_pool")
+    return net.relu(net.norm(x, name=f"{name}_bn"), name=f"{name}_relu")
+
+
+def single_block(x: Tensor, net: Layers, name: str, width: int, stride: int, position: float) -> Tensor:
+    """y = x + relu(norm(conv(x))): half a basic block. Jordan 2024 has it without the shortcut."""
+    y = net.conv(x, width, 3, stride, outer=True, name=f"{name}_conv1")
+    y = net.norm(y, zero_gamma=net.arch.zero_init_last, name=f"{name}_bn1")
+    return add_shortcut(x, net.relu(y, name=f"{name}_relu1"), net, name, stride, position)
 
 
 def basic_block(x: Tensor, net: Layers, name: str, width: int, stride: int, position: float) -> Tensor:

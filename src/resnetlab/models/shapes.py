@@ -8,9 +8,10 @@ from math import prod
 from typing import NamedTuple
 
 from resnetlab.models.resnet import residual_network
-from resnetlab.models.variants import Architecture
+from resnetlab.models.variants import WHITENED, Architecture
 
-STATISTICS = ("moving_mean", "moving_variance")  # of a batch norm: state, not parameters
+STATISTICS = ("moving_mean", "moving_variance")  # of a batch norm
+NOT_TRAINED = (*STATISTICS, "components")  # of whitening: computed from data too
 
 
 class Feature(NamedTuple):
@@ -75,8 +76,19 @@ class ShapeRecorder:
         self.depth += activation is None  # not a gate's
         return Feature((*x.shape[:-1], units))
 
-    def max_pool(self, x: Feature, *, name: str) -> Feature:
-        return self.pad_channels(x, x.shape[-1] or 0, 2, name=name)
+    def whiten(self, x: Feature, *, name: str) -> Feature:
+        _, height, width, channels = x.shape
+        shape = (2, 2, channels or 0, WHITENED)
+        self.weights += [Weight(name, "components", shape), Weight(name, "bias", (WHITENED,))]
+        height, width = (height or 0) - 1, (width or 0) - 1
+        self.multiply_adds += prod(shape) * height * width
+        self.depth += 1
+        return Feature((None, height, width, WHITENED))
+
+    def max_pool(self, x: Feature, size: int, *, name: str) -> Feature:
+        margin = size % 2
+        sides = (((side or 0) + 2 * margin - size) // 2 + 1 for side in x.shape[1:3])
+        return Feature((None, *sides, x.shape[-1]))
 
     def average_pool(self, x: Feature, *, name: str) -> Feature:
         return self.pad_channels(x, x.shape[-1] or 0, 2, name=name)
@@ -116,7 +128,7 @@ class Summary:
     @property
     def parameters(self) -> int:
         """Trainable parameters."""
-        return sum(prod(weight.shape) for weight in self.weights if weight.name not in STATISTICS)
+        return sum(prod(weight.shape) for weight in self.weights if weight.name not in NOT_TRAINED)
 
     @property
     def parameters_and_statistics(self) -> int:

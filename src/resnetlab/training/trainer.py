@@ -36,6 +36,7 @@ from resnetlab.run_folder import RunFolder, Status
 from resnetlab.training import checkpoint, transfer
 from resnetlab.training.averages import Averages
 from resnetlab.training.optimizers import make_optimizer
+from resnetlab.training.whitening import initialize_whitening
 
 Record = dict[str, Any]
 
@@ -175,6 +176,8 @@ def train(
         if not resume:
             transfer.require_weights(recipe)
         network = build_network(recipe, len(pack.class_names))
+        if not resume:
+            initialize_whitening(network, pack.images, pack.indices("train"))
     training = _Training(pack, recipe, run, network, progress, resume=resume)
     run.update(status="started")
     progress.start(recipe.epochs, training.steps, recipe.batch_size, training.state.step)
