@@ -97,7 +97,7 @@ def test_a_trained_run_and_the_same_run_loaded(here: Path, trained: rl.Run) -> N
         assert one.model.output_shape == (None, 2)
         assert one.info.data == str(here / "photos")
     assert repr(trained).startswith("Run(")
-    found = loaded.evaluate()
+    found = loaded.evaluate(flips=True)
     assert (found.subset, found.class_names) == ("test", ("cat", "dog"))
     assert rl.Evaluation.from_json(json.loads((trained.path / "evaluation.json").read_text())).top1 == found.top1
     other = photographs(here / "others", 5, seed=1)

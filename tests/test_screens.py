@@ -110,7 +110,7 @@ def test_the_screens_of_a_run_fit(screen: Screen, trained: str, folder: Path) ->
     assert shown.count("are set aside") == 1  # and not again before the evaluation
     screens = {"train": shown}
     for command in (
-        ("evaluate", trained),
+        ("evaluate", trained, "--flips"),
         ("evaluate", trained, "photos"),
         ("predict", trained, "photos/dog", "gone.jpg"),
         ("predict", trained, "--held-out", "3"),

@@ -127,6 +127,7 @@ class Run:
         self,
         data: str | PathLike[str] | None = None,
         *,
+        flips: bool = False,
         allow_losses: bool = False,
         progress: Progress | str | None = "auto",
     ) -> Evaluation:
@@ -136,6 +137,8 @@ class Run:
             data: another data set with the same classes, a folder or a known name; images that the run or its ancestors
                 were trained on are left out. By default the run's own test images or, if it has none, its
                 validation images; the evaluation and its plots are then saved in the run folder.
+            flips: also state the accuracy of the mean of each image's logits and its mirror image's
+                (`top1_with_flips`); all else is without.
             allow_losses: a class of other data may lose most of its images to the audit.
 
         Raises:
@@ -147,14 +150,14 @@ class Run:
         """
         report = make_progress(progress)
         if data is not None:
-            return self._evaluate_on(str(data), report, allow_losses=allow_losses)
+            return self._evaluate_on(str(data), report, flips=flips, allow_losses=allow_losses)
         from resnetlab.data.loading import open_run_data
 
         self.folder.weights()
         _, pack = open_run_data(self.folder, progress=report)
-        return self._evaluate_own(pack, report)
+        return self._evaluate_own(pack, report, flips=flips)
 
-    def _evaluate_own(self, pack: Pack, report: Progress) -> Evaluation:
+    def _evaluate_own(self, pack: Pack, report: Progress, *, flips: bool) -> Evaluation:
         import numpy as np
 
         from resnetlab.evaluation.metrics import evaluate_logits
@@ -165,8 +168,10 @@ class Run:
         if subset is None:
             raise ResnetlabError("The run has neither test nor validation images to evaluate on. Give other data.")
         indices = pack.indices(subset)
-        logits, labels = self.predictor(progress=report).logits(pack.images, indices), pack.labels[indices]
-        found = evaluate_logits(logits, labels, pack.class_names, subset=subset)
+        predictor, labels = self.predictor(progress=report), pack.labels[indices]
+        logits = predictor.logits(pack.images, indices)
+        mirrored = predictor.logits(pack.images, indices, mirrored=True) if flips else None
+        found = evaluate_logits(logits, labels, pack.class_names, subset=subset, mirrored=mirrored)
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
@@ -186,7 +191,7 @@ class Run:
             report.warning(f"The evaluation is not logged. {error}")
         return found
 
-    def _evaluate_on(self, data: str, report: Progress, *, allow_losses: bool) -> Evaluation:
+    def _evaluate_on(self, data: str, report: Progress, *, flips: bool, allow_losses: bool) -> Evaluation:
         import numpy as np
 
         from resnetlab.data.loading import open_data, select_unseen
@@ -203,8 +208,9 @@ class Run:
         for note in notes:
             report.info(note)
         place = np.array([self.class_names.index(name) for name in pack.class_names])
-        labels = place[pack.labels[kept]]
-        return evaluate_logits(predictor.logits(pack.images, kept), labels, self.class_names)
+        labels, logits = place[pack.labels[kept]], predictor.logits(pack.images, kept)
+        mirrored = predictor.logits(pack.images, kept, mirrored=True) if flips else None
+        return evaluate_logits(logits, labels, self.class_names, mirrored=mirrored)
 
     def predict(
         self,

@@ -219,11 +219,25 @@ def test_a_wide_gap_between_logits_keeps_the_loss_exact():
     assert e.loss == 1e4  # a softmax in float32 would have said infinity
 
 
+def test_flips_average_the_logits_and_change_nothing_else():
+    logits, labels = sample()
+    mirrored, _ = sample(seed=1)
+    plain, flipped = (evaluate_logits(logits, labels, names(10), mirrored=m) for m in (None, mirrored))
+    assert flipped.top1_with_flips == np.mean((logits + mirrored).argmax(axis=1) == labels)
+    assert flipped.top1_with_flips_interval == wilson(round(600 * flipped.top1_with_flips), 600)
+    new = {"top1_with_flips", "top1_with_flips_interval"}
+    before, after = plain.to_json(), flipped.to_json()
+    assert {key for key in after if before[key] != after[key]} == new
+    assert "With test-time flips" in flipped.summary()
+    assert "flips" not in plain.summary()
+
+
+@pytest.mark.parametrize("flips", [False, True])
 @pytest.mark.parametrize("k", [3, 10])
-def test_json_round_trip(k):
+def test_json_round_trip(k, flips):
     logits, labels = sample(50, k)
     labels[labels == 1] = 0  # a class without samples
-    e = evaluate_logits(logits, labels, names(k))
+    e = evaluate_logits(logits, labels, names(k), mirrored=logits[:, ::-1] if flips else None)
     text = json.dumps(e.to_json(), allow_nan=False)
     back = Evaluation.from_json(json.loads(text))
     assert json.loads(text) == e.to_json() == back.to_json()

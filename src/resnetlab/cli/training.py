@@ -108,6 +108,9 @@ def evaluate(
     data: Annotated[
         str | None, typer.Argument(metavar="DATA", help="Other data of the same classes; default: the run's own.")
     ] = None,
+    flips: Annotated[
+        bool, typer.Option("--flips", help="Also show the accuracy with each image's mirror image averaged in.")
+    ] = False,
     allow_losses: AllowLosses = False,
     backend: Backend = None,
     device: Device = "auto",
@@ -118,7 +121,7 @@ def evaluate(
     from resnetlab import tasks
 
     run = tasks.load(run_folder, backend=backend, device=device)
-    _evaluate(run, terminal(as_json=as_json), data, allow_losses=allow_losses, as_json=as_json)
+    _evaluate(run, terminal(as_json=as_json), data, flips=flips, allow_losses=allow_losses, as_json=as_json)
 
 
 def _evaluate(
@@ -126,6 +129,7 @@ def _evaluate(
     progress: Progress,
     data: str | None = None,
     *,
+    flips: bool = False,
     allow_losses: bool = False,
     as_json: bool,
     after_training: bool = False,
@@ -133,7 +137,7 @@ def _evaluate(
     from resnetlab.progress import WithoutMessages
 
     shown = WithoutMessages(progress) if after_training else progress
-    found = run.evaluate(data, allow_losses=allow_losses, progress=shown)
+    found = run.evaluate(data, flips=flips, allow_losses=allow_losses, progress=shown)
     if as_json:
         named = {} if data is None else {"data": data}
         print_json({"run": str(run.path), **named, **found.to_json()})

@@ -25,8 +25,9 @@ def predict_logits(
     *,
     size: int,
     batch_size: int = BATCH_SIZE,
+    mirrored: bool = False,
 ) -> np.ndarray:
-    """Logits (len(indices), num_classes) float32 of `images[indices]`, cropped to their middle (size, size).
+    """Logits (len(indices), num_classes) float32 of `images[indices]`, or their mirror images: the middle (size, size).
 
     The last batch is padded, so that the network is compiled for one shape, and the padded rows are dropped.
     """
@@ -34,7 +35,7 @@ def predict_logits(
     rows = []
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
-        batch = centre_crop(images[chosen], size)
+        batch = centre_crop(images[chosen], size)[:, :, :: -1 if mirrored else 1]
         filled = np.concatenate([batch, np.repeat(batch[:1], batch_size - len(chosen), axis=0)])
         rows.append(np.asarray(network.predict_on_batch(filled), np.float32)[: len(chosen)])
     return np.concatenate(rows)

@@ -101,6 +101,8 @@ class Evaluation:
     bins: tuple[CalibrationBin, ...]
     worst: tuple[Mistake, ...]  # the most confident mistakes, at most WORST_KEPT
     subset: str | None = None  # of a run's own images: "test" or "validation"
+    top1_with_flips: float | None = None  # of the mean of each image's logits and its mirror image's
+    top1_with_flips_interval: Interval | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -124,6 +126,7 @@ class Evaluation:
         return asdict(self) | {
             "top1_interval": list(self.top1_interval),
             "top5_interval": None if self.top5_interval is None else list(self.top5_interval),
+            "top1_with_flips_interval": self.top1_with_flips_interval and list(self.top1_with_flips_interval),
             "balanced_accuracy": self.balanced_accuracy,
             "classes": [asdict(score) for score in self.classes],
             "confusion": self.confusion.tolist(),
@@ -155,6 +158,9 @@ class Evaluation:
                 bins=tuple(CalibrationBin(**b) for b in data["bins"]),
                 worst=tuple(Mistake(**mistake) for mistake in data["worst"]),
                 subset=data.get("subset"),
+                top1_with_flips=data.get("top1_with_flips"),
+                top1_with_flips_interval=data.get("top1_with_flips_interval")
+                and _pair(data["top1_with_flips_interval"]),
             )
         except KeyError as error:
             raise ResnetlabError(f"This is not an evaluation: it has no {error}. Make it with `evaluate`.") from None
@@ -176,6 +182,10 @@ class Evaluation:
         else:
             calibration = " (over-confident)" if excess > 0 else " (under-confident)"
         headline = [f"Top-1 {_with_interval(self.top1, self.top1_interval)} on {self.n:,} images"]
+        if self.top1_with_flips is not None and self.top1_with_flips_interval is not None:
+            headline.append(
+                f"With test-time flips {_with_interval(self.top1_with_flips, self.top1_with_flips_interval)}"
+            )
         if self.top5 is not None and self.top5_interval is not None:
             headline.append(f"Top-5 {_with_interval(self.top5, self.top5_interval)}")
         headline.append(
@@ -217,7 +227,12 @@ class Evaluation:
 
 
 def evaluate_logits(
-    logits: ArrayLike, labels: ArrayLike, class_names: Sequence[str], *, subset: str | None = None
+    logits: ArrayLike,
+    labels: ArrayLike,
+    class_names: Sequence[str],
+    *,
+    subset: str | None = None,
+    mirrored: ArrayLike | None = None,
 ) -> Evaluation:
     """Evaluate a classifier by its logits.
 
@@ -226,6 +241,7 @@ def evaluate_logits(
         labels: (n,) integers, each the index of a class.
         class_names: k names.
         subset: "test" or "validation" for a run's own images.
+        mirrored: (n, k) logits of the mirror images, for `top1_with_flips`.
 
     Raises ResnetlabError for no samples, for shapes that disagree, for logits that are not finite and for labels
     that are no class.
@@ -246,6 +262,9 @@ def evaluate_logits(
         losses[rows] = np.log(total) - np.take_along_axis(shifted, labels[rows, None], axis=1)[:, 0]
         confidences[rows] = 1 / total  # the largest logit is the predicted class's: exp(0) over the sum
 
+    hits_with_flips = None
+    if mirrored is not None:
+        hits_with_flips = int(np.sum((logits + _checked(mirrored, labels, class_names)[0]).argmax(axis=1) == labels))
     confusion = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k)
     confusion.setflags(write=False)
     classes = _scores(confusion, class_names)
@@ -272,6 +291,8 @@ def evaluate_logits(
         bins=bins,
         worst=tuple(Mistake(int(i), int(labels[i]), int(predicted[i]), float(confidences[i])) for i in worst),
         subset=subset,
+        top1_with_flips=None if hits_with_flips is None else hits_with_flips / n,
+        top1_with_flips_interval=None if hits_with_flips is None else wilson(hits_with_flips, n),
     )
 
 

@@ -96,10 +96,10 @@ class Predictor:
         """The Keras network, independent of the engine."""
         return load_network(self.run)
 
-    def logits(self, images: np.ndarray, indices: np.ndarray | None = None) -> np.ndarray:
+    def logits(self, images: np.ndarray, indices: np.ndarray | None = None, *, mirrored: bool = False) -> np.ndarray:
         """Keras's logits (n, num_classes) of packed images (n, pack_size, pack_size, 3), whichever the engine."""
         indices = np.arange(len(images)) if indices is None else indices
-        return predict_logits(self.network, images, indices, size=self.recipe.test_size)
+        return predict_logits(self.network, images, indices, size=self.recipe.test_size, mirrored=mirrored)
 
     def predict(self, images: Iterable[ImageInput], *, top: int = 5) -> Iterator[Prediction]:
         """Predictions in the order of `images`; one that cannot be used has a `problem`, and the others are predicted.
