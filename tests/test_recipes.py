@@ -94,6 +94,8 @@ def test_a_value_out_of_range_names_key_received_and_expected(
     [
         (["validation=0.6", "test=0.4"], "validation=0.6 and test=0.4 leave nothing to train on"),
         (["early_stopping=3", "validation=0"], "set validation above 0"),
+        (["progressive=[[300,0.5]]"], "sides of at least 8 and below image_size=224, and increasing fractions"),
+        (["progressive=[[96,0.5],[64,0.5]]"], "increasing fractions between 0 and 1"),
         (["milestones=[30]"], 'milestones and schedule="steps" belong together'),
         (["schedule=steps"], 'milestones and schedule="steps" belong together'),
         (["epochs=2", "frozen_epochs=3"], "frozen_epochs=3 exceeds epochs=2"),

@@ -113,6 +113,9 @@ class Recipe(BaseModel):
     crop: Literal["none", "pad", "resized"] = Field(
         "none", description="none: the centre; pad: shifted by up to crop_padding; resized: a random window"
     )
+    progressive: tuple[tuple[int, float], ...] = Field(
+        (), description="pairs [side, fraction]: up to this fraction of the epochs, images are reduced to this side"
+    )
     whole_images: bool = Field(
         False, description="for crop=resized: store and crop the whole image, not only its centre square"
     )
@@ -189,6 +192,12 @@ class Recipe(BaseModel):
             raise ValueError("frozen_stages are frozen for frozen_epochs: set those above 0")
         if (self.mixup or self.cutmix) and self.batch_size == 1:
             raise ValueError("mixing images needs a batch_size of at least 2")
+        ends = [0.0, *(fraction for _, fraction in self.progressive), 1.0]
+        if any(not 8 <= side < self.image_size for side, _ in self.progressive) or sorted(set(ends)) != ends:
+            raise ValueError(
+                f"progressive={json.dumps(self.progressive)}: expected sides of at least 8 and below "
+                f"image_size={self.image_size}, and increasing fractions between 0 and 1"
+            )
         if self.eval_size is not None and self.crop != "resized":
             raise ValueError(
                 f'eval_size={self.eval_size} is cropped from images that are stored larger: set crop="resized"'
@@ -216,6 +225,11 @@ class Recipe(BaseModel):
     def test_size(self) -> int:
         """Side of the images of evaluation and prediction: the centre crop of the stored ones."""
         return self.eval_size or self.image_size
+
+    def training_side(self, epoch: int) -> int:
+        """Side of the images in an epoch (from 1)."""
+        ends = ((side, round(fraction * self.epochs)) for side, fraction in self.progressive)
+        return next((side for side, last in ends if epoch <= last), self.image_size)
 
     def changed(self, /, **changes: Any) -> Recipe:
         """This recipe with fields replaced; an unknown field or a bad value raises a UsageError."""
@@ -255,6 +269,7 @@ class RecipeFields(TypedDict, total=False):
     test: float
     class_weights: bool
     crop: Literal["none", "pad", "resized"]
+    progressive: tuple[tuple[int, float], ...]
     whole_images: bool
     crop_padding: int
     crop_border: Literal["grey", "reflect"]

@@ -167,7 +167,8 @@ def plan_training(
 
     stream = make_stream(prepared.recipe, prepared.pack)
     network = prepared.network or build_network(prepared.recipe, len(prepared.pack.class_names))
-    timer = FitTimer(make_trainer(network, prepared.recipe, stream), prepared.started.device)
+    trainer = make_trainer(network, prepared.recipe.changed(progressive=()), stream)  # the largest images take longest
+    timer = FitTimer(trainer, prepared.started.device)
     timer.call(stream.batches(0), 1)  # traces and compiles
     one = timer.steps(partial(stream.batches, 0), 1).seconds
     steps = max(1, min(stream.steps_per_epoch, int(seconds / one)))

@@ -51,6 +51,19 @@ EVERYTHING = BASE.changed(
     nesterov=True,
     warmup=1,
 )
+FAST = BASE.changed(
+    model="fast-resnet8",
+    image_size=16,
+    optimizer="muon",
+    adam_learning_rate=0.01,
+    nesterov=True,
+    flip="alternating",
+    crop="pad",
+    crop_padding=2,
+    crop_border="reflect",
+    progressive=((12, 0.5),),  # 12 pixels in the first epoch, 16 in the second
+)
+RECIPES = {"everything": EVERYTHING, "fast": FAST}
 
 
 class Quiet(LogProgress):
@@ -119,19 +132,20 @@ def records(run: RunFolder) -> list[dict[str, Any]]:
 # (a) Interrupted and resumed
 
 
-def interrupted_and_not(folder: str) -> dict[str, Any]:
+def interrupted_and_not(folder: str, name: str = "everything", stop_at: int = 8) -> dict[str, Any]:
     """Two epochs at a stretch; and two epochs, stopped in the middle of the second, and gone on with."""
-    whole, parts = (new_run(Path(folder, name), EVERYTHING) for name in ("whole", "parts"))
+    recipe = RECIPES[name]
+    whole, parts = (new_run(Path(folder, name), recipe) for name in ("whole", "parts"))
     pack = digits()
     pack = replace(pack, images=pack.images.view(Slow))
     before = signal.getsignal(signal.SIGINT)
-    statuses = [train(pack, EVERYTHING, whole, progress=Quiet())]
-    stopped, resumed = Quiet(stop_at=8), Quiet()
-    statuses.append(train(pack, EVERYTHING, parts, progress=stopped))
+    statuses = [train(pack, recipe, whole, progress=Quiet())]
+    stopped, resumed = Quiet(stop_at=stop_at), Quiet()
+    statuses.append(train(pack, recipe, parts, progress=stopped))
     halfway = parts.info()
     assert signal.getsignal(signal.SIGINT) is before
     assert parts.weights().exists()  # usable as it is
-    statuses.append(train(pack, EVERYTHING, parts, progress=resumed, resume=True))
+    statuses.append(train(pack, recipe, parts, progress=resumed, resume=True))
     return {
         "statuses": statuses,
         "halfway": halfway,
@@ -162,6 +176,24 @@ def test_an_interrupted_run_equals_one_that_never_stopped(on: Workers, backend: 
     assert found["records"][1] == found["records"][0]
     assert [record["step"] for record in found["records"][0]] == [6, 12]
     np.testing.assert_array_equal(*found["best"])
+
+
+@pytest.mark.parametrize("stop_at", [6, 8])  # where the size changes, and after it
+def test_a_run_of_growing_images_is_resumed_exactly(tmp_path: Path, stop_at: int) -> None:
+    found = interrupted_and_not(str(tmp_path), "fast", stop_at)
+    assert found["statuses"] == ["finished", "interrupted", "finished"]
+    whole, parts = found["states"]
+    assert "components" in " ".join(whole)
+    assert whole.keys() == parts.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(parts[name], array, err_msg=name)
+    assert found["records"][1] == found["records"][0]
+
+
+def test_images_grow_with_the_epochs() -> None:
+    recipe = FAST.changed(epochs=10, progressive=[[8, 0.3], [12, 0.75]])
+    sides = [recipe.training_side(epoch) for epoch in range(1, 11)]
+    assert sides == [8] * 3 + [12] * 5 + [16] * 2
 
 
 @pytest.mark.parametrize(("stop_at", "steps"), [(6, 7), (12, 12)])
@@ -290,8 +322,9 @@ def few_steps(folder: str, changes: dict[str, Any]) -> dict[str, Any]:
         {"optimizer": "lamb", "precision": "bfloat16", "mixup": 0.2, "cutmix": 1.0, "loss": "binary-cross-entropy"},
         {"optimizer": "adamw", "class_weights": True, "ema": 0.9, "learning_rate": 1e-3, "schedule": "linear"},
         {"momentum": 0.0, "schedule": "steps", "milestones": [0.5], "validation": 0.0},
+        {**FAST.model_dump(include={"model", "optimizer", "nesterov", "flip"}), "crop": "pad", "precision": "auto"},
     ],
-    ids=["lamb, bfloat16, mixing", "adamw, class weights, averages", "no momentum"],
+    ids=["lamb, bfloat16, mixing", "adamw, class weights, averages", "no momentum", "muon, whitening, auto"],
 )
 def test_two_steps_of_whatever_a_recipe_asks_for(
     on: Workers, backend: str, tmp_path: Path, changes: dict[str, Any]

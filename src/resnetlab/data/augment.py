@@ -22,11 +22,15 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma
 
 
 class Augment(keras.layers.Layer):
-    """{"image": (batch, source, source, 3) bytes, **parameters} to images (batch, size, size, 3) float32, 0-255."""
+    """{"image": (batch, source, source, 3) bytes, **parameters} to images (batch, side, side, 3) float32, 0-255.
 
-    def __init__(self, augmentation: Augmentation, **kwargs: Any) -> None:
+    `side` is by default the size of the augmented images; to a smaller one they are reduced at the end.
+    """
+
+    def __init__(self, augmentation: Augmentation, side: int | None = None, **kwargs: Any) -> None:
         super().__init__(dtype="float32", **kwargs)  # bytes stay bytes under mixed precision
         self.augmentation = augmentation
+        self.side = side or augmentation.size
 
     def call(self, inputs: dict[str, Tensor]) -> Tensor:
         config = self.augmentation
@@ -48,14 +52,16 @@ class Augment(keras.layers.Layer):
             other = ops.take(x, ops.cast(inputs["permutation"], "int32"), axis=0)
             fraction = ops.reshape(inputs["fraction"], (-1, 1, 1, 1))
             x = ops.where(in_box(inputs["paste"], config.size), other, fraction * x + (1.0 - fraction) * other)
+        if self.side != config.size:
+            x = resample(x, backend.constant(((0.0, 0.0, config.size, config.size),)), self.side)
         return x
 
     def compute_output_shape(self, input_shape: dict[str, Any]) -> tuple[int | None, ...]:
-        return (input_shape["image"][0], self.augmentation.size, self.augmentation.size, 3)
+        return (input_shape["image"][0], self.side, self.side, 3)
 
 
 def resample(images: Tensor, window: Tensor, size: int, *, reflect: bool = False) -> Tensor:
-    """Crop each image to its window (batch, 4) and resize it: (batch, h, w, 3) to (batch, size, size, 3).
+    """Crop images to their windows, of (batch, 4) or (1, 4), and resize them to (batch, size, size, 3).
 
     Outside the image is the mean colour, or with `reflect` the image mirrored at its outermost pixels.
     """

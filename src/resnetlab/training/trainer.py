@@ -104,7 +104,8 @@ def make_trainer(
     inputs = {"image": keras.Input((side, side, 3), name="image")}
     for name, shape in stream.augmentation.shapes().items():
         inputs[name] = keras.Input(shape, name=name)
-    augmented = Augment(stream.augmentation, name="augment")(inputs)
+    side = recipe.training_side(step // stream.steps_per_epoch + 1)
+    augmented = Augment(stream.augmentation, side, name="augment")(inputs)
     if "keep" in inputs:
         augmented = SupplyMasks(network, name="masks")(augmented, inputs["keep"])
     if recipe.ema:
@@ -239,6 +240,9 @@ class _Training:
         if epoch == recipe.frozen_epochs:  # before the checkpoint, which is of the phase that its step is in
             self.trainer = make_trainer(self.network, recipe, self.stream, step=state.step)
         checkpoint.save(self.run.checkpoint, self.trainer, state.progress())
+        if not self.is_over() and recipe.training_side(epoch + 1) != recipe.training_side(epoch):
+            self.trainer = make_trainer(self.network, recipe, self.stream, step=state.step)
+            checkpoint.restore(self.trainer, checkpoint.read(self.run.checkpoint)[1])
         self.run.update(status="started", step=state.step, epoch=epoch, best_epoch=state.best_epoch)
         self.progress.epoch(record, best=best and bool(len(self.validation)))
         return True
