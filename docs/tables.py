@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -183,6 +184,41 @@ def run(result: Result) -> str:
     )
 
 
+def accuracy(result: Result) -> str:
+    """A recipe over seeds, as studies/accuracy.py keeps it: one row, without the ablations."""
+    recipe, rows = result["configuration"], result["rows"]
+    return markdown(ACCURACY_HEAD, [accuracy_cells(recipe["model"], recipe, rows)]) + conditions(result)
+
+
+ACCURACY_HEAD = (
+    "network",
+    "recipe",
+    "epochs",
+    "seeds",
+    "top-1",
+    "with test-time flips",
+    "training",
+    "of the matrix-product rate",
+)
+
+
+def accuracy_cells(name: str, recipe: Result, rows: Sequence[Result]) -> list[str]:
+    def spread(key: str) -> str:
+        values = [100 * row[key] for row in rows]
+        return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+    return [
+        name,
+        recipe["name"],
+        str(recipe["epochs"]),
+        str(len(rows)),
+        f"**{spread('top1')} %**",
+        f"{spread('top1_with_flips')} %",
+        f"{statistics.fmean(row['seconds'] for row in rows) / 60:.1f} min, {rows[0]['precision']}",
+        f"{statistics.fmean(row['share_of_matrix_product'] for row in rows):.0%}",
+    ]
+
+
 def models() -> str:
     """All architectures, a row for each paper and kind."""
     from resnetlab.models import VARIANTS, summarize
@@ -232,6 +268,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "input-pipeline": ("input-pipeline", input_pipeline),
     "inference": ("inference", inference),
     "cifar": ("cifar10", run),
+    "accuracy": ("accuracy", accuracy),
     "gpu": ("gpu", gpu),
     "studies": ("study", study),
 }
@@ -243,7 +280,7 @@ def table(name: str, results: Path, *, from_page: str) -> str:
     if name in FROM_CODE:
         return "\n" + FROM_CODE[name]() + "\n"
     prefix, make = TABLES[name]
-    files = [path for path in sorted(results.glob(f"{prefix}*.json")) if "smoke" not in path.name]
+    files = [path for path in sorted(results.glob(f"{prefix}*.json")) if not re.search("smoke|-without-", path.name)]
     made = [make(json.loads(path.read_text(encoding="utf-8"))) for path in files]
     return "\n" + "\n".join(made or ["Not measured yet.\n"]).replace("{results}", from_page) + "\n"
 

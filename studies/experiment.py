@@ -141,12 +141,15 @@ def _error_on_test(network: keras.Model, data: Pack, size: int) -> float:
     return float((logits.argmax(axis=1) != data.labels[test]).mean())
 
 
-def arguments(documentation: str) -> argparse.Namespace:
-    """Every study's options."""
+def arguments(
+    documentation: str, add: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+) -> argparse.Namespace:
+    """Every study's options, and those that `add` adds."""
     parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the reduced form for two CPU cores")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder for the data and the figure")
+    add(parser)
     return parser.parse_args()
 
 

@@ -37,7 +37,13 @@ def measure(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         backend.allow_tf32(job["precision"] == "tf32")
 
     gpu = backend.gpus()[0] if job["device"] == "gpu" else None
-    yield {"device": {"gpu": gpu, "import_seconds": imported, "matmul_gflops": _matmul_gflops(job)}}
+    yield {
+        "device": {
+            "gpu": gpu,
+            "import_seconds": imported,
+            "matmul_gflops": matmul_gflops(job["device"], job["precision"]),
+        }
+    }
     step_seconds, previous = 0.0, 1
     for batch_size in job["batch_sizes"]:
         expected = step_seconds * batch_size / previous
@@ -133,13 +139,13 @@ def _rates(call: Callable[[], Any], batch_size: int, job: dict[str, Any]) -> Tim
     return Timing.of(rates)
 
 
-def _matmul_gflops(job: dict[str, Any]) -> float:
-    """Rate of square matrix products in this configuration's precision, in GFLOP/s: best of 6 runs."""
+def matmul_gflops(device: str, precision: str) -> float:
+    """Rate of square matrix products in a precision, in GFLOP/s: best of 6 runs."""
     import numpy as np
     from keras import ops
 
-    side = MATMUL_SIDE[job["device"]]
-    dtype = job["precision"] if job["precision"] in ("bfloat16", "float16") else "float32"
+    side = MATMUL_SIDE[device]
+    dtype = precision if precision in ("bfloat16", "float16") else "float32"
     a = ops.cast(np.random.default_rng(0).standard_normal((side, side), np.float32), dtype)
     best = float("inf")
     for _ in range(6):
