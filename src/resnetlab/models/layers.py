@@ -94,8 +94,9 @@ class Conv2D(keras.layers.Layer):
         backend.set_kernel_layout(self.kernel)
         self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros") if self.use_bias else None
 
-    def call(self, x: Tensor) -> Tensor:
-        y = backend.convolution(x, ops.convert_to_tensor(self.kernel), stride=self.strides, groups=self.groups)
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        kernel = ops.convert_to_tensor(self.kernel)
+        y = backend.convolution(x, kernel, stride=self.strides, groups=self.groups, training=bool(training))
         return y if self.bias is None else y + self.bias
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
