@@ -70,6 +70,47 @@ def test_conv2d_pads_half_a_kernel_on_every_side(
         assert_close(on(backend)(convolve, **arguments), numpy_convolve(**arguments), 1e-5)
 
 
+def gradients_of_a_convolution(
+    x: np.ndarray, kernel: np.ndarray, strides: int, dtype: str, training: bool
+) -> list[np.ndarray]:
+    """The result, and the gradients of the sum of its squares."""
+    import tensorflow as tf
+
+    from resnetlab import backend
+
+    image, weights = tf.cast(x, dtype), tf.cast(kernel, dtype)
+
+    @tf.function
+    def compute() -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch([image, weights])
+            y = backend.convolution(image, weights, stride=strides, groups=1, training=training)
+            loss = tf.reduce_sum(tf.square(tf.cast(y, tf.float32)))
+        return [y, *tape.gradient(loss, [image, weights])]
+
+    return [tf.cast(tensor, tf.float32).numpy() for tensor in compute()]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize(
+    ("side", "size", "strides"),
+    [(9, 1, 1), (8, 1, 2), (7, 3, 1), (2, 3, 1), (14, 3, 2), (13, 3, 2), (4, 7, 2), (16, 3, 1)],
+)
+def test_the_kernels_for_training_compute_the_same(
+    on: Workers, side: int, size: int, strides: int, dtype: str, tolerance: float
+) -> None:
+    arguments = {"x": normal(3, side, side, 16), "kernel": normal(size, size, 16, 24, seed=1), "strides": strides}
+    run = on("tensorflow")
+    trained, plain = (
+        run(gradients_of_a_convolution, **arguments, dtype=dtype, training=training) for training in (True, False)
+    )
+    exact = run(gradients_of_a_convolution, **arguments, dtype="float32", training=False)
+    for received, before, expected in zip(trained, plain, exact, strict=True):
+        assert received.shape == expected.shape
+        assert_close(received, expected, tolerance)
+        assert_close(received, before, tolerance)
+
+
 def convolution_in_bfloat16(x: np.ndarray, kernel: np.ndarray) -> tuple[str, str, np.ndarray]:
     layer = Conv2D(kernel.shape[-1], kernel.shape[0], dtype="mixed_bfloat16")
     layer.build(x.shape)

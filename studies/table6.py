@@ -1,0 +1,128 @@
+"""Table 6 of He et al. 2015: the test error of ResNets of each depth on CIFAR-10; the paper's, ours, public weights'.
+
+Claim   Our networks, trained by cifar-paper-quick in fewer epochs than the paper's, have an error no higher than the
+        paper's. Public weights of these networks, imported, have their published error.
+Source  K. He et al. 2015, arXiv:1512.03385, table 6 (for ResNet-110: the best of five runs, mean 6.61 ± 0.16);
+        Y. Idelbayev, github.com/akamaster/pytorch_resnet_cifar10 (its published errors).
+Cost    A minute: it reads what `accuracy.py cifar-paper-quick --model resnetN` keeps in results/, and evaluates the
+        public weights that are in $RESNETLAB_DATA/weights. --quick is the same.
+
+    python studies/table6.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from experiment import Claim, Row, arguments, keep
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+import resnetlab as rl
+from resnetlab.progress import LogProgress
+from resnetlab.report import plots
+
+PAPER = {20: 0.0875, 32: 0.0751, 44: 0.0717, 56: 0.0697, 110: 0.0643}
+PUBLISHED = {20: 0.0827, 56: 0.0661}  # of the public weights
+PUBLIC = "public weights, imported"
+COLOURS = {"paper": plots.MUTED, "ours": plots.BLUE, PUBLIC: plots.ORANGE}
+
+
+def ours(results: Path) -> Iterator[Row]:
+    for depth in PAPER:
+        path = results / f"accuracy-cifar-paper-quick-resnet{depth}.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text("utf-8"))
+        errors = [1 - row["top1"] for row in found["rows"]]
+        yield {
+            "whose": "ours",
+            "depth": depth,
+            "error": round(statistics.fmean(errors), 5),
+            "deviation": round(statistics.stdev(errors), 5) if len(errors) > 1 else None,
+            "n": len(errors),
+            "epochs": found["configuration"]["epochs"],
+            "minutes": round(statistics.fmean(row["seconds"] for row in found["rows"]) / 60, 1),
+            "device": found["rows"][0]["device"],
+            "precision": found["rows"][0]["precision"],
+            "commit": found["commit"],
+        }
+
+
+def public(folder: Path) -> Iterator[Row]:
+    for depth, published in PUBLISHED.items():
+        for path in sorted(folder.glob(f"resnet{depth}-*.th")):
+            with tempfile.TemporaryDirectory() as temporary:
+                run = rl.from_pretrained(path, run=Path(temporary, "run"), shortcut_padding="both")
+                error = 1 - run.evaluate("cifar10", progress=LogProgress()).top1
+            yield {"whose": PUBLIC, "depth": depth, "error": round(error, 5), "published": published}
+
+
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    found = []
+    for row in rows:
+        if row["whose"] == "ours":
+            spread = f" ± {100 * row['deviation']:.2f}" if row["deviation"] is not None else ""
+            found.append(
+                Claim(
+                    f"ResNet-{row['depth']} has an error of at most {100 * PAPER[row['depth']]:.2f} %, the paper's.",
+                    f"{100 * row['error']:.2f}{spread} % (n = {row['n']}), {row['epochs']} epochs, "
+                    f"{row['minutes']:.0f} min on {row['device']}, {row['precision']}",
+                    row["error"] <= PAPER[row["depth"]],
+                )
+            )
+        elif row["whose"] == PUBLIC:
+            found.append(
+                Claim(
+                    f"Public weights of ResNet-{row['depth']} have their published error of "
+                    f"{100 * row['published']:.2f} %.",
+                    f"{100 * row['error']:.2f} %",
+                    abs(row["error"] - row["published"]) < 5e-5,
+                )
+            )
+    return found
+
+
+def draw(figure: Figure, rows: Sequence[Row]) -> None:
+    axes = figure.subplots()
+    for whose, colour in COLOURS.items():
+        mine = [row for row in rows if row["whose"] == whose]
+        axes.errorbar(
+            [row["depth"] for row in mine],
+            [row["error"] for row in mine],
+            [row.get("deviation") or 0 for row in mine],
+            color=colour,
+            marker="o",
+            linestyle="-" if whose == "paper" else "none",
+            capsize=3,
+            label=whose,
+        )
+    axes.set(xlabel="layers", ylabel="test error", xticks=list(PAPER), title="CIFAR-10, He et al. 2015, table 6")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1, symbol=" %"))
+    axes.legend()
+
+
+def main() -> None:
+    options = arguments(__doc__ or "")
+    folder = Path(os.environ.get("RESNETLAB_DATA", "data")) / "weights"
+    rows: list[Row] = [{"whose": "paper", "depth": depth, "error": error} for depth, error in PAPER.items()]
+    rows += [*ours(options.out), *public(folder)]
+    keep(
+        "table6",
+        "Test error of ResNets on CIFAR-10 by depth: the paper's, ours, and that of public weights",
+        options,
+        configuration={"image_size": 32},
+        rows=rows,
+        claims=claims(rows),
+        draw=draw,
+        size=(7, 4),
+    )
+
+
+if __name__ == "__main__":
+    main()
