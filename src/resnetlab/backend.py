@@ -8,7 +8,7 @@ All feature maps are (batch, height, width, channels).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -166,6 +166,13 @@ if NAME == "tensorflow":
     def update_running_statistic(variable: keras.Variable, value: Tensor, momentum: float) -> None:
         """variable = momentum * variable + (1 - momentum) * value."""
         variable.assign(variable * momentum + value * (1.0 - momentum))
+
+    def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The gradient of the sum of `function(x)` at x."""
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            total = tf.reduce_sum(function(x))
+        return tape.gradient(total, x)
 
     def gpus() -> list[str]:
         """Names of the GPUs that the backend sees."""
@@ -408,6 +415,12 @@ elif NAME == "torch":
             with torch.no_grad():
                 variable.value.lerp_(value, 1.0 - momentum)
 
+    def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """As on TensorFlow, above."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(function(x).sum(), x)[0]
+
     def gpus() -> list[str]:
         """As on TensorFlow, above."""
         if kind := {"mps": "Apple GPU (MPS)", "xpu": "Intel GPU (XPU)"}.get(_device_type()):
@@ -516,6 +529,10 @@ elif NAME == "jax":
     def update_running_statistic(variable: keras.Variable, value: Tensor, momentum: float) -> None:
         """As on TensorFlow, above."""
         variable.assign(keras.ops.convert_to_tensor(variable) * momentum + value * (1.0 - momentum))
+
+    def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """As on TensorFlow, above."""
+        return jax.grad(lambda value: function(value).sum())(x)
 
     def gpus() -> list[str]:
         """As on TensorFlow, above."""

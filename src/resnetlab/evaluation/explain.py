@@ -1,0 +1,119 @@
+"""What in an image a prediction rests on: class activation maps, and occlusion as a check without gradients.
+
+A class activation map sums the channels of a stage's feature maps A, weighted by the gradient G of a class's logit, and
+keeps what is positive. The methods differ in the weights:
+
+    grad-cam     mean of G over the image (Selvaraju 2016, arXiv:1610.02391)
+    grad-cam++   sum of the positive G, weighted by higher derivatives (Chattopadhay 2017, arXiv:1710.11063)
+    hires-cam    G at each place (Draelos 2020, arXiv:2011.08891): what the logit rests on, if the head is linear
+    layer-cam    the positive G at each place (Jiang 2021): sharper in early stages
+    occlusion    no gradient: how much the class's probability falls when a square is covered (Zeiler 2013)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from resnetlab import backend
+from resnetlab.errors import UsageError, unknown_name
+from resnetlab.evaluation.metrics import softmax
+
+METHODS = ("grad-cam", "grad-cam++", "hires-cam", "layer-cam", "occlusion")
+COVER = 127.5  # mid-grey, of an occluding square
+
+
+def stages(network: keras.Model) -> list[str]:
+    """The end points that maps can be made of: "stem", "stage1", ..."""
+    return [each.name for each in network.layers if each.name == "stem" or each.name.removeprefix("stage").isdecimal()]
+
+
+def explain(
+    network: keras.Model,
+    images: np.ndarray,
+    *,
+    method: str = "grad-cam",
+    stage: str | None = None,
+    classes: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Maps (n, height, width) float32, at least 0, of the stage's size; for occlusion of the images' size.
+
+    Args:
+        network: one of ours, with logits as its output.
+        images: (n, size, size, 3), 0-255.
+        method: one of METHODS.
+        stage: an end point; by default the last stage. Not for occlusion.
+        classes: of each image, the class whose logit is explained; by default the predicted one.
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    if classes is not None and len(classes) != len(images):
+        raise UsageError(f"Received {len(classes)} classes for {len(images)} images, expected one for each.")
+    if method == "occlusion":
+        if stage is not None:
+            raise UsageError(f"Received stage={stage!r} for occlusion, which covers the image: leave it out.")
+        return _occlusion(network, np.asarray(images), classes)
+    known = stages(network)
+    stage = known[-1] if stage is None else stage
+    if stage not in known:
+        raise unknown_name("stage", stage, known)
+    features, gradients = _features_and_gradients(network, images, stage, classes)
+    return _combine(features, gradients, method)
+
+
+def _features_and_gradients(
+    network: keras.Model, images: np.ndarray, stage: str, classes: Sequence[int] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A stage's output, and the gradient of each image's logit with respect to it: (n, height, width, channels)."""
+    middle = network.get_layer(stage).output
+    front, back = keras.Model(network.inputs[0], middle), keras.Model(middle, network.outputs[0])
+    features = ops.convert_to_tensor(front(ops.convert_to_tensor(images), training=False))
+    if classes is None:
+        classes = ops.convert_to_numpy(back(features, training=False)).argmax(axis=1)
+    chosen = ops.one_hot(ops.convert_to_tensor(np.asarray(classes, np.int32)), network.output_shape[-1])
+
+    def logit(features: Any) -> Any:
+        return ops.sum(ops.cast(back(features, training=False), "float32") * chosen, axis=-1)
+
+    return _array(features), _array(backend.gradient(logit, features))
+
+
+def _array(tensor: Any) -> np.ndarray:
+    found: np.ndarray = ops.convert_to_numpy(ops.cast(tensor, "float32"))
+    return found
+
+
+def _combine(features: np.ndarray, gradients: np.ndarray, method: str) -> np.ndarray:
+    if method == "grad-cam":
+        weights = gradients.mean(axis=(1, 2), keepdims=True)
+    elif method == "grad-cam++":
+        total = features.sum(axis=(1, 2), keepdims=True)
+        share = gradients**2 / (2 * gradients**2 + total * gradients**3 + 1e-6)
+        weights = (share * (gradients != 0) * np.maximum(gradients, 0)).sum(axis=(1, 2), keepdims=True)
+    else:
+        weights = gradients if method == "hires-cam" else np.maximum(gradients, 0)
+    return np.maximum((weights * features).sum(axis=-1), 0)
+
+
+def _occlusion(network: keras.Model, images: np.ndarray, classes: Sequence[int] | None) -> np.ndarray:
+    """Mean fall of the class's probability over the squares, of a quarter of the side, that cover each pixel."""
+    size = images.shape[1]
+    side, step = max(1, size // 4), max(1, size // 8)
+    whole = softmax(network.predict_on_batch(images))
+    chosen = whole.argmax(axis=1) if classes is None else np.asarray(classes)
+    rows = np.arange(len(images))
+    falls, covered = np.zeros(images.shape[:3]), np.zeros(images.shape[1:3])
+    places = sorted({*range(0, size - side + 1, step), size - side})
+    for top in places:
+        for left in places:
+            window = (slice(None), slice(top, top + side), slice(left, left + side))
+            hidden = images.copy()
+            hidden[window] = COVER
+            fall = whole[rows, chosen] - softmax(network.predict_on_batch(hidden))[rows, chosen]
+            falls[window] += fall[:, None, None]
+            covered[window[1:]] += 1
+    return np.maximum(falls / covered, 0).astype(np.float32)
