@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from resnetlab.comparison.compare import Comparison
     from resnetlab.errors import ResnetlabError, UsageError
     from resnetlab.evaluation.metrics import Evaluation
+    from resnetlab.inference.explanation import Explanation
     from resnetlab.inference.predictor import Prediction
     from resnetlab.models.resnet import build
     from resnetlab.progress import Progress
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Comparison": "comparison.compare",
     "Evaluation": "evaluation.metrics",
+    "Explanation": "inference.explanation",
     "Export": "run",
     "Prediction": "inference.predictor",
     "Progress": "progress",
@@ -53,6 +55,7 @@ __version__ = version("resnetlab")
 __all__ = [
     "Comparison",
     "Evaluation",
+    "Explanation",
     "Export",
     "Prediction",
     "Progress",

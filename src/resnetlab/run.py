@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from resnetlab.data.pack import Pack
     from resnetlab.evaluation.metrics import Evaluation
+    from resnetlab.inference.explanation import Explanation
     from resnetlab.inference.images import Images
     from resnetlab.inference.predictor import Prediction, Predictor
 
@@ -251,6 +252,36 @@ class Run:
             predictions.append(prediction)
             report.count("predicting", len(predictions), len(found))
         return predictions
+
+    def explain(
+        self,
+        images: Images,
+        *,
+        method: str = "grad-cam",
+        stage: str | None = None,
+        class_name: str | None = None,
+    ) -> list[Explanation]:
+        """Show what the prediction for each image rests on.
+
+        Args:
+            images: as in `predict`.
+            method: "grad-cam", "grad-cam++", "hires-cam", "layer-cam", or "occlusion", which needs no gradient.
+            stage: the stage whose features are shown, such as "stage3"; by default the last one.
+            class_name: the class to explain; by default the predicted one.
+
+        Raises:
+            UsageError: an unknown method, stage or class; an argument that is no image.
+            ResnetlabError: no weights yet, or damaged ones.
+
+        >>> explanation = run.explain("cat.jpg")[0]
+        >>> explanation.class_name, explanation.map.shape, explanation.overlay.size
+        ('cat', (32, 32), (32, 32))
+        """
+        from resnetlab.inference.explanation import explanations
+        from resnetlab.inference.images import collect_images
+
+        found, _ = collect_images(images)
+        return list(explanations(self.predictor(), found, method=method, stage=stage, class_name=class_name))
 
     def predict_test_images(self, count: int, *, top: int = 3, **options: Any) -> Iterator[Prediction]:
         """Predictions of `count` of the run's own test images, chosen at random, with their `true_label`.

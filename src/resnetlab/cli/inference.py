@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from resnetlab.cli.options import Backend, Device, Json, RunFolder, Verbose, pri
 from resnetlab.errors import ResnetlabError, UsageError
 
 if TYPE_CHECKING:
+    from resnetlab.inference.explanation import Explanation
     from resnetlab.inference.predictor import Prediction
 
 
@@ -30,6 +32,10 @@ def predict(
     top: Annotated[int, typer.Option(metavar="N", help="Classes to show for each image.", min=1)] = 3,
     csv_file: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write the predictions to a CSV file too.")
+    ] = None,
+    explain_into: Annotated[
+        Path | None,
+        typer.Option("--explain", metavar="FOLDER", help="Write a Grad-CAM picture of each image there."),
     ] = None,
     engine: Annotated[
         str,
@@ -52,6 +58,8 @@ def predict(
     run, progress = tasks.load(run_folder, backend=backend, device=device), terminal(as_json=as_json, messages=False)
     if bool(images) == bool(held_out):
         raise UsageError("Give either images, folders or globs to predict, or --held-out N.")
+    if explain_into and (held_out or as_json):
+        raise UsageError("--explain is for images that are given, without --held-out and --json.")
     predictions: Iterable[Prediction]
     if held_out:
         predictions = run.predict_test_images(held_out, top=top, engine=engine, precision=precision, progress=progress)
@@ -69,9 +77,75 @@ def predict(
             else:
                 print(_describe(prediction))
             write(prediction)
+    if explain_into:
+        from resnetlab.inference.explanation import explanations
+
+        usable = [image for image in found if not image.problem]
+        write_explanations(explanations(run.predictor(progress=progress), usable), explain_into, "grad-cam")
     if problems:
         others = "; the others are above" if problems < done else ""
         raise ResnetlabError(f"{problems} of {done} images could not be used{others}.")
+
+
+def explain(
+    run_folder: RunFolder,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or quoted globs.")],
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="grad-cam, grad-cam++, hires-cam, layer-cam or occlusion.")
+    ] = "grad-cam",
+    stage: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Such as stage3; default: the network's last stage.")
+    ] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="The class to explain; default: the predicted one.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Of the pictures; default: RUN/explanations.")
+    ] = None,
+    backend: Backend = None,
+    device: Device = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Show what predictions rest on: each image, and beside it the image with a map over it."""
+    from resnetlab import tasks
+    from resnetlab.inference.explanation import explanations
+    from resnetlab.inference.images import collect_images
+
+    run, progress = tasks.load(run_folder, backend=backend, device=device), terminal(as_json=False, messages=False)
+    found, notes = collect_images(images)
+    for note in notes:
+        progress.info(note)
+    made = explanations(run.predictor(progress=progress), found, method=method, stage=stage, class_name=class_name)
+    problems = write_explanations(made, output or run.path / "explanations", method)
+    if problems:
+        raise ResnetlabError(f"{problems} of {len(found)} images could not be used.")
+
+
+def write_explanations(made: Iterable[Explanation], folder: Path, method: str) -> int:
+    """Write a picture of each explanation, print a line on each, and return the number of images with a problem."""
+    from resnetlab.progress import terminal_width, wrap
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be a folder: {error.strerror}.") from None
+    taken: set[str] = set()
+    problems = 0
+    for each in made:
+        if each.problem is not None:
+            problems += 1
+            print(wrap(f"{each.path}  cannot be used: {each.problem}", terminal_width()))
+            continue
+        stem = Path(each.path or "image").stem
+        name = next(
+            name
+            for number in count(1)
+            if (name := f"{stem}{f'-{number}' if number > 1 else ''}.{method}.png") not in taken
+        )
+        taken.add(name)
+        each.save(folder / name)
+        print(wrap(f"{each.path}  {each.class_name} {each.probability:.1%}  {folder / name}", terminal_width()))
+    return problems
 
 
 def _describe(prediction: Prediction) -> str:

@@ -6,7 +6,8 @@ keeps what is positive. The methods differ in the weights:
     grad-cam     mean of G over the image (Selvaraju 2016, arXiv:1610.02391)
     grad-cam++   sum of the positive G, weighted by higher derivatives (Chattopadhay 2017, arXiv:1710.11063)
     hires-cam    G at each place (Draelos 2020, arXiv:2011.08891): what the logit rests on, if the head is linear
-    layer-cam    the positive G at each place (Jiang 2021): sharper in early stages
+    layer-cam    the positive G at each place (Jiang 2021): sharper in early stages, where its maps depend less on the
+                 weights: those of a network with random weights resemble them
     occlusion    no gradient: how much the class's probability falls when a square is covered (Zeiler 2013)
 """
 

@@ -108,7 +108,7 @@ class Predictor:
         """
         if top < 1:
             raise UsageError(f"Received top={top}, expected at least 1.")
-        decoded = ahead(self._read, images, count=2 * BATCH_SIZE)
+        decoded = self.read(images)
         while batch := list(islice(decoded, BATCH_SIZE)):
             usable = [pixels for _, pixels in batch if isinstance(pixels, np.ndarray)]
             ranked = iter(self.rank(np.stack(usable), top=top) if usable else ())
@@ -117,6 +117,10 @@ class Predictor:
                     yield Prediction(path, problem=pixels)
                 else:
                     yield Prediction.of(path, next(ranked))
+
+    def read(self, images: Iterable[ImageInput]) -> Iterator[tuple[str | None, Pixels | str]]:
+        """The path and the packed pixels of each image, or its problem; decoded in threads, two batches ahead."""
+        return ahead(self._read, images, count=2 * BATCH_SIZE)
 
     def rank(self, images: np.ndarray, *, top: int = 5) -> list[tuple[tuple[str, float], ...]]:
         """The `top` classes of each packed image with their probabilities, most probable first."""
