@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,6 +186,7 @@ class Run:
         plots.confusion(found.confusion, pack.class_names, self.path / "confusion.png")
         plots.reliability(found.bins, self.path / "reliability.png")
         drawn = [self.path / f"{name}.png" for name in ("curves", "confusion", "reliability")]
+        self.report(pack=pack)
         try:
             log_evaluation(self.folder, found.top1, found.loss, subset, [path for path in drawn if path.exists()])
         except ResnetlabError as error:  # the evaluation is worth more than its log
@@ -252,6 +253,38 @@ class Run:
             predictions.append(prediction)
             report.count("predicting", len(predictions), len(found))
         return predictions
+
+    def report(self, path: str | PathLike[str] | None = None, *, pack: Pack | None = None) -> Path:
+        """Write a page about the run: curves, results by class, mistakes with Grad-CAM, the data, the machine.
+
+        One HTML file that needs no network; training and evaluation write it as report.html in the run folder.
+
+        Args:
+            path: of the page; by default report.html in the run folder.
+            pack: the run's images, if they are loaded already.
+
+        >>> run.report().name
+        'report.html'
+        """
+        from resnetlab.inference.explanation import overlays
+        from resnetlab.report.page import write_report
+
+        path = self.path / "report.html" if path is None else Path(path)
+        evaluated = (self.path / "predictions.npz").exists()
+        if pack is None and evaluated:
+            pack = self._own_pack()
+        overlay = partial(overlays, self.predictor()) if pack is not None and evaluated else None
+        write_report(self.folder, path, pack=pack, overlay=overlay)
+        return path
+
+    def _own_pack(self) -> Pack | None:
+        """The run's images; None where they are not on this machine, or changed, or it has none."""
+        from resnetlab.data.loading import open_run_data
+
+        try:
+            return open_run_data(self.folder, progress=make_progress(None), download=False)[1]
+        except ResnetlabError:
+            return None
 
     def explain(
         self,

@@ -309,6 +309,21 @@ def compare(
     )
 
 
+def compare_runs(runs: Sequence[PathOrStr | Run], path: PathOrStr = "comparison.html") -> Path:
+    """Write a page about several runs: their curves, their results, and the settings in which they differ.
+
+    Raises:
+        UsageError: fewer than two runs; a folder that is no run.
+        ResnetlabError: the same run twice.
+    """
+    from resnetlab.report.page import write_comparison
+
+    if len(runs) < 2:
+        raise UsageError(f"Received {len(runs)} runs, expected at least 2.")
+    write_comparison([_run_folder(run) for run in runs], Path(path))
+    return Path(path)
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """A run folder in a few words.

@@ -126,7 +126,9 @@ def state(run: RunFolder) -> dict[str, np.ndarray]:
 
 def records(run: RunFolder) -> list[dict[str, Any]]:
     """The epochs' records without what a clock measured."""
-    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in run.metrics()]
+    return [
+        {k: v for k, v in r.items() if k != "images_per_second" and not k.endswith("seconds")} for r in run.metrics()
+    ]
 
 
 # (a) Interrupted and resumed

@@ -41,6 +41,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
     ("doctor", overview.doctor, "Check driver, CUDA, frameworks, processor.", "doctor --json"),
     ("models", overview.models, "List the architectures.", "models resnet50"),
     ("recipes", overview.recipes, "List the recipes and their keys.", "recipes photos"),
+    ("report", overview.report, "Write a page about a run, or several.", "report runs/first runs/second"),
     ("runs", overview.runs, "List the runs and their results.", "runs"),
 )
 for name, command, summary, example in COMMANDS:

@@ -1,4 +1,4 @@
-"""`resnetlab models`, `recipes`, `runs`, `audit`, `doctor` and `compare`."""
+"""`resnetlab models`, `recipes`, `runs`, `report`, `audit`, `doctor` and `compare`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resnetlab.cli.options import Data, Json, Model, Recipe, Settings, Verbose, print_json, terminal
+from resnetlab.cli.options import (
+    Backend,
+    Data,
+    Device,
+    Json,
+    Model,
+    Recipe,
+    Settings,
+    Verbose,
+    print_json,
+    terminal,
+)
 from resnetlab.cli.training import fields
 from resnetlab.errors import UsageError
 
@@ -117,6 +128,26 @@ def runs(
         text = f"    {each.model} on {each.data}, recipe {each.recipe}: {', '.join(results)}"
         print(f"{each.path}  {each.status}  {each.when}")
         print(wrap(text, terminal_width() or 80))
+
+
+def report(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run, or several to compare.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page; default: report.html in the run folder, or comparison.html here."),
+    ] = None,
+    backend: Backend = None,
+    device: Device = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Write a page about a run, or about several side by side: one HTML file that needs no network."""
+    from resnetlab import tasks
+
+    runs = [tasks.load(folder, backend=backend, device=device) for folder in run_folders]
+    if len(runs) == 1:
+        print(runs[0].report(output))
+    else:
+        print(tasks.compare_runs(runs, output or Path("comparison.html")))
 
 
 def audit(

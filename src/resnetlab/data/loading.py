@@ -26,14 +26,17 @@ def open_data(
     progress: Progress,
     inherited: Mapping[str, str] | None = None,
     allow_losses: bool = False,
+    known: bool = False,
+    download: bool = True,
 ) -> tuple[Source, Pack]:
     """The packed images of a known data set or a folder, made now or taken from the cache.
 
     Args:
         inherited: as in `split`.
         allow_losses: a class may lose most of its images to the audit.
+        known, download: as in `resolve`.
     """
-    source = resolve(data)
+    source = resolve(data, known=known, download=download)
     for note in source.notes:
         progress.info(note)
     if source.ignored:
@@ -82,7 +85,9 @@ def describe_split(source: Source, recipe: Recipe, pack: Pack | None = None, *, 
     return f"split: {'; '.join(parts)}" + (f"\n       (to train on these too: `{keep}`)" if taken else "")
 
 
-def open_run_data(folder: RunFolder, data: str | None = None, *, progress: Progress) -> tuple[Source, Pack]:
+def open_run_data(
+    folder: RunFolder, data: str | None = None, *, progress: Progress, download: bool = True
+) -> tuple[Source, Pack]:
     """The data that a run was trained on, at `data` if it was moved.
 
     Raises:
@@ -106,6 +111,8 @@ def open_run_data(folder: RunFolder, data: str | None = None, *, progress: Progr
         progress=progress,
         inherited=folder.ancestors(),
         allow_losses=info.allow_losses,
+        known=data is None,
+        download=download,
     )
     if folder.split() != {digest: subset for _, _, subset, digest in split_rows(pack)}:
         raise ResnetlabError(

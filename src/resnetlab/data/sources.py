@@ -116,21 +116,22 @@ class Source:
             yield read
 
 
-def resolve(spec: str, *, data_root: Path | None = None) -> Source:
+def resolve(spec: str, *, data_root: Path | None = None, known: bool = False, download: bool = True) -> Source:
     """The source that `spec` names: a folder, or "animals10", "cifar10", "digits".
 
-    A name is looked for below `data_root` (by default $RESNETLAB_DATA), then below ./data, then downloaded.
+    A folder of such a name comes first, unless `known` is true, as for the recorded data of a run. A name is looked
+    for below `data_root` (by default $RESNETLAB_DATA), then below ./data, then downloaded.
     Raises UsageError if it does not exist, ResnetlabError if it cannot be used for training.
     """
     path = Path(spec).expanduser()
-    if path.is_dir():
+    if path.is_dir() and not (known and spec in NAMES):
         tree = scan(path)
         for name in ("animals10", "cifar10"):
             source = _find(path, name)
             if source and tree.num_images <= source.num_files:  # the folder contains nothing else
                 return source
         return _from_folder(tree)
-    if path.exists():
+    if path.is_file():
         raise UsageError(
             f"{spec} is a file; expected a folder of class folders, or one of {', '.join(NAMES)}. "
             "To classify single images, use `resnetlab predict`."
@@ -147,6 +148,8 @@ def resolve(spec: str, *, data_root: Path | None = None) -> Source:
     for root in roots:
         if source := _find(root, spec):
             return source
+    if not download:
+        raise ResnetlabError(f"{spec} is not on this machine.")
     return _download_animals10(roots) if spec == "animals10" else _download_cifar10(roots)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -48,9 +48,7 @@ class Explanation:
         """The image with the map over it."""
         assert self.image is not None
         assert self.map is not None
-        colours = 255 * matplotlib.colormaps[COLOURS](self.map)[..., :3]
-        opacity = OPACITY * self.map[..., None]
-        return Image.fromarray(np.rint(self.image * (1 - opacity) + colours * opacity).astype(np.uint8))
+        return _overlay(self.image, self.map)
 
     def save(self, path: Path) -> None:
         """Write a PNG: the image, and beside it the image with the map, at least 224 pixels high each."""
@@ -61,6 +59,24 @@ class Explanation:
             pair.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (place * (side + 8), 0))
         with atomic_file(path) as temporary:
             pair.save(temporary, format="png")
+
+
+def _overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
+    colours = 255 * matplotlib.colormaps[COLOURS](heat)[..., :3]
+    opacity = OPACITY * heat[..., None]
+    return Image.fromarray(np.rint(image * (1 - opacity) + colours * opacity).astype(np.uint8))
+
+
+def overlays(predictor: Predictor, images: np.ndarray, classes: Sequence[int]) -> list[Image.Image]:
+    """Images (n, size, size, 3) with the Grad-CAM of these classes over them."""
+    maps = explain(predictor.network, images, classes=classes)
+    return [_overlay(image, _enlarged(heat, image.shape[0])) for image, heat in zip(images, maps, strict=True)]
+
+
+def _enlarged(heat: np.ndarray, size: int) -> np.ndarray:
+    """A map at the image's size, and 1 at its largest."""
+    large = np.asarray(Image.fromarray(heat).resize((size, size), Image.Resampling.BILINEAR), np.float32)
+    return large / max(float(large.max()), 1e-12)
 
 
 def explanations(
@@ -102,6 +118,4 @@ def _explain(
         classes = np.full(len(images), predictor.class_names.index(class_name))
     maps = explain(predictor.network, images, method=method, stage=stage, classes=classes.tolist())
     for image, heat, chosen, row in zip(images, maps, classes, probabilities, strict=True):
-        large = Image.fromarray(heat).resize((size, size), Image.Resampling.BILINEAR)
-        scaled = np.asarray(large, np.float32)
-        yield image, scaled / max(float(scaled.max()), 1e-12), int(chosen), float(row[chosen])
+        yield image, _enlarged(heat, size), int(chosen), float(row[chosen])

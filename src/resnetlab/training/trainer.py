@@ -232,9 +232,11 @@ class _Training:
             named = shlex.quote(str(self.run.path))
             self.progress.info(f"Stopped at step {state.step}. Resume with: `resnetlab train --resume {named}`")
             return False
+        began = time.perf_counter()
         with self.trainer.get_layer("averages").applied() if recipe.ema else nullcontext():
             record |= self._validate(epoch)
             best = self._keep_weights(record)
+        record["validation_seconds"] = time.perf_counter() - began
         state.records.append(record)
         self.run.write_metrics(state.records)
         if epoch == recipe.frozen_epochs:  # before the checkpoint, which is of the phase that its step is in
@@ -252,7 +254,8 @@ class _Training:
         began, first = time.perf_counter(), self.state.step
         left = epoch * self.steps - first
         watch = _StepCallback(self.trainer, first, self.progress, stop, self.partial)
-        batches = backend.prefetch_to_device(self.stream.batches(first))
+        spent: list[float] = []
+        batches = backend.prefetch_to_device(self.stream.batches(first, spent=spent))
         history = self.trainer.fit(batches, steps_per_epoch=left, shuffle=False, verbose=0, callbacks=[watch]).history
         batches.close()  # type: ignore[attr-defined]
         self.state.step, self.partial = first + watch.steps, None
@@ -267,6 +270,7 @@ class _Training:
             "learning_rate": float(self.trainer.optimizer.learning_rate),
             "images_per_second": left * self.recipe.batch_size / seconds,
             "seconds": seconds,
+            "loading_seconds": sum(spent),
         }
         if not np.isfinite(record["loss"]):
             raise self._diverged(f"The loss of epoch {epoch} is {record['loss']}")
