@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from resnetlab.progress import Progress
     from resnetlab.recipes import Recipe
     from resnetlab.run import Export, Run
-    from resnetlab.tasks import Variant, compare, from_pretrained, load, train, variants
+    from resnetlab.tasks import Variant, compare, compare_runs, from_pretrained, load, train, variants
 
 _HOME = {
     "Comparison": "comparison.compare",
@@ -46,6 +46,7 @@ _HOME = {
     "Variant": "tasks",
     "build": "models",
     "compare": "tasks",
+    "compare_runs": "tasks",
     "from_pretrained": "tasks",
     "load": "tasks",
     "train": "tasks",
@@ -67,6 +68,7 @@ __all__ = [
     "__version__",
     "build",
     "compare",
+    "compare_runs",
     "from_pretrained",
     "load",
     "train",
