@@ -232,7 +232,7 @@ def models() -> str:
             if arch.shortcut == "none"
             else arch.paper
         )
-        groups.setdefault((kind, "CIFAR" if arch.stem == "cifar" else "ImageNet"), []).append(arch)
+        groups.setdefault((kind, "CIFAR" if arch.reference_size == 32 else "ImageNet"), []).append(arch)
     cells = (
         [
             ", ".join(f"`{arch.name}`" for arch in group),
@@ -280,7 +280,7 @@ def table(name: str, results: Path, *, from_page: str) -> str:
     if name in FROM_CODE:
         return "\n" + FROM_CODE[name]() + "\n"
     prefix, make = TABLES[name]
-    files = [path for path in sorted(results.glob(f"{prefix}*.json")) if not re.search("smoke|-without-", path.name)]
+    files = [path for path in sorted(results.glob(f"{prefix}*.json")) if not re.search("smoke|-without-|=", path.name)]
     made = [make(json.loads(path.read_text(encoding="utf-8"))) for path in files]
     return "\n" + "\n".join(made or ["Not measured yet.\n"]).replace("{results}", from_page) + "\n"
 

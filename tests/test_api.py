@@ -104,6 +104,15 @@ def test_a_trained_run_and_the_same_run_loaded(here: Path, trained: rl.Run) -> N
     assert loaded.evaluate(other).n == 10
 
 
+def test_images_too_small_for_a_network_are_refused_before_anything_is_decoded(tmp_path: Path) -> None:
+    for settings in ({"image_size": 8}, {"image_size": 16, "progressive": [[8, 0.5]]}):
+        with pytest.raises(
+            rl.UsageError, match=r"Received images of 8x8 pixels\. The images are too small for fast-resnet8"
+        ):
+            rl.train("digits", model="fast-resnet8", run=tmp_path / "run", progress=None, **settings)
+    assert not (tmp_path / "run").exists()
+
+
 # Images
 
 

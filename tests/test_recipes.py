@@ -28,7 +28,10 @@ def test_a_named_recipe_is_valid_and_its_model_exists(name: str) -> None:
     [
         ("animal", "Unknown recipe 'animal'. Did you mean 'animals'"),
         ("cifar-quik", "'cifar-quick'"),
-        ("zzz", "Known: quick, animals, photos, cifar, cifar-quick, finetune, imagenet, strikes-back-a3."),
+        (
+            "zzz",
+            "Known: quick, animals, photos, cifar, cifar-quick, cifar-90, cifar-94, cifar-96, cifar-paper-quick, finetune, imagenet, strikes-back-a3.",
+        ),
         ("zzz", "A file must end in .toml or .json."),
     ],
 )
@@ -94,8 +97,14 @@ def test_a_value_out_of_range_names_key_received_and_expected(
     [
         (["validation=0.6", "test=0.4"], "validation=0.6 and test=0.4 leave nothing to train on"),
         (["early_stopping=3", "validation=0"], "set validation above 0"),
-        (["progressive=[[300,0.5]]"], "sides of at least 8 and below image_size=224, and increasing fractions"),
-        (["progressive=[[96,0.5],[64,0.5]]"], "increasing fractions between 0 and 1"),
+        (
+            ["progressive=[[300,0.5]]"],
+            "increasing sides of at least 8 and below image_size=224, and increasing fractions",
+        ),
+        (["progressive=[[96,0.5],[64,0.5]]"], "increasing sides of at least 8"),
+        (["crop_border=reflect", "crop_padding=224"], "less than the image_size=224, as an image is reflected once"),
+        (["progressive=20"], "pairs of a side and a fraction, like"),
+        (["progressive=[20,0.5]"], "pairs of a side and a fraction, like"),
         (["milestones=[30]"], 'milestones and schedule="steps" belong together'),
         (["schedule=steps"], 'milestones and schedule="steps" belong together'),
         (["epochs=2", "frozen_epochs=3"], "frozen_epochs=3 exceeds epochs=2"),
@@ -306,3 +315,11 @@ def test_synonyms_lead_to_keys_and_hide_none() -> None:
 
 def test_every_key_is_described() -> None:
     assert all(field.description for field in Recipe.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("True", True), ("no", False), ("OFF", False), ("false", False), ("alternating", "alternating")],
+)
+def test_flip_takes_what_other_switches_take(text: str, expected: object) -> None:
+    assert BASE.with_settings([f"flip={text}"]).flip == expected

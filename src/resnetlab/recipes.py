@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from resnetlab.errors import UsageError, unknown_name
 
@@ -128,7 +128,7 @@ class Recipe(BaseModel):
         0.08, gt=0.0, le=1.0, description="for crop=resized: smallest fraction of the image's area"
     )
     flip: Literal[True, False, "alternating"] = Field(
-        True, description="mirror half of the images; alternating: each image in every other epoch, not at random"
+        True, description="mirror half of the images; alternating: each image in every other pass over the data"
     )
     rand_augment: float = Field(
         0.0, ge=0.0, le=10.0, description="magnitude of RandAugment, as timm's rand-mM-mstd0.5-inc1; 0 is off"
@@ -150,10 +150,10 @@ class Recipe(BaseModel):
     # Optimisation
     epochs: int = Field(90, ge=1, description="passes over the training images")
     optimizer: Literal["sgd", "adamw", "lamb", "muon"] = Field(
-        "sgd", description="update rule; muon is for convolution kernels, with adamw for the other weights"
+        "sgd", description="update rule; muon updates convolution kernels, and adamw the other weights"
     )
     learning_rate: float = Field(0.1, gt=0.0, description="peak learning rate")
-    adam_learning_rate: float = Field(3e-3, gt=0.0, description="for muon: the peak learning rate of its adamw")
+    adam_learning_rate: float = Field(3e-3, gt=0.0, description="for muon: peak learning rate of the other weights")
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="momentum of sgd and muon; beta 1 of adamw and lamb")
     nesterov: bool = Field(False, description="Nesterov momentum, for sgd and muon")
     weight_decay: float = Field(1e-4, ge=0.0, description="of kernels; biases and batch norms have none")
@@ -178,6 +178,24 @@ class Recipe(BaseModel):
         1.0, gt=0.0, le=1.0, description="each stage's learning rate as a fraction of the next one's"
     )
 
+    @field_validator("flip", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: Any) -> Any:
+        """The texts that other switches accept too."""
+        known = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+        return known.get(value.lower(), value) if isinstance(value, str) else value
+
+    @field_validator("progressive", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        pairs = isinstance(value, (list, tuple)) and all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(x, (int, float)) for x in pair)
+            for pair in value
+        )
+        if not pairs:
+            raise ValueError("pairs of a side and a fraction, like [[20, 0.3], [26, 0.6]]")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.validation + self.test >= 1.0:
@@ -193,10 +211,16 @@ class Recipe(BaseModel):
         if (self.mixup or self.cutmix) and self.batch_size == 1:
             raise ValueError("mixing images needs a batch_size of at least 2")
         ends = [0.0, *(fraction for _, fraction in self.progressive), 1.0]
-        if any(not 8 <= side < self.image_size for side, _ in self.progressive) or sorted(set(ends)) != ends:
+        sides = [7, *(side for side, _ in self.progressive), self.image_size]
+        if any(sorted(set(values)) != values for values in (ends, sides)):
             raise ValueError(
-                f"progressive={json.dumps(self.progressive)}: expected sides of at least 8 and below "
-                f"image_size={self.image_size}, and increasing fractions between 0 and 1"
+                f"progressive={json.dumps(self.progressive)}: expected increasing sides of at least 8 and below "
+                f"image_size={self.image_size}, and increasing fractions between 0 and 1; or progressive=[]"
+            )
+        if self.crop_border == "reflect" and self.crop_padding >= self.image_size:
+            raise ValueError(
+                f'crop_padding={self.crop_padding} with crop_border="reflect": expected less than the '
+                f"image_size={self.image_size}, as an image is reflected once"
             )
         if self.eval_size is not None and self.crop != "resized":
             raise ValueError(
@@ -227,8 +251,8 @@ class Recipe(BaseModel):
         return self.eval_size or self.image_size
 
     def training_side(self, epoch: int) -> int:
-        """Side of the images in an epoch (from 1)."""
-        ends = ((side, round(fraction * self.epochs)) for side, fraction in self.progressive)
+        """Side of the images in an epoch (from 1). In the last epoch it is `image_size`."""
+        ends = ((side, min(int(fraction * self.epochs + 0.5), self.epochs - 1)) for side, fraction in self.progressive)
         return next((side for side, last in ends if epoch <= last), self.image_size)
 
     def changed(self, /, **changes: Any) -> Recipe:
@@ -329,6 +353,8 @@ def _describe_values(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return f"one of {', '.join(value if isinstance(value, str) else json.dumps(value) for value in schema['enum'])}"
     others = {"boolean": "true or false", "null": "null", "array": "a list of numbers", "string": "a name"}
+    if schema["type"] == "array" and schema.get("items", {}).get("type") == "array":
+        return "a list of pairs of numbers"
     if schema["type"] in others:
         return others[schema["type"]]
     bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
@@ -467,9 +493,34 @@ RECIPES: dict[str, Recipe] = {
         ),
         CIFAR_FAST.changed(
             name="cifar-94",
-            description="94 % on CIFAR-10 in minutes of two CPU cores (after Jordan 2024, arXiv:2404.00498)",
+            description="94 % on CIFAR-10, in minutes on two CPU cores (after Jordan 2024, arXiv:2404.00498)",
             epochs=14,
             progressive=((20, 0.3), (26, 0.6)),
+        ),
+        CIFAR_FAST.changed(
+            name="cifar-96",
+            description="96 % on CIFAR-10 in a night on two CPU cores (after Jordan 2024, arXiv:2404.00498)",
+            model="fast-resnet11",
+            crop_padding=4,
+            epochs=40,
+            progressive=((20, 0.3), (26, 0.6)),
+        ),
+        BASE.changed(
+            name="cifar-paper-quick",
+            description="the accuracies of He et al. 2015, table 6, in fewer epochs: --model resnet20, 32, 44, 56",
+            model="resnet20",
+            precision="auto",
+            image_size=32,
+            batch_size=128,
+            validation=0.0,
+            test=0.0,
+            crop="pad",
+            epochs=60,
+            learning_rate=0.3,
+            nesterov=True,
+            weight_decay=5e-4,
+            schedule="linear",
+            warmup=5,
         ),
         BASE.changed(
             name="finetune",

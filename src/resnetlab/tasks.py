@@ -178,8 +178,14 @@ def plan_training(
         images={subset: len(prepared.pack.indices(subset)) for subset in ("train", "validation", "test")},
         steps_per_epoch=stream.steps_per_epoch,
         images_per_second=prepared.recipe.batch_size / step,
-        seconds=step * stream.steps_per_epoch * prepared.recipe.epochs,
+        seconds=step * stream.steps_per_epoch * _epochs_of_the_largest_images(prepared.recipe),
     )
+
+
+def _epochs_of_the_largest_images(recipe: Recipe) -> float:
+    """The number of epochs, where those of smaller images count in proportion to their pixels."""
+    sides = (recipe.training_side(epoch) for epoch in range(1, recipe.epochs + 1))
+    return sum((side / recipe.image_size) ** 2 for side in sides)
 
 
 def load(run: PathOrStr, *, backend: str | None = None, device: str = "auto") -> Run:
@@ -458,7 +464,12 @@ def choose_recipe(
     else:
         asked = recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe))
     chosen = asked.changed(**(dict(fixed or {}) | dict(changes)))
-    architecture(chosen.model)  # an unknown name is an error before anything is decoded
+    arch = architecture(chosen.model)  # an unknown name, or images too small for it, before anything is decoded
+    for side in (chosen.image_size, chosen.test_size, *(side for side, _ in chosen.progressive)):
+        try:
+            summarize(arch, side)
+        except UsageError as error:
+            raise UsageError(f"Received images of {side}x{side} pixels. {error}") from None
     if fixed is None:
         return chosen
     if chosen.model != fixed["model"]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from resnetlab.errors import UsageError
-from resnetlab.evaluation.explain import METHODS, explain, stages
+from resnetlab.evaluation.explain import METHODS, _combine, explain, stages
 from resnetlab.models import build
 from tests.models.reference import randomise
 from tests.workers import Workers
@@ -41,6 +41,24 @@ def test_with_a_linear_head_both_are_the_class_activation_map(on: Workers, backe
     assert found["map"].shape == (3, 8, 8)
     np.testing.assert_allclose(found["map"], expected, atol=1e-5 * expected.max())
     assert expected.max() > 0
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "grad-cam++", "hires-cam", "layer-cam"])
+def test_maps_are_those_of_the_papers_formulas(method: str) -> None:
+    """Place by place and channel by channel: equations 1 of Selvaraju, 10 and 19 of Chattopadhay, 6 and 7 of Jiang."""
+    rng = np.random.default_rng(0)
+    features, gradients = np.abs(rng.standard_normal((2, 3, 4, 5))), rng.standard_normal((2, 3, 4, 5))
+    expected = np.zeros((2, 3, 4))
+    for n, k in np.ndindex(2, 5):
+        a, g = features[n, :, :, k], gradients[n, :, :, k]
+        if method == "grad-cam":
+            expected[n] += g.mean() * a
+        elif method == "grad-cam++":
+            alpha = np.array([[x**2 / (2 * x**2 + a.sum() * x**3 + 1e-6) for x in row] for row in g])
+            expected[n] += sum(alpha[i, j] * max(g[i, j], 0) for i, j in np.ndindex(3, 4)) * a
+        else:
+            expected[n] += (g if method == "hires-cam" else np.where(g > 0, g, 0)) * a
+    np.testing.assert_allclose(_combine(features, gradients, method), np.where(expected > 0, expected, 0), rtol=1e-9)
 
 
 @pytest.mark.parametrize("method", ["grad-cam", "grad-cam++", "hires-cam", "layer-cam"])
@@ -101,6 +119,10 @@ def test_what_cannot_be_explained_is_an_error() -> None:
         explain(model, images(), stage="stage9")
     with pytest.raises(UsageError, match="2 classes for 3 images"):
         explain(model, images(), classes=[0, 1])
+    with pytest.raises(UsageError, match=r"classes \[9, 0, 0\], expected numbers from 0 to 4"):
+        explain(model, images(), classes=[9, 0, 0])
+    with pytest.raises(UsageError, match="no images"):
+        explain(model, images(0))
     with pytest.raises(UsageError, match="leave it out"):
         explain(model, images(), method="occlusion", stage="stage1")
     assert set(METHODS) == {"grad-cam", "grad-cam++", "hires-cam", "layer-cam", "occlusion"}

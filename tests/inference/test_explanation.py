@@ -10,7 +10,7 @@ from PIL import Image
 import resnetlab as rl
 from resnetlab import lesson
 from resnetlab.data.pack import Pack
-from resnetlab.errors import UsageError
+from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.evaluation.explain import explain
 from resnetlab.inference.explanation import Explanation, explanations
 from resnetlab.inference.images import ImageInput
@@ -73,7 +73,9 @@ def test_an_image_that_cannot_be_used_has_its_problem(
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
     found = list(explanations(predictor, [ImageInput(str(broken), broken), *inputs(trained[1], 1)]))
-    assert found[0] == Explanation(str(broken), problem="not an image") or found[0].problem == "not an image"
+    assert (found[0].path, found[0].problem, found[0].map) == (str(broken), "not an image", None)
+    with pytest.raises(ResnetlabError, match=r"no picture of .*broken\.jpg: not an image"):
+        found[0].save(tmp_path / "none.png")
     assert found[1].map is not None
 
 
@@ -85,7 +87,7 @@ def test_a_picture_has_the_image_and_the_map_side_by_side(tmp_path: Path) -> Non
     overlay = np.asarray(explanation.overlay)
     assert (overlay[16:] == 100).all()
     assert (overlay[:16, 16:] != 100).any(axis=-1).all()
-    explanation.save(tmp_path / "a.png")
+    explanation.save(str(tmp_path / "a.png"))
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (2 * 224 + 8, 224)
         np.testing.assert_array_equal(np.asarray(picture)[:, :224], 100)

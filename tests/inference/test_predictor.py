@@ -68,6 +68,17 @@ def test_predictions_of_a_packed_image_equal_those_of_its_file(
         assert dict(file.top) == pytest.approx(dict(classes), abs=1e-6)
 
 
+def test_mirrored_logits_are_those_of_mirror_images(
+    predictor: Predictor, trained: tuple[RunFolder, Path, Pack]
+) -> None:
+    images = trained[2].images
+    rows = np.array([4, 1, 7])
+    plain, mirrored = (predictor.logits(images, rows, mirrored=flag) for flag in (False, True))
+    expected = predictor.logits(np.ascontiguousarray(images[rows][:, :, ::-1]))
+    np.testing.assert_allclose(mirrored, expected, atol=1e-5)
+    assert np.abs(mirrored - plain).max() > 1e-3
+
+
 def test_probabilities_are_ranked_and_sum_to_one(predictor: Predictor, trained: tuple[RunFolder, Path, Pack]) -> None:
     images = trained[2].images[:3]
     whole = predictor.rank(images, top=99)

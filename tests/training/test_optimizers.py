@@ -166,11 +166,19 @@ def numpy_muon(rate: float, decay: float, momentum: float, nesterov: bool) -> li
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_muon_is_that_of_its_authors_for_kernels_and_adamw_for_the_rest(
+def test_muon_is_the_published_algorithm_for_kernels_and_adamw_for_the_rest(
     on: Workers, backend: str, nesterov: bool
 ) -> None:
     settings = {"learning_rate": 0.5, "decay": 0.3, "momentum": 0.6, "nesterov": nesterov, "adam_ratio": 0.1}
     assert_all_close(on(backend)(optimise, kind="muon", settings=settings), numpy_muon(0.5, 0.3, 0.6, nesterov))
+
+
+def test_three_steps_of_orthogonalization_have_the_documented_bounds() -> None:
+    for value in (0.02, 0.05, 0.1, 0.3, 0.6, 0.9):  # of a matrix of norm 1: the rest is in one other direction
+        rest = np.sqrt(1 - value**2)
+        found = ops.convert_to_numpy(orthogonalize(ops.convert_to_tensor(np.diag([value, rest]), "float32")))
+        assert 0.6 < found[0, 0] < 1.3
+        assert 0.6 < found[1, 1] < 1.3
 
 
 @pytest.mark.parametrize("shape", [(90, 40), (40, 90), (40, 40)])

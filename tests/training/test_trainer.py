@@ -23,6 +23,7 @@ from resnetlab.models.from_recipe import build_network
 from resnetlab.progress import LogProgress
 from resnetlab.recipes import Recipe
 from resnetlab.run_folder import RunFolder, RunInfo
+from resnetlab.training.resume import extend
 from resnetlab.training.trainer import make_loss, train
 from tests.workers import Workers
 
@@ -196,6 +197,17 @@ def test_images_grow_with_the_epochs() -> None:
     recipe = FAST.changed(epochs=10, progressive=[[8, 0.3], [12, 0.75]])
     sides = [recipe.training_side(epoch) for epoch in range(1, 11)]
     assert sides == [8] * 3 + [12] * 5 + [16] * 2
+    for epochs in (1, 2, 3):
+        assert recipe.changed(epochs=epochs).training_side(epochs) == 16, "the last epoch has the full size"
+
+
+def test_more_epochs_for_growing_images_are_noted(tmp_path: Path) -> None:
+    recipe, pack = FAST.changed(epochs=4), digits()
+    run = new_run(tmp_path / "run", recipe)
+    run.update(status="finished", step=24, epoch=4)
+    changed, notes = extend(run, recipe, pack, {"epochs": 12})
+    assert changed.training_side(5) == 12
+    assert "the images of the next epoch have a side of 12, after 16" in notes[0]
 
 
 @pytest.mark.parametrize(("stop_at", "steps"), [(6, 7), (12, 12)])

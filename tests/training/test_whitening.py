@@ -1,15 +1,17 @@
 """The whitening stem: what it computes, and that training sets it once and does not change it."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
 import resnetlab as rl
-from resnetlab.models import build
+from resnetlab.models import architecture, build
 from resnetlab.models.variants import PREPROCESSING
-from resnetlab.training.whitening import EPSILON, initialize_whitening, whitening_kernel
+from resnetlab.training.whitening import EPSILON, IMAGES, initialize_whitening, patches, whitening_kernel
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,7 @@ def images() -> np.ndarray:
     return (128 + 30 * smooth + 5 * np.random.default_rng(1).standard_normal((40, 16, 16, 3))).clip(0, 255)
 
 
-def test_the_components_of_patches_are_uncorrelated_and_of_variance_one(images: np.ndarray) -> None:
+def test_the_components_of_patches_have_second_moments_of_one_and_products_of_zero(images: np.ndarray) -> None:
     network = build("fast-resnet8", input_shape=(16, 16, 3))
     initialize_whitening(network, images, np.arange(len(images)))
     stem = keras.Model(network.input, network.get_layer("stem_conv1").output)
@@ -33,14 +35,46 @@ def test_the_components_of_patches_are_uncorrelated_and_of_variance_one(images: 
     parts = [pixels[:, i : i + 15, j : j + 15] for i in (0, 1) for j in (0, 1)]
     samples = np.concatenate(parts, axis=-1).reshape(-1, 12)
     variances = np.linalg.eigvalsh(samples.T @ samples / len(samples))
-    expected = np.diag(variances / (variances + EPSILON))  # 1, but for components that are nearly constant
+    expected = np.diag(
+        variances / (variances + EPSILON * variances.mean())
+    )  # 1, but for components that are nearly constant
     np.testing.assert_allclose(found.T @ found / len(found), expected, atol=1e-3)
     assert network.get_layer("stem_conv1").trainable_weights == [network.get_layer("stem_conv1").bias]
 
 
 def test_the_sign_of_a_component_does_not_depend_on_the_library(images: np.ndarray) -> None:
-    kernel = whitening_kernel(images.astype(np.float32)).reshape(12, 24)[:, :12]
+    samples = patches(images)
+    kernel = whitening_kernel(samples.T @ samples / len(samples)).reshape(12, 24)[:, :12]
     assert (kernel[np.abs(kernel).argmax(axis=0), np.arange(12)] > 0).all()
+
+
+@pytest.mark.parametrize("preprocessing", ["cifar10", "caffe", "unit"])
+def test_grey_images_give_finite_components(preprocessing: str) -> None:
+    """Their three channels are equal, so that nine of twelve components are constant."""
+    grey = np.random.default_rng(0).integers(0, 256, (50, 12, 12, 1), np.uint8).repeat(3, axis=-1)
+    arch = replace(architecture("fast-resnet8"), preprocessing=preprocessing)
+    network = build(arch, input_shape=(12, 12, 3))
+    initialize_whitening(network, grey, np.arange(50))
+    components = keras.ops.convert_to_numpy(network.get_layer("stem_conv1").components)
+    assert np.isfinite(components).all()
+    assert np.abs(components).max() < 1e4
+    out = keras.Model(network.input, network.get_layer("stem_conv1").output).predict_on_batch(grey)
+    assert np.abs(np.asarray(out)).max() < 100
+
+
+def test_at_most_so_many_images_are_read() -> None:
+    seen: list[int] = []
+
+    class Counted(np.ndarray):
+        def __getitem__(self, key: Any) -> Any:
+            seen.extend(np.atleast_1d(key).tolist())
+            return np.asarray(self)[key]
+
+    count = 2 * IMAGES - 1
+    images = np.random.default_rng(0).integers(0, 256, (count, 9, 9, 3), np.uint8).view(Counted)
+    initialize_whitening(build("fast-resnet8", input_shape=(9, 9, 3)), images, np.arange(count))
+    assert len(seen) == len(set(seen)) == IMAGES
+    assert (min(seen), max(seen)) == (0, count - 1)
 
 
 def test_a_network_without_a_whitening_stem_is_left_alone(images: np.ndarray) -> None:

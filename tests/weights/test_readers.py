@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import resnetlab as rl
 from resnetlab.errors import ResnetlabError
 from resnetlab.models import architecture
 from resnetlab.models.variants import PREPROCESSING
@@ -20,7 +21,7 @@ from resnetlab.weights.mapping import recognise
 from resnetlab.weights.readers import Checkpoint, read
 from resnetlab.weights.state_dicts import unwrap_state_dict
 from tests.models.randomised import randomised
-from tests.models.reference import as_torch, empty_weights
+from tests.models.reference import as_torch, empty_weights, randomise
 from tests.workers import Workers
 
 ARCH = architecture("resnet-tiny")  # with projections: downsample.0 and .1
@@ -321,6 +322,17 @@ def test_a_refused_global_is_named_and_nothing_is_run(on: Workers, tmp_path: Pat
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+def test_our_own_whitening_stem_is_read_back(ending: str, tmp_path: Path) -> None:
+    network = rl.build("fast-resnet8", num_classes=4, input_shape=(16, 16, 3))
+    randomise(network)
+    path = tmp_path / f"fast{ending}"
+    network.save(path) if ending == ".keras" else network.save_weights(path)
+    run = rl.from_pretrained(path, run=tmp_path / "run", model="fast-resnet8", image_size=16)
+    for array, saved in zip(run.model.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_array_equal(array, saved)
+
+
 @pytest.mark.parametrize(("file", "right"), [("resnet20-12fca82f.th", 9173), ("resnet56-4bfd9763.th", 9339)])
 def test_public_cifar_weights_give_their_published_errors_to_the_image(
     on: Workers, tmp_path: Path, file: str, right: int, monkeypatch: pytest.MonkeyPatch

@@ -17,6 +17,7 @@ from resnetlab.errors import ResnetlabError, UsageError
 
 if TYPE_CHECKING:
     from resnetlab.inference.explanation import Explanation
+    from resnetlab.inference.images import ImageInput
     from resnetlab.inference.predictor import Prediction
 
 
@@ -68,19 +69,23 @@ def predict(
         for note in notes:
             progress.info(note)
         predictions = run.predictor(engine, precision, progress=progress).predict(found, top=top)
+    if explain_into is not None:
+        _make_folder(explain_into)  # before anything is predicted
     done = problems = 0
+    usable: list[ImageInput] = []
     with _csv_writer(csv_file, top, len(run.class_names)) as write:
         for prediction in predictions:
+            if explain_into is not None and prediction.problem is None:
+                usable.append(found[done])
             done, problems = done + 1, problems + (prediction.problem is not None)
             if as_json:
                 print_json(prediction.to_json(), indent=None)
             else:
                 print(_describe(prediction))
             write(prediction)
-    if explain_into:
+    if explain_into is not None:
         from resnetlab.inference.explanation import explanations
 
-        usable = [image for image in found if not image.problem]
         write_explanations(explanations(run.predictor(progress=progress), usable), explain_into, "grad-cam")
     if problems:
         others = "; the others are above" if problems < done else ""
@@ -121,14 +126,21 @@ def explain(
         raise ResnetlabError(f"{problems} of {len(found)} images could not be used.")
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be a folder: {error.strerror}.") from None
+
+
 def write_explanations(made: Iterable[Explanation], folder: Path, method: str) -> int:
-    """Write a picture of each explanation, print a line on each, and return the number of images with a problem."""
+    """Write a picture of each explanation, print a line on each, and return the number of images with a problem.
+
+    Pictures that are there already, of images of the same name, are written over.
+    """
     from resnetlab.progress import terminal_width, wrap
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be a folder: {error.strerror}.") from None
+    _make_folder(folder)
     taken: set[str] = set()
     problems = 0
     for each in made:
@@ -136,13 +148,10 @@ def write_explanations(made: Iterable[Explanation], folder: Path, method: str) -
             problems += 1
             print(wrap(f"{each.path}  cannot be used: {each.problem}", terminal_width()))
             continue
-        stem = Path(each.path or "image").stem
-        name = next(
-            name
-            for number in count(1)
-            if (name := f"{stem}{f'-{number}' if number > 1 else ''}.{method}.png") not in taken
-        )
-        taken.add(name)
+        stem = Path(each.path or "image").stem[:60]  # a file name has at most 255 bytes
+        names = (f"{stem}{f'-{number}' if number > 1 else ''}.{method}.png" for number in count(1))
+        name = next(name for name in names if name.casefold() not in taken)
+        taken.add(name.casefold())
         each.save(folder / name)
         print(wrap(f"{each.path}  {each.class_name} {each.probability:.1%}  {folder / name}", terminal_width()))
     return problems

@@ -306,11 +306,26 @@ def summarize_rows(rows: Sequence[Row], batch_size: int, no_gpu: Sequence[str] =
         chosen = [row for row in done if row["device"] == device and row["backend"] == backend]
         if ratio := _median_speedup(chosen, key, *values):
             sentences.append(f"{text} {ratio:.2f} times as fast.")
-    fastest = min(best.values(), key=lambda row: row["epoch_seconds"])
-    options = f"--device {fastest['device']} --backend {fastest['backend']} --batch-size {fastest['batch_size']}"
-    precision = "float32" if fastest["precision"] == "tf32" else fastest["precision"]  # which TensorFlow has by default
-    sentences.append(f"The fastest of all: `resnetlab train DATA {options} --precision {precision}`.")
-    return [*sentences, *no_gpu]
+    return [*sentences, *filter(None, [_fastest_options(done, batch_size)]), *no_gpu]
+
+
+def _fastest_options(rows: Sequence[Row], batch_size: int) -> str:
+    """A sentence with the options of `train` that were fastest: without what it does not set, such as oneDNN off."""
+    with_tf32 = {(row["device"], row["backend"]) for row in rows if row["precision"] == "tf32"}
+    rows = [
+        row
+        for row in rows
+        if row["onednn"]
+        and row["xla"] is not False
+        and (row["precision"] != "float32" or (row["device"], row["backend"]) not in with_tf32)
+    ]
+    if not rows:
+        return ""
+    row = min(rows, key=lambda row: row["epoch_seconds"])
+    precision = "float32" if row["precision"] == "tf32" else row["precision"]
+    options = f"--device {row['device']} --backend {row['backend']} --batch-size {row['batch_size']}"
+    other = "" if row["batch_size"] == batch_size else "; another batch size may need another learning rate"
+    return f"The fastest options of `resnetlab train`: `{options} --precision {precision}`{other}."
 
 
 def _rate(row: Row) -> float:

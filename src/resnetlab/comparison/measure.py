@@ -80,7 +80,7 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     from resnetlab.training.trainer import make_stream, make_trainer
 
     precision = job["precision"] if job["precision"] in ("bfloat16", "float16") else "float32"
-    recipe = Recipe(**job["recipe"]).changed(batch_size=batch_size, precision=precision)
+    recipe = Recipe(**job["recipe"]).changed(batch_size=batch_size, precision=precision, progressive=())
     packed = prepare_pack(resolve(job["data"]), recipe, allow_losses=True)
     stream = make_stream(recipe, packed)
     began = time.perf_counter()

@@ -61,9 +61,9 @@ def _processor(facts: Facts) -> Iterator[Finding]:
         yield Finding(section, "Cores", "ok", cores)
 
     if cpu.has_bfloat16:
-        found = "in hardware: --precision auto takes it"
+        found = "in hardware: --precision auto takes it on the CPU, with TensorFlow and PyTorch"
     else:
-        found = f"{'not known to be faster' if cpu.flags else 'unknown'} on this CPU: --precision auto takes float32"
+        found = "not known to be faster on this CPU: --precision auto takes float32 on it"
     yield Finding(section, "bfloat16", "ok", found)
 
     if facts.platform.system == "Darwin":

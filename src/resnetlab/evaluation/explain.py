@@ -1,14 +1,13 @@
 """What in an image a prediction rests on: class activation maps, and occlusion as a check without gradients.
 
 A class activation map sums the channels of a stage's feature maps A, weighted by the gradient G of a class's logit, and
-keeps what is positive. The methods differ in the weights:
+keeps what is positive. Four methods differ in the weights, the fifth is another:
 
     grad-cam     mean of G over the image (Selvaraju 2016, arXiv:1610.02391)
     grad-cam++   sum of the positive G, weighted by higher derivatives (Chattopadhay 2017, arXiv:1710.11063)
     hires-cam    G at each place (Draelos 2020, arXiv:2011.08891): what the logit rests on, if the head is linear
-    layer-cam    the positive G at each place (Jiang 2021): sharper in early stages, where its maps depend less on the
-                 weights: those of a network with random weights resemble them
-    occlusion    no gradient: how much the class's probability falls when a square is covered (Zeiler 2013)
+    layer-cam    the positive G at each place (Jiang 2021), which gives sharp maps of early stages too
+    occlusion    no map of features: how much the class's probability falls when a square is covered (Zeiler 2013)
 """
 
 from __future__ import annotations
@@ -33,6 +32,18 @@ def stages(network: keras.Model) -> list[str]:
     return [each.name for each in network.layers if each.name == "stem" or each.name.removeprefix("stage").isdecimal()]
 
 
+def check(network: keras.Model, method: str, stage: str | None) -> None:
+    """Raise UsageError for an unknown method or stage, or what they cannot be used for."""
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    if stage is not None and stage not in stages(network):
+        raise unknown_name("stage", stage, stages(network))
+    if method == "occlusion" and stage is not None:
+        raise UsageError(f"Received stage={stage!r} for occlusion, which covers the image: leave it out.")
+    if method == "occlusion" and network.output_shape[-1] < 2:
+        raise UsageError("Occlusion needs a network of at least 2 classes, whose probabilities can change.")
+
+
 def explain(
     network: keras.Model,
     images: np.ndarray,
@@ -50,18 +61,17 @@ def explain(
         stage: an end point; by default the last stage. Not for occlusion.
         classes: of each image, the class whose logit is explained; by default the predicted one.
     """
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
+    check(network, method, stage)
+    outputs = network.output_shape[-1]
+    if len(images) == 0:
+        raise UsageError("Received no images, expected at least one.")
     if classes is not None and len(classes) != len(images):
         raise UsageError(f"Received {len(classes)} classes for {len(images)} images, expected one for each.")
+    if classes is not None and not all(0 <= each < outputs for each in classes):
+        raise UsageError(f"Received classes {list(classes)[:5]}, expected numbers from 0 to {outputs - 1}.")
     if method == "occlusion":
-        if stage is not None:
-            raise UsageError(f"Received stage={stage!r} for occlusion, which covers the image: leave it out.")
         return _occlusion(network, np.asarray(images), classes)
-    known = stages(network)
-    stage = known[-1] if stage is None else stage
-    if stage not in known:
-        raise unknown_name("stage", stage, known)
+    stage = stages(network)[-1] if stage is None else stage
     features, gradients = _features_and_gradients(network, images, stage, classes)
     return _combine(features, gradients, method)
 
@@ -112,7 +122,7 @@ def _occlusion(network: keras.Model, images: np.ndarray, classes: Sequence[int] 
     for top in places:
         for left in places:
             window = (slice(None), slice(top, top + side), slice(left, left + side))
-            hidden = images.copy()
+            hidden = images.astype(np.float32)
             hidden[window] = COVER
             fall = whole[rows, chosen] - softmax(network.predict_on_batch(hidden))[rows, chosen]
             falls[window] += fall[:, None, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 
 import matplotlib
@@ -12,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from resnetlab.atomic import atomic_file
-from resnetlab.errors import unknown_name
-from resnetlab.evaluation.explain import explain
+from resnetlab.errors import ResnetlabError, unknown_name
+from resnetlab.evaluation.explain import check, explain
 from resnetlab.evaluation.logits import centre_crop
 from resnetlab.inference.images import ImageInput
 from resnetlab.inference.predictor import Predictor
@@ -32,8 +33,8 @@ class Explanation:
         class_name: the class that is explained.
         probability: of that class.
         image: what the network sees: (size, size, 3) uint8.
-        map: (size, size) float32, 1 at its largest; 0 everywhere where nothing speaks for the class.
-        problem: why the image cannot be used; then all others are None.
+        map: (size, size) float32, 1 at its largest; 0 everywhere if no feature is evidence for the class.
+        problem: why the image cannot be used; then there is nothing else but the path.
     """
 
     path: str | None
@@ -46,18 +47,19 @@ class Explanation:
     @property
     def overlay(self) -> Image.Image:
         """The image with the map over it."""
-        assert self.image is not None
-        assert self.map is not None
+        if self.image is None or self.map is None:
+            raise ResnetlabError(f"There is no picture of {self.path}: {self.problem}.")
         return _overlay(self.image, self.map)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | PathLike[str]) -> None:
         """Write a PNG: the image, and beside it the image with the map, at least 224 pixels high each."""
+        overlay = self.overlay
         assert self.image is not None
         side = max(224, self.image.shape[0])
         pair = Image.new("RGB", (2 * side + 8, side), "white")
-        for place, picture in enumerate((Image.fromarray(self.image), self.overlay)):
+        for place, picture in enumerate((Image.fromarray(self.image), overlay)):
             pair.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (place * (side + 8), 0))
-        with atomic_file(path) as temporary:
+        with atomic_file(Path(path)) as temporary:
             pair.save(temporary, format="png")
 
 
@@ -90,10 +92,17 @@ def explanations(
     """An explanation of each image, in order; of the predicted class, or of `class_name`.
 
     Raises:
-        UsageError: an unknown method, stage or class.
+        UsageError: an unknown method, stage or class, before any image is read.
     """
     if class_name is not None and class_name not in predictor.class_names:
-        raise unknown_name("class", class_name, predictor.class_names)
+        raise unknown_name("class", str(class_name), predictor.class_names)
+    check(predictor.network, method, stage)
+    return _explanations(predictor, images, method, stage, class_name)
+
+
+def _explanations(
+    predictor: Predictor, images: Iterable[ImageInput], method: str, stage: str | None, class_name: str | None
+) -> Iterator[Explanation]:
     decoded = predictor.read(images)
     while batch := list(islice(decoded, BATCH_SIZE)):
         usable = [pixels for _, pixels in batch if isinstance(pixels, np.ndarray)]

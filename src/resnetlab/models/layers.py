@@ -111,7 +111,7 @@ class Conv2D(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("resnetlab")
 class PatchWhitening(keras.layers.Layer):
-    """Principal components of 2x2 patches, scaled to variance 1: (h, w, 3) to (h - 1, w - 1, 24), each as + and -.
+    """Principal components of 2x2 patches, of mean square 1: (h, w, 3) to (h - 1, w - 1, 24), each as + and -.
 
     The components are not trained: `training.whitening` computes them from training images. The bias is trained.
     At first they are an orthonormal basis of the patches.

@@ -114,7 +114,9 @@ def residual_network(x: Tensor, net: Layers, num_classes: int) -> Tensor:
             else:
                 stride = 2 if stage < last_stage and index == depth else 1
             x = block(x, net, f"stage{stage}_block{index}", width * arch.width_factor, stride, next(positions))
-        x = net.end_point(x, name=f"stage{stage}")  # half the height and width at each stage from the second on
+        x = net.end_point(
+            x, name=f"stage{stage}"
+        )  # from the second on (with pools, from the first) half the height and width
     if arch.preactivation:
         x = net.relu(net.norm(x, name="head_bn"), name="head_relu")
     return net.dense(net.global_pool(x, name="head_pool"), num_classes, name="head_logits")

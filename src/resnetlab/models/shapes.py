@@ -7,6 +7,7 @@ from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
+from resnetlab.errors import UsageError
 from resnetlab.models.resnet import residual_network
 from resnetlab.models.variants import WHITENED, Architecture
 
@@ -87,7 +88,9 @@ class ShapeRecorder:
 
     def max_pool(self, x: Feature, size: int, *, name: str) -> Feature:
         margin = size % 2
-        sides = (((side or 0) + 2 * margin - size) // 2 + 1 for side in x.shape[1:3])
+        sides = [((side or 0) + 2 * margin - size) // 2 + 1 for side in x.shape[1:3]]
+        if min(sides) < 1:
+            raise UsageError(f"The images are too small for {self.arch.name}: nothing is left after {name}.")
         return Feature((None, *sides, x.shape[-1]))
 
     def average_pool(self, x: Feature, *, name: str) -> Feature:

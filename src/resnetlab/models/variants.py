@@ -24,6 +24,7 @@ from resnetlab.errors import UsageError, unknown_name
 
 BlockKind = Literal["basic", "bottleneck", "single"]
 StemKind = Literal["imagenet", "cifar", "deep", "whitening"]
+TransitionKind = Literal["block", "pool"]
 ShortcutKind = Literal["A", "B", "C", "D", "none"]
 Preprocessing = Literal["imagenet", "cifar10", "kuangliu", "caffe", "unit"]
 
@@ -47,7 +48,7 @@ class Architecture:
     Args:
         depths: blocks of each stage.
         widths: inner channels of each stage before `width_factor`; a bottleneck stage outputs four times as many.
-        block: "basic" two 3x3, "bottleneck" 1x1, 3x3, 1x1, "single" one 3x3 within an activated branch.
+        block: "basic" two 3x3, "bottleneck" 1x1, 3x3, 1x1, "single" one 3x3, with its ReLU before the sum.
         stem: "imagenet" 7x7/2 and max-pool, "deep" three 3x3 and max-pool (Tong He 2018), "cifar" one 3x3, "whitening"
             the principal components of 2x2 patches, which are computed from training images (Page 2018).
         transition: how a stage changes the shape: in its first "block", or by a convolution and a max-"pool" of two
@@ -75,7 +76,7 @@ class Architecture:
     width_factor: int = 1
     stem: StemKind = "imagenet"
     stem_width: int = 64
-    transition: Literal["block", "pool"] = "block"
+    transition: TransitionKind = "block"
     shortcut: ShortcutKind = "B"
     stride_on: Literal["1x1", "3x3"] = "3x3"
     downsample_in: Literal["first", "last"] = "first"
@@ -98,7 +99,13 @@ class Architecture:
             if not legal:
                 raise UsageError(f"Architecture {self.name!r}: received {received}, expected {expected}.")
 
-        for key, kinds in (("block", BlockKind), ("stem", StemKind), ("shortcut", ShortcutKind)):
+        named = (
+            ("block", BlockKind),
+            ("stem", StemKind),
+            ("shortcut", ShortcutKind),
+            ("transition", TransitionKind),
+        )
+        for key, kinds in named:
             value = getattr(self, key)
             require(value in get_args(kinds), f"{key}={value!r}", f"one of {get_args(kinds)}")
         require(

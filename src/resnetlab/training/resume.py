@@ -52,11 +52,18 @@ def extend(run: RunFolder, recipe: Recipe, pack: Pack, changes: Mapping[str, Any
     before, after = (float(Schedule.of(r, steps)(step)) for r in (recipe, changed))
     run.write_json("recipe.json", changed.model_dump(mode="json"))
     note = f"epochs {recipe.epochs} -> {changed.epochs}: "
+    sides = [each.training_side(epoch) for each, epoch in ((recipe, max(info.epoch, 1)), (changed, info.epoch + 1))]
+    more = (
+        [f"{note}the images of the next epoch have a side of {sides[1]}, after {sides[0]}"]
+        if sides[1] < sides[0]
+        else []
+    )
     if math.isclose(before, after, rel_tol=1e-6, abs_tol=1e-12):
-        return changed, [f"{note}the learning rate at the next step is as it was, {after:.3g}"]
+        return changed, [*more, f"{note}the learning rate at the next step is as it was, {after:.3g}"]
     return changed, [
+        *more,
         f"{note}schedule {recipe.schedule} depends on the number of epochs, so the learning rate at the next step "
-        f"jumps from {before:.3g} to {after:.3g}; this differs from a single run of {changed.epochs} epochs"
+        f"jumps from {before:.3g} to {after:.3g}; this differs from a single run of {changed.epochs} epochs",
     ]
 
 

@@ -84,6 +84,8 @@ def _keras_name(place: str, dataset: Any) -> str:
     *_, layer, weight = place.removesuffix(":0").split("/")
     if layer == "vars" and "name" in dataset.parent.attrs:
         order = _KERAS_ORDER.get(len(dataset.parent), ())
+        if "/patch_whitening/" in place:
+            order = ("bias", "components")  # what is trained comes first
         layer, weight = dataset.parent.attrs["name"], order[int(weight)] if order else weight
     return f"{layer}/{weight}"
 

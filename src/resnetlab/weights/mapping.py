@@ -156,6 +156,7 @@ def cifar_repositories(arch: Architecture) -> Naming:
 def ours(arch: Architecture) -> Naming:
     """The names of a `resnetlab.build(...)` model that Keras has saved."""
     outside = [f"stem_{kind}{i}" for kind in ("conv", "bn") for i in (1, 2, 3)] + ["head_bn", "head_logits"]
+    outside += [f"stage{i}_transition_{kind}" for i in range(1, len(arch.depths) + 1) for kind in ("conv", "bn")]
     parts = [f"{kind}{i}" for kind in ("conv", "bn") for i in (1, 2, 3)]
     parts += ["shortcut_conv", "shortcut_bn", "se_reduce", "se_expand"]
     return Naming(

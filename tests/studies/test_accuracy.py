@@ -1,0 +1,59 @@
+"""What studies/accuracy.py trains, and that it mixes nothing up."""
+
+import importlib
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import resnetlab as rl
+from resnetlab.models import VARIANTS, architecture, summarize
+from resnetlab.recipes import RECIPES
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
+accuracy = importlib.import_module("accuracy")
+
+
+def options(**changes: Any) -> Namespace:
+    return Namespace(**({"recipe": "cifar-94", "model": None, "without": None, "set": []} | changes))
+
+
+def test_each_recipe_that_the_text_names_is_there() -> None:
+    for name in ("cifar-90", "cifar-94", "cifar-96", "cifar-paper-quick"):
+        assert name in accuracy.__doc__
+        assert accuracy.choose(options(recipe=name)) == (name, RECIPES[name])
+
+
+@pytest.mark.parametrize("without", accuracy.WITHOUT)
+def test_an_ablation_differs_in_its_ingredient(without: str) -> None:
+    name, recipe = accuracy.choose(options(without=without))
+    assert name == f"cifar-94-without-{without}"
+    assert recipe != RECIPES["cifar-94"]
+    try:
+        assert summarize(architecture(recipe.model), 32).depth == 8
+    finally:
+        VARIANTS.pop(f"fast-resnet8-without-{without}", None)
+
+
+def test_in_tuning_the_test_images_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = rl.train("digits", recipe="quick", epochs=1, warmup=0, run=tmp_path / "run", progress=None)
+    monkeypatch.setattr(rl.Run, "evaluate", None)
+    found = accuracy.judged(run)
+    assert (found["subset"], found["top1"]) == ("validation", run.history[-1]["val_top1"])
+
+
+def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    recipe = RECIPES["quick"].changed(epochs=1, warmup=0)
+    rl.train("digits", recipe=recipe, run=tmp_path / "run", progress=None)
+    assert accuracy.trained(recipe, 0, tmp_path / "run").status == "finished"
+    with pytest.raises(SystemExit, match="trained by another recipe"):
+        accuracy.trained(recipe.changed(learning_rate=0.1), 0, tmp_path / "run")
+
+
+def test_small_images_cost_what_their_pixels_cost() -> None:
+    recipe = RECIPES["cifar-94"]
+    whole = accuracy.floating_point_operations(recipe.changed(progressive=()), 50_000)
+    assert whole == 6 * summarize(architecture("fast-resnet8"), 32, 10).multiply_adds * 50_000 * recipe.epochs
+    assert 0.5 * whole < accuracy.floating_point_operations(recipe, 50_000) < 0.95 * whole
