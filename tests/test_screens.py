@@ -174,7 +174,7 @@ def test_validation_images_are_said_to_have_chosen_the_epoch(screen: Screen) -> 
     assert "validation images, by which the best epoch was chosen" in shown
 
 
-def test_a_dry_run_keeps_nothing(screen: Screen, folder: Path) -> None:
+def test_a_dry_run_keeps_nothing(screen: Screen, trained: str, folder: Path) -> None:
     before = sorted(folder.glob("runs/*"))
     code, shown = screen("train", "photos", *TINY, "--epochs", "3", "--dry-run")
     assert code == 0, shown
@@ -186,13 +186,42 @@ def test_a_dry_run_keeps_nothing(screen: Screen, folder: Path) -> None:
     assert plan["recipe"]["learning_rate"] == 0.02
     assert plan["seconds"] > 0
     assert sorted(folder.glob("runs/*")) == before
-    code, shown = screen("train", "photos", *TINY, "--dry-run", "--run", "runs/first")
-    assert (code, "runs/first" in shown) == (2, True), "an existing run folder is in the way of a real run too"
+    code, shown = screen("train", "photos", *TINY, "--dry-run", "--run", trained)
+    assert (code, trained in shown) == (2, True), "an existing run folder is in the way of a real run too"
 
 
-def test_runs_are_listed_from_the_newest(screen: Screen, folder: Path, tmp_path: Path) -> None:
+def test_explanations_are_written_for_all_images_whatever_their_names(
+    screen: Screen, trained: str, folder: Path, tmp_path: Path
+) -> None:
+    photo = next((folder / "photos" / "dog").iterdir())
+    long = f"{'ä' * 120}.jpg"
+    for place in ("a/x.jpg", "b/x.jpg", "b/X.jpg", f"b/{long}"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        shutil.copy(photo, tmp_path / place)
+    (tmp_path / "b" / "broken.jpg").write_bytes(b"none")
+    code, shown = screen(
+        "explain", trained, str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "out")
+    )
+    assert code == 1
+    assert "1 of 5 images could not be used" in shown
+    names = {path.name.casefold() for path in (tmp_path / "out").iterdir()}
+    assert names == {f"{stem}.grad-cam.png" for stem in ("x", "x-2", "x-3", "ä" * 60)}
+    code, shown = screen("predict", trained, str(tmp_path / "b"), "--explain", str(tmp_path / "more"))
+    assert (code, shown.count("cannot be used")) == (1, 1)
+    assert len(list((tmp_path / "more").iterdir())) == 3
+    before = sorted(tmp_path.rglob("*"))
+    wrong = ("explain", trained, "photos/dog", "--method", "gradcam", "--output", str(tmp_path / "new"))
+    assert screen(*wrong)[0] == 2
+    code, shown = screen("predict", trained, "photos/dog", "--explain", str(tmp_path / "a" / "x.jpg"))
+    assert code == 2
+    assert "cannot be a folder" in " ".join(shown.split())
+    assert "%" not in shown  # nothing was predicted
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_runs_are_listed_from_the_newest(screen: Screen, trained: str, folder: Path, tmp_path: Path) -> None:
     for name, seconds in (("b", 1), ("a", 3), ("c", 2)):  # all in one minute
-        shutil.copytree(folder / "runs" / "first", tmp_path / name)
+        shutil.copytree(folder / trained, tmp_path / name)
         os.utime(tmp_path / name / "environment.json", (60 * 10**7 + seconds,) * 2)
     listed = json.loads(screen("runs", str(tmp_path), "--json")[1])
     assert [Path(each["path"]).name for each in listed] == ["a", "c", "b"]
