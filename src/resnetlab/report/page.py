@@ -26,6 +26,7 @@ from PIL import Image
 from resnetlab.atomic import atomic_file
 from resnetlab.data.pack import Pack
 from resnetlab.errors import ResnetlabError
+from resnetlab.evaluation.label_errors import label_errors
 from resnetlab.evaluation.logits import centre_crop
 from resnetlab.evaluation.metrics import Evaluation, softmax
 from resnetlab.models import architecture, summarize
@@ -281,18 +282,31 @@ def data_uri(image: Image.Image) -> str:
 
 
 def _galleries(folder: RunFolder, pack: Pack, found: Evaluation, overlay: Overlay | None) -> Iterable[Content]:
-    """The most confident mistakes, and the least confident correct predictions."""
+    """The most confident mistakes, the least confident correct predictions, and suspect labels."""
     with np.load(folder.path / "predictions.npz") as file:
         logits, labels, indices = file["logits"], file["labels"], file["indices"]
     probabilities = softmax(logits)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong, right = np.flatnonzero(predicted != labels), np.flatnonzero(predicted == labels)
+    suspects = label_errors(logits, labels)
+    confident = sum(each.confident for each in suspects)
     kinds = (
-        ("The most confident mistakes", wrong[np.argsort(-confidence[wrong], kind="stable")][:GALLERY]),
-        ("The least confident correct predictions", right[np.argsort(confidence[right], kind="stable")][:GALLERY]),
+        ("The most confident mistakes", "", wrong[np.argsort(-confidence[wrong], kind="stable")][:GALLERY]),
+        (
+            "The least confident correct predictions",
+            "",
+            right[np.argsort(confidence[right], kind="stable")][:GALLERY],
+        ),
+        (
+            "Labels that may be wrong",
+            f"{confident:,} of these {len(labels):,} images have a label that the network, which was not trained on "
+            "them, confidently contradicts (Northcutt 2019); below are the images with the least probable labels. Of a "
+            "weak network most are its own mistakes. ",
+            np.array([each.index for each in suspects[:GALLERY]], int),
+        ),
     )
     size = folder.recipe().test_size
-    for title, rows in kinds:
+    for title, about, rows in kinds:
         if not len(rows):
             continue
         images = np.ascontiguousarray(centre_crop(pack.images[indices[rows]], size))
@@ -310,7 +324,7 @@ def _galleries(folder: RunFolder, pack: Pack, found: Evaluation, overlay: Overla
             }
             for row, image, drawn in zip(rows, images, overlays, strict=True)
         ]
-        note = "Click on an image to enlarge it."
+        note = f"{about}Click on an image to enlarge it."
         if overlay is not None:
             note += (
                 " Beside each: where the predicted class's evidence is (Grad-CAM of the last stage, yellow is most)."
