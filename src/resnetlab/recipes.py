@@ -487,19 +487,19 @@ RECIPES: dict[str, Recipe] = {
         ),
         CIFAR_FAST.changed(
             name="cifar-90",
-            description="90 % on CIFAR-10 in the least time",
+            description="aims at 90 % on CIFAR-10 in the least time; not reproduced yet",
             epochs=4,
             progressive=((20, 0.5), (26, 0.75)),
         ),
         CIFAR_FAST.changed(
             name="cifar-94",
-            description="94 % on CIFAR-10, in minutes on two CPU cores (after Jordan 2024, arXiv:2404.00498)",
+            description="aims at 94 % on CIFAR-10 in minutes on two CPU cores (after Jordan 2024); not reproduced yet",
             epochs=14,
             progressive=((20, 0.3), (26, 0.6)),
         ),
         CIFAR_FAST.changed(
             name="cifar-96",
-            description="96 % on CIFAR-10 in a night on two CPU cores (after Jordan 2024, arXiv:2404.00498)",
+            description="aims at 96 % on CIFAR-10 in a night on two CPU cores (after Jordan 2024); not reproduced yet",
             model="fast-resnet11",
             crop_padding=4,
             epochs=40,
@@ -507,7 +507,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         BASE.changed(
             name="cifar-paper-quick",
-            description="the accuracies of He et al. 2015, table 6, in fewer epochs: --model resnet20, 32, 44, 56",
+            description="aims at the accuracies of He et al. 2015, table 6, in fewer epochs; not reproduced yet",
             model="resnet20",
             precision="auto",
             image_size=32,
