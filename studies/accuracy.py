@@ -3,8 +3,8 @@
 Claim   The recipes cifar-90, cifar-94 and cifar-96 reach the accuracy that they are named after, without test-time
         augmentation; cifar-paper-quick reaches the accuracy of He et al. 2015, table 6, in fewer epochs.
 Source  K. He et al. 2015, arXiv:1512.03385, table 6; K. Jordan 2024, arXiv:2404.00498 (94 % in seconds on a GPU).
-Cost    Estimated, on two CPU cores with bfloat16, for each seed: cifar-90 6 minutes, cifar-94 25 minutes, cifar-96 4 hours,
-        cifar-paper-quick one hour for ResNet-20. --quick: two epochs, to see that it works; nothing is kept.
+Cost    Estimated, on two CPU cores with bfloat16, for each seed: cifar-90 6 minutes, cifar-94 25 minutes, cifar-96 4
+        hours, cifar-paper-quick one hour for ResNet-20. --quick: two epochs, to see that it works; nothing is kept.
 
 Recipes were tuned on a tenth of the training images, never on the test images: with --set validation=0.1, the accuracy
 is that of these images after the last epoch, and the test images are not looked at.
