@@ -19,10 +19,7 @@ class Started:
 
 
 def resolve_precision(precision: str) -> str:
-    """ "auto" as the precision that the running backend computes fastest on its device: bfloat16 or float32.
-
-    On a CPU, XLA (JAX) is slower in bfloat16, whatever the CPU.
-    """
+    """ "auto" as the precision that the device computes fastest: bfloat16 or float32."""
     if precision != "auto":
         return precision
     from resnetlab import backend as running
@@ -32,7 +29,7 @@ def resolve_precision(precision: str) -> str:
         gpus = machine.nvidia().gpus
         fast = bool(gpus) and gpus[0].has_bfloat16
     else:
-        fast = running.NAME != "jax" and machine.cpu().has_bfloat16
+        fast = machine.cpu().has_bfloat16
     return "bfloat16" if fast else "float32"
 
 

@@ -61,7 +61,7 @@ def _processor(facts: Facts) -> Iterator[Finding]:
         yield Finding(section, "Cores", "ok", cores)
 
     if cpu.has_bfloat16:
-        found = "in hardware: --precision auto takes it on the CPU, with TensorFlow and PyTorch"
+        found = "in hardware: --precision auto takes it on the CPU"
     else:
         found = "not known to be faster on this CPU: --precision auto takes float32 on it"
     yield Finding(section, "bfloat16", "ok", found)

@@ -47,7 +47,7 @@ class Cpu:
 
     @property
     def has_bfloat16(self) -> bool:
-        """Whether TensorFlow and PyTorch compute faster in bfloat16 than in float32, by oneDNN's kernels for x86."""
+        """Whether the backends compute faster in bfloat16 than in float32: it has instructions for it (x86)."""
         return "avx512_bf16" in self.flags or "amx_bf16" in self.flags
 
 
