@@ -17,7 +17,6 @@ from resnetlab.errors import ResnetlabError, UsageError
 
 if TYPE_CHECKING:
     from resnetlab.inference.explanation import Explanation
-    from resnetlab.inference.images import ImageInput
     from resnetlab.inference.predictor import Prediction
 
 
@@ -71,25 +70,29 @@ def predict(
         predictions = run.predictor(engine, precision, progress=progress).predict(found, top=top)
     if explain_into is not None:
         _make_folder(explain_into)  # before anything is predicted
-    done = problems = 0
-    usable: list[ImageInput] = []
     with _csv_writer(csv_file, top, len(run.class_names)) as write:
-        for prediction in predictions:
-            if explain_into is not None and prediction.problem is None:
-                usable.append(found[done])
-            done, problems = done + 1, problems + (prediction.problem is not None)
-            if as_json:
-                print_json(prediction.to_json(), indent=None)
-            else:
-                print(_describe(prediction))
-            write(prediction)
+        usable = _show(predictions, write, as_json=as_json)
     if explain_into is not None:
         from resnetlab.inference.explanation import explanations
 
-        write_explanations(explanations(run.predictor(progress=progress), usable), explain_into, "grad-cam")
-    if problems:
-        others = "; the others are above" if problems < done else ""
-        raise ResnetlabError(f"{problems} of {done} images could not be used{others}.")
+        chosen = [image for image, can_be_used in zip(found, usable, strict=True) if can_be_used]
+        write_explanations(explanations(run.predictor(progress=progress), chosen), explain_into, "grad-cam")
+    if problems := usable.count(False):
+        others = "; the others are above" if problems < len(usable) else ""
+        raise ResnetlabError(f"{problems} of {len(usable)} images could not be used{others}.")
+
+
+def _show(predictions: Iterable[Prediction], write: Callable[[Prediction], object], *, as_json: bool) -> list[bool]:
+    """Print and write the predictions as they come; returns of each image whether it could be used."""
+    usable = []
+    for prediction in predictions:
+        usable.append(prediction.problem is None)
+        if as_json:
+            print_json(prediction.to_json(), indent=None)
+        else:
+            print(_describe(prediction))
+        write(prediction)
+    return usable
 
 
 def explain(

@@ -248,20 +248,7 @@ def evaluate_logits(
     """
     logits, labels = _checked(logits, labels, class_names)
     n, k = logits.shape
-    losses, confidences = np.empty(n), np.empty(n)
-    predicted, ranks = np.empty(n, np.int64), np.empty(n, np.int64)
-    for start in range(0, n, ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        part = logits[rows].astype(np.float64)  # (rows, k)
-        own = np.take_along_axis(part, labels[rows, None], axis=1)  # (rows, 1)
-        before = np.arange(k) < labels[rows, None]
-        ranks[rows] = np.sum((part > own) | ((part == own) & before), axis=1)
-        predicted[rows] = part.argmax(axis=1)
-        shifted = part - part.max(axis=1, keepdims=True)
-        total = np.exp(shifted).sum(axis=1)
-        losses[rows] = np.log(total) - np.take_along_axis(shifted, labels[rows, None], axis=1)[:, 0]
-        confidences[rows] = 1 / total  # the largest logit is the predicted class's: exp(0) over the sum
-
+    losses, confidences, predicted, ranks = _by_sample(logits, labels)
     hits_with_flips = None
     if mirrored is not None:
         hits_with_flips = int(np.sum((logits + _checked(mirrored, labels, class_names)[0]).argmax(axis=1) == labels))
@@ -294,6 +281,27 @@ def evaluate_logits(
         top1_with_flips=None if hits_with_flips is None else hits_with_flips / n,
         top1_with_flips_interval=None if hits_with_flips is None else wilson(hits_with_flips, n),
     )
+
+
+def _by_sample(
+    logits: NDArray[Any], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Of each sample: the loss, the predicted class's probability, that class, and the rank (from 0) of the true."""
+    n, k = logits.shape
+    losses, confidences = np.empty(n), np.empty(n)
+    predicted, ranks = np.empty(n, np.int64), np.empty(n, np.int64)
+    for start in range(0, n, ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        part = logits[rows].astype(np.float64)  # (rows, k)
+        own = np.take_along_axis(part, labels[rows, None], axis=1)  # (rows, 1)
+        before = np.arange(k) < labels[rows, None]
+        ranks[rows] = np.sum((part > own) | ((part == own) & before), axis=1)
+        predicted[rows] = part.argmax(axis=1)
+        shifted = part - part.max(axis=1, keepdims=True)
+        total = np.exp(shifted).sum(axis=1)
+        losses[rows] = np.log(total) - np.take_along_axis(shifted, labels[rows, None], axis=1)[:, 0]
+        confidences[rows] = 1 / total  # the largest logit is the predicted class's: exp(0) over the sum
+    return losses, confidences, predicted, ranks
 
 
 def softmax(logits: ArrayLike) -> NDArray[np.float64]:
