@@ -422,7 +422,7 @@ CIFAR_FAST = BASE.changed(
     adam_learning_rate=0.01,
     momentum=0.6,
     nesterov=True,
-    weight_decay=0.0,
+    weight_decay=0.05,  # keeps the norms of the kernels, and so the relative size of a step, from falling
     schedule="linear",
 )
 
