@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from resnetlab.errors import ResnetlabError
+from resnetlab.errors import ResnetlabError, UsageError
 
 ABANDONED = 24 * 3600  # seconds after which an unfinished temporary folder is removed
 
@@ -55,6 +55,15 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             replaced.rename(folder)
         for rest in (building, replaced):
             shutil.rmtree(rest, ignore_errors=True)
+
+
+def make_folder(path: Path) -> Path:
+    """An output folder, made before anything is computed: what cannot be written would be lost."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"Output {path} cannot be a folder: {error.strerror}.") from None
+    return path
 
 
 def without_dots(folder: Path) -> Path:

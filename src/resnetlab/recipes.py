@@ -405,14 +405,19 @@ ANIMALS = BASE.changed(
     early_stopping=8,
 )
 
-CIFAR_FAST = BASE.changed(
-    model="fast-resnet8",
-    precision="auto",
+CIFAR = BASE.changed(  # what all recipes for CIFAR-10 share
+    model="resnet20",
     image_size=32,
-    batch_size=512,
+    batch_size=128,
     validation=0.0,
     test=0.0,  # the data set has its own
     crop="pad",
+)
+
+CIFAR_FAST = CIFAR.changed(
+    model="fast-resnet8",
+    precision="auto",
+    batch_size=512,
     crop_padding=2,
     crop_border="reflect",
     flip="alternating",
@@ -454,28 +459,17 @@ RECIPES: dict[str, Recipe] = {
             image_size=128,
             validation=0.1,
         ),
-        BASE.changed(
+        CIFAR.changed(
             name="cifar",
             description="He et al. 2015, section 4.2: 64,000 updates of batch 128, rate / 10 at 32,000 and 48,000",
-            model="resnet20",
-            image_size=32,
-            batch_size=128,
-            validation=0.0,
-            test=0.0,  # the data set has its own
-            crop="pad",
             epochs=164,
             schedule="steps",
             milestones=(82, 123),
         ),
-        BASE.changed(
+        CIFAR.changed(
             name="cifar-quick",
             description="a one-cycle of a few epochs (Smith, Topin 2017, arXiv:1708.07120)",
-            model="resnet20",
-            image_size=32,
-            batch_size=128,
             validation=0.05,
-            test=0.0,
-            crop="pad",
             crop_padding=2,
             epochs=8,
             learning_rate=0.4,
@@ -505,16 +499,10 @@ RECIPES: dict[str, Recipe] = {
             epochs=40,
             progressive=((20, 0.3), (26, 0.6)),
         ),
-        BASE.changed(
+        CIFAR.changed(
             name="cifar-paper-quick",
             description="aims at the accuracies of He et al. 2015, table 6, in fewer epochs; not reproduced yet",
-            model="resnet20",
             precision="auto",
-            image_size=32,
-            batch_size=128,
-            validation=0.0,
-            test=0.0,
-            crop="pad",
             epochs=60,
             learning_rate=0.3,
             nesterov=True,

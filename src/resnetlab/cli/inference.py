@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resnetlab.atomic import atomic_file
+from resnetlab.atomic import atomic_file, make_folder
 from resnetlab.cli.options import Backend, Device, Json, RunFolder, Verbose, print_json, terminal
 from resnetlab.errors import ResnetlabError, UsageError
 
@@ -69,7 +69,7 @@ def predict(
             progress.info(note)
         predictions = run.predictor(engine, precision, progress=progress).predict(found, top=top)
     if explain_into is not None:
-        _make_folder(explain_into)  # before anything is predicted
+        make_folder(explain_into)
     with _csv_writer(csv_file, top, len(run.class_names)) as write:
         usable = _show(predictions, write, as_json=as_json)
     if explain_into is not None:
@@ -129,13 +129,6 @@ def explain(
         raise ResnetlabError(f"{problems} of {len(found)} images could not be used.")
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be a folder: {error.strerror}.") from None
-
-
 def write_explanations(made: Iterable[Explanation], folder: Path, method: str) -> int:
     """Write a picture of each explanation, print a line on each, and return the number of images with a problem.
 
@@ -143,7 +136,7 @@ def write_explanations(made: Iterable[Explanation], folder: Path, method: str) -
     """
     from resnetlab.progress import terminal_width, wrap
 
-    _make_folder(folder)
+    make_folder(folder)
     taken: set[str] = set()
     problems = 0
     for each in made:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from resnetlab import doctor, environment, results
-from resnetlab.atomic import atomic_file
+from resnetlab.atomic import atomic_file, make_folder
 from resnetlab.child_process import Child, ChildFailed
 from resnetlab.errors import UsageError, unknown_name
 from resnetlab.models.shapes import summarize
@@ -158,7 +158,7 @@ def run(
         raise UsageError(f"Received repeats={repeats} and budget={budget}, expected at least 1, and more than 0.")
     planned = plan(doctor.examine(frameworks=()), devices=devices, backends=backends)
     sizes = _batch_sizes(recipe, planned.devices, batch_sizes)
-    output = _make_folder(output or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}")
+    output = make_folder(output or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}")
     progress.info(
         f"{recipe.model} on {source_name}: {images:,} training images at {recipe.image_size}x{recipe.image_size}"
     )
@@ -188,15 +188,6 @@ def run(
     with atomic_file(output / "compare.txt") as temporary:
         temporary.write_text("\n".join([comparison.table, "", *comparison.summary, ""]), encoding="utf-8")
     return comparison
-
-
-def _make_folder(path: Path) -> Path:
-    """Before anything is measured: what cannot be written would be lost."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"Output {path} cannot be a folder: {error.strerror}.") from None
-    return path
 
 
 def _count(progress: Progress, total: int, done: int) -> None:

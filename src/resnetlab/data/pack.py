@@ -183,6 +183,11 @@ def prepare_pack(
     )
 
 
+def spread(indices: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of them, evenly spread: files lie class by class."""
+    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
+
+
 def _key(source: Source, size: int, interpolation: Interpolation, whole: bool) -> str:
     """A hash of the settings and of the files' metadata, or of the pixels if the source is an array."""
     digest = hashlib.sha256()

@@ -30,7 +30,7 @@ from PIL import Image
 from resnetlab import environment
 from resnetlab.atomic import atomic_folder, without_dots
 from resnetlab.data import preprocess
-from resnetlab.data.pack import Pack
+from resnetlab.data.pack import Pack, spread
 from resnetlab.errors import ResnetlabError, UsageError, unknown_name
 from resnetlab.evaluation.logits import centre_crop, predict_logits
 from resnetlab.evaluation.metrics import softmax
@@ -238,11 +238,6 @@ def _image_file(pack: Pack, index: int, temporary: Path) -> Path:
         file = temporary / f"{index}.png"
         Image.fromarray(pack.images[index]).save(file, compress_level=1)
     return file
-
-
-def spread(indices: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of them, evenly spread: files lie class by class."""
-    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
 
 
 def _versions(format: str) -> dict[str, str]:

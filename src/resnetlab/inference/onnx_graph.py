@@ -141,12 +141,17 @@ def _normalize(graph: _Graph, layer: Normalize, x: str) -> str:
     return graph.cast(x, graph.dtype, "image_half") if graph.dtype == np.float16 else x
 
 
-def _convolution(graph: _Graph, layer: Conv2D, x: str) -> str:
-    kernel, half = _array(layer.kernel), layer.kernel_size // 2  # (k, k, in / groups, out)
-    before = layer.input._keras_history.operation
+def _kernel(layer: keras.layers.Layer, variable: keras.Variable) -> np.ndarray:
+    """A kernel (k, k, in / groups, out) as ONNX has it: (out, in / groups, k, k); reversed after BGR preprocessing."""
+    kernel, before = _array(variable), layer.input._keras_history.operation
     if isinstance(before, Normalize) and before.preprocessing == "caffe":
         kernel = kernel[:, :, ::-1]
-    inputs = [x, graph.constant(f"{layer.name}/kernel", kernel.transpose(3, 2, 0, 1))]
+    return kernel.transpose(3, 2, 0, 1)
+
+
+def _convolution(graph: _Graph, layer: Conv2D, x: str) -> str:
+    half = layer.kernel_size // 2
+    inputs = [x, graph.constant(f"{layer.name}/kernel", _kernel(layer, layer.kernel))]
     if layer.use_bias:
         inputs.append(graph.constant(f"{layer.name}/bias", _array(layer.bias)))
     return graph.node(
@@ -161,11 +166,7 @@ def _convolution(graph: _Graph, layer: Conv2D, x: str) -> str:
 
 
 def _whitening(graph: _Graph, layer: PatchWhitening, x: str) -> str:
-    before = layer.input._keras_history.operation
-    kernel = _array(layer.components)
-    if before.preprocessing == "caffe":
-        kernel = kernel[:, :, ::-1]
-    inputs = [x, graph.constant(f"{layer.name}/components", kernel.transpose(3, 2, 0, 1))]
+    inputs = [x, graph.constant(f"{layer.name}/components", _kernel(layer, layer.components))]
     return graph.node("Conv", [*inputs, graph.constant(f"{layer.name}/bias", _array(layer.bias))], layer.name)
 
 

@@ -104,8 +104,8 @@ def make_trainer(
     inputs = {"image": keras.Input((side, side, 3), name="image")}
     for name, shape in stream.augmentation.shapes().items():
         inputs[name] = keras.Input(shape, name=name)
-    side = recipe.training_side(step // stream.steps_per_epoch + 1)
-    augmented = Augment(stream.augmentation, side, name="augment")(inputs)
+    reduced = recipe.training_side(step // stream.steps_per_epoch + 1)
+    augmented = Augment(stream.augmentation, reduced, name="augment")(inputs)
     if "keep" in inputs:
         augmented = SupplyMasks(network, name="masks")(augmented, inputs["keep"])
     if recipe.ema:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
+from resnetlab.data.pack import spread
 from resnetlab.errors import ResnetlabError
 from resnetlab.models.layers import PatchWhitening
 
@@ -22,7 +23,7 @@ def initialize_whitening(network: keras.Model, images: np.ndarray, indices: np.n
     layer = next((each for each in network.layers if isinstance(each, PatchWhitening)), None)
     if layer is None:
         return
-    chosen = indices[np.linspace(0, len(indices) - 1, min(IMAGES, len(indices)), dtype=int)]
+    chosen = spread(indices, IMAGES)
     normalize, moments, count = network.get_layer("normalize"), np.zeros((12, 12)), 0
     for start in range(0, len(chosen), CHUNK):
         part = np.asarray(images[chosen[start : start + CHUNK]], np.float32)
