@@ -165,6 +165,9 @@ def test_a_split_goes_and_comes(tmp_path: Path) -> None:
     run.write_split([('a "quoted", name\nin two lines.jpg', "cät", "train", "00ff"), ("b.jpg", "dog", "test", "01")])
     assert run.split() == {"00ff": "train", "01": "test"}
     (run.path / "split.csv").write_text("a;b\n1;2\n")
+    with pytest.raises(ResnetlabError, match=r"split\.csv is damaged.*checksum"):
+        run.split()
+    run.update(split_sha256=None)  # a run of an earlier version
     with pytest.raises(ResnetlabError, match=r"split\.csv cannot be read"):
         run.split()
 
@@ -174,7 +177,8 @@ def test_weights_are_the_best_there_are(tmp_path: Path) -> None:
     with pytest.raises(ResnetlabError, match=r"no weights yet.*--resume"):
         run.weights()
     run.save("last.weights.h5", lambda path: path.write_bytes(b"last") and None)
-    assert run.weights() == run.last_weights
+    with pytest.raises(ResnetlabError, match=r"best\.weights\.h5 is missing.*copy last\.weights\.h5"):
+        run.weights()
     run.save("best.weights.h5", lambda path: path.write_bytes(b"best") and None)
     assert run.weights() == run.best_weights
 

@@ -1,4 +1,8 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and locks that a dead process does not hold.
+
+After a power cut, a file or folder is the old one or the new one: its content is flushed to the disk before it is
+renamed, and its parent folder after that.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +10,57 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from resnetlab.errors import ResnetlabError, UsageError
+from filelock import FileLock, Timeout
 
-ABANDONED = 24 * 3600  # seconds after which an unfinished temporary folder is removed
+from resnetlab.errors import UsageError, WriteError
+
+_BUILDING, _REPLACED, _LOCK = ".resnetlab-new-", ".resnetlab-old-", ".lock"
+_UNUSED = 3600  # seconds after which a lock file without a folder is removed: its folder was about to be made
 
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to. On success the file replaces `target`; on an exception it is deleted."""
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
+    """Yield a temporary path to write to. On success the file replaces `target`; on an exception it is deleted.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    suffix = "".join(target.suffixes)[-32:]  # kept, as writers may look at it
+    temporary = target.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}{suffix}")
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         os.replace(temporary, target)
+        _sync(target.parent)
     except OSError as error:
-        raise ResnetlabError(f"Cannot write {target}: {error.strerror or error}.") from error
+        raise WriteError(f"Cannot write {target}: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in `folder`, which no other process may write to."""
+    for file in folder.glob(".tmp-*-*"):
+        process = file.name.split("-")[1]
+        if process.isdecimal() and not _runs(int(process)):
+            file.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether another process with this number runs on this machine."""
+    if process == os.getpid():  # numbers are used again, in containers at once
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        pass
+    return True
 
 
 @contextmanager
@@ -42,19 +75,46 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder.parent)
     token = uuid.uuid4().hex[:8]
-    building = folder.with_name(f".resnetlab-new-{token}")
-    replaced = folder.with_name(f".resnetlab-old-{token}")
-    building.mkdir()
+    building = folder.with_name(_BUILDING + token)
+    replaced = folder.with_name(_REPLACED + token)
+    with locked(_lock_of(building)):
+        building.mkdir()
+        try:
+            yield building
+            for path in building.rglob("*"):
+                _sync(path)
+            _sync(building)
+            if replace and folder.exists():
+                folder.rename(replaced)
+            building.rename(folder)
+            _sync(folder.parent)
+        finally:
+            if replaced.exists() and not folder.exists():
+                replaced.rename(folder)
+            for rest in (building, replaced):
+                shutil.rmtree(rest, ignore_errors=True)
+            _lock_of(building).unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock `file`, which the system releases when the process ends, however it ends.
+
+    Args:
+        waiting: called once where another process holds it, before waiting for it; by default TimeoutError is raised.
+    """
+    lock = FileLock(file, timeout=0)
     try:
-        yield building
-        if replace and folder.exists():
-            folder.rename(replaced)
-        building.rename(folder)
+        lock.acquire()
+    except Timeout:
+        if waiting is None:
+            raise TimeoutError(f"{file} is held by another process") from None
+        waiting()
+        lock.acquire(timeout=-1)
+    try:
+        yield
     finally:
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
-        for rest in (building, replaced):
-            shutil.rmtree(rest, ignore_errors=True)
+        lock.release()
 
 
 def make_folder(path: Path) -> Path:
@@ -71,12 +131,39 @@ def without_dots(folder: Path) -> Path:
     return folder.resolve() if folder.name in ("", "..") else folder
 
 
+def _lock_of(building: Path) -> Path:
+    return building.with_name(building.name + _LOCK)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders, and writes their entries itself
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _sweep(parent: Path) -> None:
     """Remove unfinished folders of killed processes, but not the folders they replaced, which may be the only copy."""
-    for building in parent.glob(".resnetlab-new-*"):
-        try:
-            abandoned = time.time() - building.stat().st_mtime > ABANDONED
-        except OSError:  # it has just been finished
+    for building in parent.glob(f"{_BUILDING}*"):
+        if building.name.endswith(_LOCK):
+            _remove_unused_lock(building)
             continue
-        if abandoned:
-            shutil.rmtree(building, ignore_errors=True)
+        try:
+            with locked(_lock_of(building)):
+                shutil.rmtree(building, ignore_errors=True)
+                _lock_of(building).unlink(missing_ok=True)
+        except (TimeoutError, OSError):  # a living process builds it, or it is not ours to remove
+            continue
+
+
+def _remove_unused_lock(lock: Path) -> None:
+    """Remove the lock of a process that was killed before it had made its folder."""
+    try:
+        if time.time() - lock.stat().st_mtime > _UNUSED and not lock.with_name(lock.name[: -len(_LOCK)]).exists():
+            lock.unlink()
+    except OSError:
+        pass

@@ -23,6 +23,10 @@ class ResnetlabError(Exception):
     exit_code = 1
 
 
+class WriteError(ResnetlabError):
+    """A file cannot be written: no space, no permission, a disk that failed."""
+
+
 class UsageError(ResnetlabError):
     """The request itself is wrong: an unknown name, a value out of range (exit code 2)."""
 

@@ -9,17 +9,21 @@ import.json         for imported weights: their origin, and how they were checke
 metrics.jsonl       one line per epoch
 best.weights.h5     the weights with the lowest validation loss (the last ones without validation)
 last.weights.h5     the weights after the last finished epoch
-checkpoint.npz      the whole state of training, for --resume
+checkpoints/        the whole state of training at the last few checkpoints, for --resume
+.lock               held by the process that trains
 evaluation.json, predictions.npz, curves.png, confusion.png, reliability.png
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -28,7 +32,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, InstanceOf, ValidationError
 
 from resnetlab import environment, results
-from resnetlab.atomic import atomic_file
+from resnetlab.atomic import atomic_file, locked, remove_leftovers
+from resnetlab.checksums import add_checksum
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.recipes import Recipe
 
@@ -58,6 +63,7 @@ class RunInfo(BaseModel):
         origin_unknown: whether the initial weights were trained on images that are not recorded.
         backend, device, device_name: those of the most recent training session.
         log: loggers that training and evaluation also write to, such as "tensorboard".
+        split_sha256: checksum of split.csv; None in runs of earlier versions.
         step, epoch: number of finished steps and epochs.
         best_epoch: the epoch of best.weights.h5, from 1; 0 before the first.
     """
@@ -79,6 +85,7 @@ class RunInfo(BaseModel):
     device: str | None = None
     device_name: str | None = None
     log: tuple[str, ...] = ()
+    split_sha256: str | None = None
     step: int = 0
     epoch: int = 0
     best_epoch: int = 0
@@ -111,7 +118,7 @@ class RunFolder:
         self.recipe_file = path / "recipe.json"
         self.best_weights = path / "best.weights.h5"
         self.last_weights = path / "last.weights.h5"
-        self.checkpoint = path / "checkpoint.npz"
+        self.checkpoints = path / "checkpoints"
         self.metrics_file = path / "metrics.jsonl"
 
     @classmethod
@@ -185,11 +192,36 @@ class RunFolder:
         except UsageError as error:
             raise ResnetlabError(f"{self.recipe_file} is damaged, or of another version. {error}") from None
 
+    @contextmanager
+    def training_lock(self) -> Iterator[None]:
+        """Hold the run for training; what killed processes have left half-written is removed.
+
+        Raises:
+            UsageError: another process trains it.
+        """
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.path / ".lock"))
+                for folder in (self.path, self.checkpoints):
+                    remove_leftovers(folder)
+            except TimeoutError:
+                raise UsageError(
+                    f"Another process is training {self.path}. Wait for it, stop it, or choose another folder with "
+                    "--run."
+                ) from None
+            except OSError as error:
+                raise ResnetlabError(f"{self.path} cannot be locked for training: {error.strerror or error}.") from None
+            yield
+
     def weights(self) -> Path:
-        """The best weights there are. Raises ResnetlabError if the run has not finished its first epoch."""
-        for path in (self.best_weights, self.last_weights):
-            if path.exists():
-                return path
+        """The best weights. Raises ResnetlabError if the run has not finished its first epoch, or they are missing."""
+        if self.best_weights.exists():
+            return self.best_weights
+        if self.last_weights.exists():
+            raise ResnetlabError(
+                f"{self.best_weights} is missing. The weights of the last epoch are there: to use them instead, copy "
+                f"{self.last_weights.name} to {self.best_weights.name}."
+            )
         raise ResnetlabError(
             f"{self.path} has no weights yet: no epoch was finished. Resume it with "
             f"`resnetlab train --resume {shlex.quote(str(self.path))}`."
@@ -225,17 +257,31 @@ class RunFolder:
 
     def write_split(self, rows: Iterable[tuple[str, str, str, str]]) -> None:
         """Rows of (name, class name, subset, content hash)."""
-        with (
-            atomic_file(self.path / "split.csv") as temporary,
-            temporary.open("w", newline="", encoding="utf-8", errors=UNDECODABLE) as file,
-        ):
-            writer = csv.writer(file)
-            writer.writerow(("name", "class", "subset", "hash"))
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(("name", "class", "subset", "hash"))
+        writer.writerows(rows)
+        content = text.getvalue().encode("utf-8", errors=UNDECODABLE)
+        self.update(split_sha256=hashlib.sha256(content).hexdigest())
+        with atomic_file(self.path / "split.csv") as temporary:
+            temporary.write_bytes(content)
 
     def split(self) -> dict[str, str]:
         """Subset by content hash, as it was when the run began."""
+        expected = self.info().split_sha256
+        if expected is not None and self._sha256("split.csv") != expected:
+            raise ResnetlabError(
+                f"{self.path / 'split.csv'} is damaged: it is not what was saved, by its checksum. Without it, it is "
+                "not known which images the run was trained on. Restore it from a copy."
+            )
         return self._read_subsets("split.csv")
+
+    def _sha256(self, name: str) -> str:
+        try:
+            with (self.path / name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ResnetlabError(f"{self.path / name} cannot be read: {error}.") from None
 
     def write_ancestors(self, origin: RunFolder) -> None:
         """Record the subset of each image in `origin` and its ancestors, as those folders may be moved or deleted."""
@@ -276,7 +322,7 @@ class RunFolder:
         try:
             with (self.path / name).open(newline="", encoding="utf-8") as file:
                 return {row["hash"]: row["subset"] for row in csv.DictReader(file)}
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, csv.Error) as error:
             raise ResnetlabError(f"{self.path / name} cannot be read: {error}.") from None
 
     def save(self, name: str, write: Callable[[Path], None]) -> None:
@@ -285,12 +331,11 @@ class RunFolder:
             write(temporary)
 
     def save_weights(self, name: str, network: Any) -> None:
-        """Save the weights of a Keras model, atomically."""
+        """Save the weights of a Keras model with a checksum, atomically; `name` ends in ".weights.h5"."""
 
         def write(path: Path) -> None:
-            named = path.with_name(path.name + ".weights.h5")  # Keras requires this suffix
-            network.save_weights(named)
-            named.replace(path)
+            network.save_weights(path)
+            add_checksum(path)
 
         self.save(name, write)
 

@@ -21,6 +21,7 @@ from resnetlab.recipes import recipe as find_recipe
 from resnetlab.report import loggers
 from resnetlab.run import Run
 from resnetlab.run_folder import RunFolder, RunInfo
+from resnetlab.training.interval import Interval
 from resnetlab.training.resume import check_resumable, extend
 from resnetlab.weights.importing import import_to_cache, import_weights
 
@@ -53,6 +54,8 @@ def train(
     weights: PathOrStr | Run | None = None,
     run: PathOrStr | None = None,
     resume: PathOrStr | Run | None = None,
+    force_resume: bool = False,
+    checkpoint_every: str = "5m",
     log: str | Sequence[str] | None = (),
     allow_losses: bool = False,
     backend: str | None = None,
@@ -70,7 +73,11 @@ def train(
         recipe: a recipe's name, a .toml or .json file, or a `Recipe`; the default depends on the data.
         weights: initial weights: a run, or a `source` of `from_pretrained`. The default recipe is then "finetune".
         run: folder of the run; by default runs/DATA-MODEL-TIME.
-        resume: a run to continue with its own recipe; of its fields, only `epochs` may change.
+        resume: a run to continue with its own recipe; of its fields, only `epochs` may change. "latest" is the newest
+            below runs/.
+        force_resume: continue although recipe.json or the images were changed since.
+        checkpoint_every: what a killed process loses at most: "5m", "90s", or a number of steps, "500". There is a
+            checkpoint after each epoch too.
         log: of "tensorboard", "wandb", "mlflow" and "csv": where epochs, evaluation and plots are logged too. A
             resumed run keeps its own.
         allow_losses: a class may lose most of its images to the audit.
@@ -90,6 +97,7 @@ def train(
     """
     report = make_progress(progress)
     log = loggers.check_loggers(log)
+    every = Interval.parse(checkpoint_every)
     start_on: dict[str, Any] = {"backend": backend, "device": device, "report": report}
     if resume is not None:
         if (recipe, weights, run) != (None, None, None) or log:
@@ -97,14 +105,16 @@ def train(
                 "A resumed run keeps its own recipe, weights, folder and loggers: leave them out. To train "
                 "with another recipe from its weights: `resnetlab train DATA --weights RUN`."
             )
-        job = _resume(_run_folder(resume), data, fields, **start_on)
+        job = _resume(_resumed_folder(resume), data, fields, force=force_resume, **start_on)
+    elif force_resume:
+        raise UsageError("force_resume is for resumed runs: give resume too.")
     else:
         if run is not None:
             RunFolder.require_empty(Path(run))
         prepared = _prepare(data, recipe, weights, fields, allow_losses=allow_losses, **start_on)
         job = _create(prepared, str(data), run, log, allow_losses=allow_losses)
     report.info(f"run folder {job.folder.path}")
-    _train(job, report, resume=resume is not None)
+    _train(job, report, every, resume=resume is not None, force=force_resume)
     return Run(job.folder, backend=job.started.backend, device=device)
 
 
@@ -571,12 +581,13 @@ def _resume(
     data: PathOrStr | None,
     changes: Mapping[str, Any],
     *,
+    force: bool,
     backend: str | None,
     device: str,
     report: Progress,
 ) -> _Job:
     check_resumable(folder, changes)
-    source, pack = open_run_data(folder, None if data is None else str(data), progress=report)
+    source, pack = open_run_data(folder, None if data is None else str(data), progress=report, allow_changes=force)
     recipe = folder.recipe()
     started = start(backend or folder.info().backend, device, progress=report, precision=recipe.precision)
     changed, notes = extend(folder, recipe, pack, changes)
@@ -587,13 +598,22 @@ def _resume(
     return _Job(folder, changed, pack, started)
 
 
-def _train(job: _Job, report: Progress, *, resume: bool) -> None:
+def _train(job: _Job, report: Progress, every: Interval, *, resume: bool, force: bool) -> None:
     from resnetlab.training import trainer
 
     opened = loggers.open_loggers(job.folder)
     report = loggers.LoggedProgress(report, opened) if opened else report
     try:
-        trainer.train(job.pack, job.recipe, job.folder, progress=report, resume=resume, network=job.network)
+        trainer.train(
+            job.pack,
+            job.recipe,
+            job.folder,
+            progress=report,
+            resume=resume,
+            force=force,
+            network=job.network,
+            every=every,
+        )
     finally:
         for logger in opened:
             logger.close()
@@ -633,6 +653,16 @@ def _describe(
 
 def _run_folder(run: PathOrStr | Run) -> RunFolder:
     return run.folder if isinstance(run, Run) else RunFolder.open(Path(run))
+
+
+def _resumed_folder(run: PathOrStr | Run) -> RunFolder:
+    """The run to resume; "latest" is the newest one below runs/, where there is no folder of this name."""
+    if run != "latest" or Path("latest").exists():
+        return _run_folder(run)
+    trained = [found for found in list_runs() if found.status != "imported"]
+    if not trained:
+        raise UsageError("There is no run below runs/ to resume. Give its folder, or train a new one.")
+    return RunFolder.open(trained[0].path)
 
 
 # ------------------------------------------------------------------------------------------------ weights in

@@ -74,7 +74,16 @@ NewRun = Annotated[
     Path | None, typer.Option("--run", metavar="FOLDER", help="Of the run; default: runs/DATA-MODEL-TIME.")
 ]
 Resume = Annotated[
-    Path | None, typer.Option(metavar="RUN", help="Resume an interrupted run, or a finished one with more --epochs.")
+    Path | None,
+    typer.Option(
+        metavar="RUN", help="Resume an interrupted run, or a finished one with more --epochs; latest: the newest run."
+    ),
+]
+ForceResume = Annotated[
+    bool, typer.Option("--force-resume", help="Resume although recipe.json or the images were changed since.")
+]
+CheckpointEvery = Annotated[
+    str, typer.Option(metavar="TIME", help="What a killed run loses at most: 5m, 90s, or a number of steps.")
 ]
 Log = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Log to tensorboard, wandb, mlflow or csv; may be repeated.")

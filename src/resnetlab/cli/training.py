@@ -15,9 +15,11 @@ from resnetlab.cli.options import (
     AllowLosses,
     Backend,
     BatchSize,
+    CheckpointEvery,
     Device,
     DryRun,
     Epochs,
+    ForceResume,
     ImageSize,
     Json,
     LearningRate,
@@ -60,6 +62,8 @@ def train(
     weights: Weights = None,
     run_folder: NewRun = None,
     resume: Resume = None,
+    force_resume: ForceResume = False,
+    checkpoint_every: CheckpointEvery = "5m",
     log: Log = None,
     dry_run: DryRun = False,
     allow_losses: AllowLosses = False,
@@ -91,7 +95,15 @@ def train(
         else:
             progress.info(plan.summary)
         return
-    run = tasks.train(data, run=run_folder, resume=resume, log=log or (), **options)
+    run = tasks.train(
+        data,
+        run=run_folder,
+        resume=None if resume is None else str(resume),
+        force_resume=force_resume,
+        checkpoint_every=checkpoint_every,
+        log=log or (),
+        **options,
+    )
     if run.status == "interrupted":
         sys.exit(130)
     if {"test", "validation"} & set(run.folder.split().values()):

@@ -86,9 +86,19 @@ def describe_split(source: Source, recipe: Recipe, pack: Pack | None = None, *, 
 
 
 def open_run_data(
-    folder: RunFolder, data: str | None = None, *, progress: Progress, download: bool = True
+    folder: RunFolder,
+    data: str | None = None,
+    *,
+    progress: Progress,
+    download: bool = True,
+    allow_changes: bool = False,
 ) -> tuple[Source, Pack]:
     """The data that a run was trained on, at `data` if it was moved.
+
+    Args:
+        download: as in `resolve`.
+        allow_changes: the images may have changed since: those that the run knows keep their subset, others are new,
+            and the run's split is replaced.
 
     Raises:
         UsageError: the weights were imported, so the run has no data.
@@ -114,13 +124,44 @@ def open_run_data(
         known=data is None,
         download=download,
     )
-    if folder.split() != {digest: subset for _, _, subset, digest in split_rows(pack)}:
+    before, now = folder.split(), {digest: subset for _, _, subset, digest in split_rows(pack)}
+    if before != now and allow_changes:
+        return source, _split_anew(folder, source, progress)
+    if before != now:
         raise ResnetlabError(
             f"The images of {source.location} are not those that {folder.path} was trained on: files were added, "
-            "removed or changed. Restore them, train on them from this run's weights: `resnetlab train DATA --weights "
-            f"{named}`, or evaluate on them as other data: `resnetlab evaluate {named} DATA`."
+            f"removed or changed ({_difference(before, now)}). Restore them, train on them from this run's weights: "
+            f"`resnetlab train DATA --weights {named}`, or evaluate on them as other data: `resnetlab evaluate {named} "
+            "DATA`."
         )
     return source, pack
+
+
+def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """How the images of two splits differ, in words."""
+    added, removed = len(now.keys() - before.keys()), len(before.keys() - now.keys())
+    moved = sum(now[digest] != subset for digest, subset in before.items() if digest in now)
+    return f"{added:,} new, {removed:,} gone, {moved:,} in another subset"
+
+
+def _split_anew(folder: RunFolder, source: Source, progress: Progress) -> Pack:
+    """The pack of data that has changed, where images that the run knows keep their subset; the run's split is it."""
+    before = folder.split()
+    pack = prepare_pack(
+        source,
+        folder.recipe(),
+        inherited=folder.used_images(),
+        allow_losses=folder.info().allow_losses,
+        progress=lambda done, total: progress.count("decoding", done, total),
+    )
+    rows = split_rows(pack)
+    progress.warning(
+        f"The images have changed since the run began ({_difference(before, {row[3]: row[2] for row in rows})}): it is "
+        "no longer what a single run would give."
+    )
+    folder.write_ancestors(folder)
+    folder.write_split(rows)
+    return pack
 
 
 def split_rows(pack: Pack) -> list[tuple[str, str, str, str]]:

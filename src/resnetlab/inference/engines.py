@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resnetlab.checksums import verify_checksum
 from resnetlab.environment import usable_cores
 from resnetlab.errors import ResnetlabError
 from resnetlab.run_folder import RunFolder
@@ -40,12 +41,13 @@ def require_packages(kind: str) -> None:
 
 
 def load_network(run: RunFolder, *, precision: str = "float32") -> keras.Model:
-    """The network of a run with its best weights. Raises ResnetlabError where they do not fit, or cannot be read."""
+    """The network of a run with its best weights. Raises ResnetlabError where they do not fit, or are damaged."""
     from resnetlab.models.from_recipe import build_network
 
     recipe = run.recipe().changed(precision=precision)
     network = build_network(recipe, len(run.info().class_names))
     weights = run.weights()
+    verify_checksum(weights)
     try:
         with warnings.catch_warnings():  # beside its error, Keras warns of each part that does not fit
             warnings.simplefilter("ignore", UserWarning)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -36,6 +38,33 @@ def check_resumable(folder: RunFolder, changes: Mapping[str, Any]) -> None:
         raise UsageError(
             f"{folder.path} was ended by early stopping after epoch {done} of {recipe.epochs}: more epochs do not "
             f"resume it. Train from its weights: `resnetlab train DATA --weights {named}`."
+        )
+
+
+def fingerprint(recipe: Recipe, pack: Pack) -> dict[str, Any]:
+    """What a checkpoint belongs to: the recipe without the number of epochs, and a hash of the training images."""
+    indices = pack.indices("train")
+    images = [[pack.hashes[i], int(pack.labels[i])] for i in indices]
+    digest = hashlib.sha256(json.dumps([pack.class_names, images]).encode("utf-8", "backslashreplace"))
+    return {"recipe": recipe.model_dump(mode="json", exclude={"epochs"}), "data": digest.hexdigest()}
+
+
+def require_same_origin(saved: Mapping[str, Any] | None, current: Mapping[str, Any], *, force: bool) -> None:
+    """Raise UsageError where a checkpoint belongs to another recipe or to other images; checkpoints of 0.1 pass."""
+    if saved is None or force:
+        return
+    before, now = saved["recipe"], current["recipe"]
+    changed = [
+        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if saved["data"] != current["data"]:
+        changed.append("the training images")
+    if changed:
+        raise UsageError(
+            f"Since the checkpoint was written, these have changed: {'; '.join(changed)}. Restore them, or resume with "
+            "--force-resume: the run is then no longer what its recipe says."
         )
 
 

@@ -9,23 +9,23 @@ step (`transfer.py`).
 from __future__ import annotations
 
 import shlex
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import keras
 import numpy as np
 
 from resnetlab import backend
+from resnetlab.checksums import verify_checksum
 from resnetlab.data.augment import Augment
 from resnetlab.data.augmentation import Augmentation
 from resnetlab.data.pack import Pack
 from resnetlab.data.stream import Stream, balanced_weights
-from resnetlab.errors import ResnetlabError
+from resnetlab.errors import ResnetlabError, WriteError, first_informative_line, is_out_of_memory
 from resnetlab.evaluation.logits import predict_logits
 from resnetlab.evaluation.metrics import evaluate_logits
 from resnetlab.models.from_recipe import build_network, resolve_architecture
@@ -35,7 +35,12 @@ from resnetlab.recipes import Recipe
 from resnetlab.run_folder import RunFolder, Status
 from resnetlab.training import checkpoint, transfer
 from resnetlab.training.averages import Averages
+from resnetlab.training.checkpoint import Checkpoints
+from resnetlab.training.divergence import first_nonfinite_weight, locate
+from resnetlab.training.interval import EVERY_FIVE_MINUTES, Interval
 from resnetlab.training.optimizers import make_optimizer
+from resnetlab.training.resume import fingerprint, require_same_origin
+from resnetlab.training.steps import StepCallback, metric_values, stop_requests
 from resnetlab.training.whitening import initialize_whitening
 
 Record = dict[str, Any]
@@ -136,19 +141,20 @@ def require_validation(recipe: Recipe, pack: Pack) -> None:
 
 @dataclass
 class TrainState:
-    """The state of a run besides its variables: what a checkpoint stores as `progress`, and the finished epochs."""
+    """The state of a run besides its variables, as a checkpoint stores it."""
 
     step: int = 0
     best_epoch: int = 0  # from 1; 0 before the first
     best_loss: float | None = None  # validation loss; without validation -step, so that the last epoch is the best
-    records: list[Record] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)  # of the finished epochs
 
     @classmethod
-    def of(cls, progress: Mapping[str, Any], records: list[Record]) -> TrainState:
+    def of(cls, progress: Mapping[str, Any], run: RunFolder, steps_per_epoch: int) -> TrainState:
+        """The state in a checkpoint; one of version 0.1 has no records, which are then those of metrics.jsonl."""
+        records = progress.get("records")
+        if records is None:
+            records = run.metrics()[: progress["step"] // steps_per_epoch]
         return cls(progress["step"], progress["best_epoch"], progress["best_loss"], records)
-
-    def progress(self) -> dict[str, Any]:
-        return {"step": self.step, "best_epoch": self.best_epoch, "best_loss": self.best_loss}
 
 
 def train(
@@ -158,19 +164,27 @@ def train(
     *,
     progress: Progress,
     resume: bool = False,
+    force: bool = False,
     network: keras.Model | None = None,
+    every: Interval = EVERY_FIVE_MINUTES,
 ) -> Status:
     """Train until all epochs are finished, early stopping triggers, or the process receives a stop signal.
 
-    `network` is one of `build_network`, with its initial weights (`transfer.load_backbone`); by default it is new.
+    Args:
+        resume: from the newest checkpoint that is whole.
+        force: resume although the recipe or the data are not those of the checkpoint.
+        network: one of `build_network`, with its initial weights (`transfer.load_backbone`); by default it is new.
+        every: how often a checkpoint is written within an epoch; there is one after each epoch too.
 
     Returns:
         "finished", or "interrupted" after SIGINT or SIGTERM: then the step in progress is finished and the state is
         saved, and a call with `resume=True` continues with the very next step.
 
     Raises:
-        ResnetlabError: the loss is no longer finite (the weights of the best epoch stay), or nothing to resume.
-        UsageError: the recipe freezes stages that the network lacks, or weights that are not given.
+        ResnetlabError: the loss is no longer finite (the weights of the best epoch stay), nothing to resume, no space
+            on the disk, not enough memory.
+        UsageError: the recipe freezes stages that the network lacks, or weights that are not given; another process
+            trains the run; the recipe or the data are not those of the checkpoint.
     """
     require_validation(recipe, pack)
     if network is None:
@@ -179,17 +193,18 @@ def train(
         network = build_network(recipe, len(pack.class_names))
         if not resume:
             initialize_whitening(network, pack.images, pack.indices("train"))
-    training = _Training(pack, recipe, run, network, progress, resume=resume)
-    run.update(status="started")
-    progress.start(recipe.epochs, training.steps, recipe.batch_size, training.state.step)
-    try:
-        with _stop_requests() as stop:
-            while not training.is_over():
-                if not training.run_epoch(stop):
-                    return "interrupted"
-    finally:
-        progress.stop()
-    run.update(status="finished")
+    with run.training_lock():
+        training = _Training(pack, recipe, run, network, progress, every, resume=resume, force=force)
+        run.update(status="started")
+        progress.start(recipe.epochs, training.steps, recipe.batch_size, training.state.step)
+        try:
+            with stop_requests() as stop, training.explained_failures():
+                while not training.is_over():
+                    if not training.run_epoch(stop):
+                        return "interrupted"
+        finally:
+            progress.stop()
+        run.update(status="finished")
     return "finished"
 
 
@@ -197,21 +212,50 @@ class _Training:
     """A run during training: the compiled model of the current phase, the batches, and the state."""
 
     def __init__(
-        self, pack: Pack, recipe: Recipe, run: RunFolder, network: keras.Model, progress: Progress, *, resume: bool
+        self,
+        pack: Pack,
+        recipe: Recipe,
+        run: RunFolder,
+        network: keras.Model,
+        progress: Progress,
+        every: Interval,
+        *,
+        resume: bool,
+        force: bool,
     ) -> None:
         self.pack, self.recipe, self.run, self.network, self.progress = pack, recipe, run, network, progress
+        self.every = every
         self.stream = make_stream(recipe, pack)
         self.steps = self.stream.steps_per_epoch
         self.validation = pack.indices("validation")
+        self.checkpoints = Checkpoints(run)
+        self.origin = fingerprint(recipe, pack)
         self.state = TrainState()
+        self.saved = time.monotonic()  # when the last checkpoint was written
         if resume:
-            saved, arrays = checkpoint.read(run.checkpoint)
-            self.state = TrainState.of(saved, run.metrics()[: saved["step"] // self.steps])
+            saved, arrays = self.checkpoints.newest(progress.warning)
+            require_same_origin(saved.get("origin"), self.origin, force=force)
+            self.state = TrainState.of(saved, run, self.steps)
         self.trainer = make_trainer(network, recipe, self.stream, step=self.state.step)
         if resume:
             checkpoint.restore(self.trainer, arrays)
+            self._restore_files()
+        else:
+            self._save()  # so that a run that is killed early can be resumed, and divergence be traced
         # Metrics of the interrupted epoch, to be restored: Keras resets its metrics at the start of an epoch.
-        self.partial = _metric_values(self.trainer) if self.state.step % self.steps else None
+        self.partial = metric_values(self.trainer) if self.state.step % self.steps else None
+
+    def _restore_files(self) -> None:
+        """Make the other files of the run those of the checkpoint; a later epoch may have been recorded before."""
+        state = self.state
+        self.run.write_metrics(state.records)
+        self.run.update(step=state.step, epoch=len(state.records), best_epoch=state.best_epoch)
+        if not state.best_epoch:
+            return
+        try:
+            verify_checksum(self.run.weights())
+        except ResnetlabError as error:
+            self.progress.warning(f"The weights of the best epoch, {state.best_epoch}, are lost. {error}")
 
     def is_over(self) -> bool:
         """Whether all epochs are finished, or early stopping ends the run."""
@@ -227,7 +271,7 @@ class _Training:
             self.progress.info(f"All stages are trained from epoch {epoch} on")
         record = self._train_steps(epoch, stop)
         if record is None:
-            checkpoint.save(self.run.checkpoint, self.trainer, state.progress())
+            self._save()
             self.run.update(status="interrupted", step=state.step)
             named = shlex.quote(str(self.run.path))
             self.progress.info(f"Stopped at step {state.step}. Resume with: `resnetlab train --resume {named}`")
@@ -241,40 +285,66 @@ class _Training:
         self.run.write_metrics(state.records)
         if epoch == recipe.frozen_epochs:  # before the checkpoint, which is of the phase that its step is in
             self.trainer = make_trainer(self.network, recipe, self.stream, step=state.step)
-        checkpoint.save(self.run.checkpoint, self.trainer, state.progress())
+        self._save()
         if not self.is_over() and recipe.training_side(epoch + 1) != recipe.training_side(epoch):
+            kept = checkpoint.current_state(self.trainer)
             self.trainer = make_trainer(self.network, recipe, self.stream, step=state.step)
-            checkpoint.restore(self.trainer, checkpoint.read(self.run.checkpoint)[1])
+            checkpoint.restore(self.trainer, kept)
         self.run.update(status="started", step=state.step, epoch=epoch, best_epoch=state.best_epoch)
         self.progress.epoch(record, best=best and bool(len(self.validation)))
         return True
 
+    def _save(self, *, background: bool = False) -> None:
+        progress = asdict(self.state) | {"origin": self.origin}
+        self.checkpoints.save(self.trainer, progress, background=background)
+        self.saved = time.monotonic()
+
     def _train_steps(self, epoch: int, stop: threading.Event) -> Record | None:
         """Run the remaining steps of an epoch; returns its record, or None if a stop was requested meanwhile."""
-        began, first = time.perf_counter(), self.state.step
-        left = epoch * self.steps - first
-        watch = _StepCallback(self.trainer, first, self.progress, stop, self.partial)
+        began, first, last = time.perf_counter(), self.state.step, epoch * self.steps
         spent: list[float] = []
-        batches = backend.prefetch_to_device(self.stream.batches(first, spent=spent))
-        history = self.trainer.fit(batches, steps_per_epoch=left, shuffle=False, verbose=0, callbacks=[watch]).history
-        batches.close()  # type: ignore[attr-defined]
-        self.state.step, self.partial = first + watch.steps, None
-        if watch.steps < left:
-            return None
+        saving = 0.0
+        history = self._run_steps(last, stop, spent)
+        while self.state.step < last:
+            self.partial = metric_values(self.trainer)
+            if stop.is_set():
+                return None
+            paused = time.perf_counter()
+            self._save(background=True)
+            saving += time.perf_counter() - paused
+            history = self._run_steps(last, stop, spent)
         seconds = time.perf_counter() - began
-        record: Record = {
+        return {
             "epoch": epoch,
             "step": self.state.step,
             "loss": history["loss"][-1],
             "accuracy": history["accuracy"][-1],
             "learning_rate": float(self.trainer.optimizer.learning_rate),
-            "images_per_second": left * self.recipe.batch_size / seconds,
+            "images_per_second": (last - first) * self.recipe.batch_size / seconds,
             "seconds": seconds,
             "loading_seconds": sum(spent),
+            "checkpoint_seconds": saving,
         }
-        if not np.isfinite(record["loss"]):
-            raise self._diverged(f"The loss of epoch {epoch} is {record['loss']}")
-        return record
+
+    def _run_steps(self, last: int, stop: threading.Event, spent: list[float]) -> dict[str, list[float]]:
+        """Run steps up to number `last`, the next checkpoint, or a stop request; Keras's history of them."""
+        first = self.state.step
+
+        def pause(steps: int) -> bool:
+            return stop.is_set() or self.every.passed(steps, time.monotonic() - self.saved)
+
+        watch = StepCallback(self.trainer, first, self.progress, pause, self.partial)
+        batches = self._batches(first, spent)
+        left = last - first
+        history = self.trainer.fit(batches, steps_per_epoch=left, shuffle=False, verbose=0, callbacks=[watch]).history
+        batches.close()  # type: ignore[attr-defined]
+        self.state.step, self.partial = first + watch.steps, None
+        if watch.diverged is not None:
+            raise self._diverged_at(first + watch.diverged)
+        return history
+
+    def _batches(self, step: int, spent: list[float] | None = None) -> Iterator[Any]:
+        return backend.prefetch_to_device(self.stream.batches(step, spent=spent))
 
     def _validate(self, epoch: int) -> Record:
         """Loss and accuracy on the validation images; nothing where there are none."""
@@ -290,6 +360,8 @@ class _Training:
     def _keep_weights(self, record: Record) -> bool:
         """Save the weights of an epoch; true where they are the best so far."""
         state = self.state
+        if weight := first_nonfinite_weight(self.network):
+            raise self._diverged(f"After epoch {record['epoch']} the weight {weight} is not finite")
         loss = record.get("val_loss", -state.step)
         best = state.best_loss is None or loss < state.best_loss
         if best:
@@ -298,11 +370,25 @@ class _Training:
         self.run.save_weights("last.weights.h5", self.network)
         return best
 
+    def _diverged_at(self, step: int) -> ResnetlabError:
+        """The error for a loss that is not finite at step number `step`, from 1."""
+        epoch, batch = (step - 1) // self.steps + 1, (step - 1) % self.steps + 1
+        rate = float(self.trainer.optimizer.learning_rate)
+        self.checkpoints.wait()
+        saved, arrays = self.checkpoints.newest(self.progress.warning)
+        self.trainer = make_trainer(self.network, self.recipe, self.stream, step=saved["step"])
+        checkpoint.restore(self.trainer, arrays)
+        found = locate(self.trainer, self.network, self._batches, start=saved["step"], step=step)
+        return self._diverged(
+            f"The loss is not finite at step {step} (epoch {epoch}, batch {batch} of {self.steps}, learning rate "
+            f"{rate:.3g}): {found}"
+        )
+
     def _diverged(self, found: str) -> ResnetlabError:
         self.run.update(status="diverged", step=self.state.step)
         lower = f"{self.recipe.learning_rate / 10:g}"
         advice = (
-            f"{found}: training diverged. --resume would repeat these steps. Start a new run, by the same command with "
+            f"{found}. Training diverged; --resume would repeat these steps. Start a new run, by the same command with "
             f"another --run and with --set learning_rate={lower} or --set warmup=5"
         )
         if self.run.best_weights.exists():
@@ -312,68 +398,31 @@ class _Training:
             )
         return ResnetlabError(f"{advice}.")
 
-
-class _StepCallback(keras.callbacks.Callback):
-    """Reports each step, and ends the epoch after the current step when a stop was requested."""
-
-    async_safe = True  # keeps JAX and PyTorch from waiting for the device at every step
-
-    def __init__(
-        self,
-        trainer: keras.Model,
-        start: int,
-        progress: Progress,
-        stop: threading.Event,
-        partial: list[np.ndarray] | None,
-    ) -> None:
-        super().__init__()
-        # Not `self.model`: on JAX this property writes the state back, while the main thread donates it to a step.
-        self.trainer = trainer
-        self.start, self.progress, self.stop, self.partial = start, progress, stop, partial
-        self.steps = 0  # steps done; the optimizer does not count those whose gradients overflow in float16
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self.partial is not None:  # an epoch that is resumed: Keras has just reset its metrics
-            for variable, value in zip(self.trainer.metrics_variables, self.partial, strict=True):
-                variable.assign(value)
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.steps = max(self.steps, batch + 1)  # calls may overtake each other
-        self.progress.step(self.start + batch + 1, logs or {})
-        if self.stop.is_set():
-            self.trainer.stop_training = True
+    @contextmanager
+    def explained_failures(self) -> Iterator[None]:
+        """Say what to do when the disk is full or memory does not suffice; checkpoints are whole in both cases."""
+        named = shlex.quote(str(self.run.path))
+        try:
+            yield
+            self.checkpoints.wait()
+        except WriteError as error:
+            raise ResnetlabError(
+                f"{error} Training has stopped; the checkpoints before are whole. Make room, then: "
+                f"`resnetlab train --resume {named}`."
+            ) from error
+        except ResnetlabError:
+            raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ResnetlabError(_out_of_memory(self.recipe, error)) from error
 
 
-def _metric_values(trainer: keras.Model) -> list[np.ndarray]:
-    return [keras.ops.convert_to_numpy(v).copy() for v in trainer.metrics_variables]
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """An event that is set by the first SIGINT or SIGTERM; a later signal interrupts immediately.
-
-    Signals within a second of the first are ignored: `timeout` and other supervisors signal both process and group.
-    """
-    requested = threading.Event()
-    first = 0.0
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-    before: dict[signal.Signals, Any] = {}
-
-    def request(number: int, frame: Any) -> None:
-        nonlocal first
-        if requested.is_set() and time.monotonic() - first > 1:
-            raise KeyboardInterrupt
-        if not requested.is_set():
-            first = time.monotonic()
-        requested.set()
-
-    handler: Callable[[int, Any], None] = request
-    for name in (signal.SIGINT, signal.SIGTERM):
-        before[name] = signal.signal(name, handler)
-    try:
-        yield requested
-    finally:
-        for name, previous in before.items():
-            signal.signal(name, previous)
+def _out_of_memory(recipe: Recipe, error: Exception) -> str:
+    side, half = recipe.image_size, max(recipe.batch_size // 2, 1)
+    return (
+        f"Out of memory: training {recipe.model} on batches of {recipe.batch_size} images of {side}x{side} in "
+        f"{recipe.precision} ({first_informative_line(error)}). Use a smaller batch, and a learning rate in proportion "
+        f"to it: --batch-size {half} --learning-rate {recipe.learning_rate * half / recipe.batch_size:g}; or smaller "
+        "images, or a smaller model. `resnetlab compare` shows which batch sizes fit."
+    )

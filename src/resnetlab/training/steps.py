@@ -1,0 +1,106 @@
+"""What is watched at every training step: requests to stop, the next checkpoint, and a loss that is not finite."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from resnetlab.progress import Progress
+
+# The loss of a step is read so many steps later: to wait for each at once would keep a GPU idle.
+DELAY = 4
+
+
+class StepCallback(keras.callbacks.Callback):
+    """Reports each step, and ends `fit` after the current step when `pause(steps)` says so or the loss is not finite.
+
+    Attributes:
+        steps: finished ones; the optimizer does not count those whose gradients overflow in float16.
+        diverged: the number in this `fit`, from 1, of the first step whose loss is not finite; None where all are.
+    """
+
+    async_safe = True  # keeps JAX and PyTorch from waiting for the device at every step
+
+    def __init__(
+        self,
+        trainer: keras.Model,
+        start: int,
+        progress: Progress,
+        pause: Callable[[int], bool],
+        partial: list[np.ndarray] | None,
+    ) -> None:
+        super().__init__()
+        # Not `self.model`: on JAX this property writes the state back, while the main thread donates it to a step.
+        self.trainer = trainer
+        self.start, self.progress, self.pause, self.partial = start, progress, pause, partial
+        self.steps = 0
+        self.diverged: int | None = None
+        self._losses: deque[tuple[int, Any]] = deque()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.partial is not None:  # an epoch that is resumed: Keras has just reset its metrics
+            for variable, value in zip(self.trainer.metrics_variables, self.partial, strict=True):
+                variable.assign(value)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.steps = max(self.steps, batch + 1)  # calls may overtake each other
+        self.progress.step(self.start + batch + 1, logs or {})
+        self._losses.append((batch + 1, (logs or {}).get("loss", 0.0)))
+        if len(self._losses) > DELAY:
+            self._read_loss()
+        if self.diverged is not None or self.pause(self.steps):
+            self.trainer.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        while self._losses:
+            self._read_loss()
+
+    def _read_loss(self) -> None:
+        """The running mean of the epoch: from the first loss that is not finite, no later one is."""
+        step, loss = self._losses.popleft()
+        if self.diverged is None and not math.isfinite(float(loss)):
+            self.diverged = step
+
+
+def metric_values(trainer: keras.Model) -> list[np.ndarray]:
+    return [keras.ops.convert_to_numpy(v).copy() for v in trainer.metrics_variables]
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that is set by the first SIGINT or SIGTERM; a later signal interrupts immediately.
+
+    Signals within a second of the first are ignored: `timeout` and other supervisors signal both process and group.
+    """
+    requested = threading.Event()
+    first = 0.0
+    if threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
+    before: dict[signal.Signals, Any] = {}
+
+    def request(number: int, frame: Any) -> None:
+        nonlocal first
+        if requested.is_set() and time.monotonic() - first > 1:
+            raise KeyboardInterrupt
+        if not requested.is_set():
+            first = time.monotonic()
+        requested.set()
+
+    handler: Callable[[int, Any], None] = request
+    for name in (signal.SIGINT, signal.SIGTERM):
+        before[name] = signal.signal(name, handler)
+    try:
+        yield requested
+    finally:
+        for name, previous in before.items():
+            signal.signal(name, previous)
