@@ -263,7 +263,7 @@ def diverge(folder: str, rate: float, batch_size: int) -> dict[str, Any]:
     best, before = run.best_weights.read_bytes(), run.metrics()
     wild = calm.changed(epochs=20, schedule="constant", learning_rate=rate, weight_decay=0.01)
     try:
-        train(pack, wild, run, progress=Quiet(), resume=True)
+        train(pack, wild, run, progress=Quiet(), resume=True, force=True)
         told = ""
     except ResnetlabError as error:
         told = str(error)
@@ -278,7 +278,7 @@ def diverge(folder: str, rate: float, batch_size: int) -> dict[str, Any]:
 @pytest.mark.parametrize("batch_size", [16, 96])  # 96: after its one step the training loss is still finite
 def test_divergence_is_told_and_leaves_the_best_weights(tmp_path: Path, batch_size: int) -> None:
     found = diverge(str(tmp_path), 1e30, batch_size)
-    assert "training diverged. --resume would repeat these steps. Start a new run" in found["told"]
+    assert "Training diverged; --resume would repeat these steps. Start a new run" in found["told"]
     assert found["status"] == "diverged"
     assert found["kept"]
     assert found["metrics"]
@@ -286,7 +286,9 @@ def test_divergence_is_told_and_leaves_the_best_weights(tmp_path: Path, batch_si
 
 def test_a_rate_of_a_million_diverges_on_every_backend(on: Workers, backend: str, tmp_path: Path) -> None:
     found = on(backend)(diverge, folder=str(tmp_path), rate=1e6, batch_size=16)
-    assert "training diverged" in found["told"]
+    assert "Training diverged" in found["told"]
+    assert re.search(r"not finite at step \d+ \(epoch \d+, batch \d of 6, learning rate 1e\+06\)", found["told"])
+    assert re.search(r"(first layer .* is|made the weight) (stem|stage|head)", found["told"])
     assert found["status"] == "diverged"
 
 

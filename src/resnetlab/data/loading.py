@@ -47,6 +47,7 @@ def open_data(
         inherited=inherited,
         allow_losses=allow_losses,
         progress=lambda done, total: progress.count("decoding", done, total),
+        waiting=lambda: progress.info("waiting for another process, which is packing the same images"),
     )
     for name, loss in pack.audit["losses"].items():
         progress.warning(f"the class {name!r}: {loss}")

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetlab.atomic import atomic_folder
+from resnetlab.atomic import atomic_folder, locked
 from resnetlab.data.audit import Audit, Progress, Record, inspect_all, require_few_losses, source_fields
 from resnetlab.data.preprocess import MAX_PIXELS, Interpolation, Pixels
 from resnetlab.data.sources import Source
@@ -74,13 +74,15 @@ def pack(
     allow_losses: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
+    waiting: Callable[[], None] | None = None,
 ) -> Pack:
     """Audit, decode and resize `source` to size x size pixels, or reuse the pack of it in `cache_dir`.
 
     With `whole`, each image is stored twice: its centre square, which evaluation and prediction see, and all of it.
     The split (see `split`) is not part of what is stored. `progress(done, total)` is called only where images
-    are decoded. Raises UsageError for values out of range, ResnetlabError if a class is left without a usable
-    or a training image, loses most of its images (unless `allow_losses`), or if the pack cannot be written.
+    are decoded, and `waiting` before waiting for another process that packs the same images. Raises UsageError for
+    values out of range, ResnetlabError if a class is left without a usable or a training image, loses most of its
+    images (unless `allow_losses`), or if the pack cannot be written.
     """
     if size < 1:
         raise UsageError(f"image size {size}: expected at least 1 pixel.")
@@ -91,7 +93,7 @@ def pack(
 
     key = _key(source, size, interpolation, whole)
     shape = (2, size, size, 3) if whole else (size, size, 3)  # of one image
-    images, meta = _stored(source, shape, key, cache_dir, interpolation, workers, progress)
+    images, meta = _stored(source, shape, key, cache_dir, interpolation, workers, progress, waiting or (lambda: None))
     if not allow_losses:
         require_few_losses(source, meta["audit"]["classes"])
     subsets = split(
@@ -129,21 +131,26 @@ def _stored(
     interpolation: Interpolation,
     workers: int | None,
     progress: Progress | None,
+    waiting: Callable[[], None],
 ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-    """The images and what is kept beside them, from the cache or made now."""
+    """The images and what is kept beside them, from the cache or made now; by one process at a time."""
     folder = cache_dir / f"{source.name}-{shape[-2]}-{key[:16]}"
     stored = _load(folder, key)
     if stored is None:
         try:
-            _build(folder, source, shape, interpolation, key, workers, progress)
+            locks = cache_dir / ".locks"
+            locks.mkdir(parents=True, exist_ok=True)
+            with locked(locks / key[:16], waiting=waiting):
+                stored = _load(folder, key)
+                if stored is None:
+                    _build(folder, source, shape, interpolation, key, workers, progress)
+                    stored = _load(folder, key)
         except OSError as error:
-            if _load(folder, key) is None:  # otherwise another process has just built the same
-                megabytes = len(source.samples) * math.prod(shape) / 1e6
-                raise ResnetlabError(
-                    f"Cannot write the packed images to {cache_dir}: {error.strerror or error}. They take "
-                    f"{megabytes:,.0f} MB: make room, or set $RESNETLAB_CACHE to a folder that can be written to."
-                ) from error
-        stored = _load(folder, key)
+            megabytes = len(source.samples) * math.prod(shape) / 1e6
+            raise ResnetlabError(
+                f"Cannot write the packed images to {cache_dir}: {error.strerror or error}. They take "
+                f"{megabytes:,.0f} MB: make room, or set $RESNETLAB_CACHE to a folder that can be written to."
+            ) from error
     if stored is None:
         raise ResnetlabError(f"The pack {folder} was removed while it was being made. Run the command again.")
     return stored
@@ -166,6 +173,7 @@ def prepare_pack(
     inherited: Mapping[str, str] | None = None,
     allow_losses: bool = False,
     progress: Progress | None = None,
+    waiting: Callable[[], None] | None = None,
 ) -> Pack:
     """Pack and split `source` in the cache, by a recipe and the `inherited` subsets (see `split`)."""
     return pack(
@@ -180,6 +188,7 @@ def prepare_pack(
         inherited=inherited,
         allow_losses=allow_losses,
         progress=progress,
+        waiting=waiting,
     )
 
 
