@@ -8,6 +8,7 @@ All feature maps are (batch, height, width, channels).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,6 +16,8 @@ from typing import Any
 
 import keras
 import numpy as np
+
+from resnetlab import environment
 
 NAME = keras.backend.backend()
 Tensor = Any  # of whichever backend is active
@@ -186,6 +189,10 @@ if NAME == "tensorflow":
     def gpu_memory_peak() -> int:
         """Peak memory, in bytes, that this process has allocated on the first GPU."""
         return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+
+    def require_determinism() -> None:
+        """Use only kernels that give the same result each time, for the rest of the process."""
+        tf.config.experimental.enable_op_determinism()
 
     def tf32_setting() -> Any:
         """The backend's current TensorFloat-32 setting, for `set_tf32`."""
@@ -441,6 +448,11 @@ elif NAME == "torch":
             return int(torch.mps.driver_allocated_memory())
         return int((torch.xpu if _device_type() == "xpu" else torch.cuda).max_memory_allocated())
 
+    def require_determinism() -> None:
+        """As on TensorFlow, above."""
+        torch.backends.cudnn.benchmark = False  # it may choose another kernel each time
+        torch.use_deterministic_algorithms(True)
+
     def tf32_setting() -> Any:
         """As on TensorFlow, above."""
         return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -545,6 +557,11 @@ elif NAME == "jax":
     def gpu_memory_peak() -> int:
         """As on TensorFlow, above."""
         return int(jax.devices()[0].memory_stats()["peak_bytes_in_use"])
+
+    def require_determinism() -> None:
+        """As on TensorFlow, above; raises RuntimeError where `environment.configure` was not asked for it."""
+        if device() == "gpu" and environment.XLA_DETERMINISM not in os.environ.get("XLA_FLAGS", ""):
+            raise RuntimeError(f"JAX has started without XLA_FLAGS={environment.XLA_DETERMINISM}")
 
     def tf32_setting() -> Any:
         """As on TensorFlow, above."""

@@ -33,7 +33,14 @@ def resolve_precision(precision: str) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def start(backend: str | None, device: str, *, progress: Progress, precision: str = "float32") -> Started:
+def start(
+    backend: str | None,
+    device: str,
+    *,
+    progress: Progress,
+    precision: str = "float32",
+    deterministic: bool = False,
+) -> Started:
     """Import Keras on a backend and a device; warn of a GPU that is not used, or not suited to `precision`.
 
     Raises:
@@ -41,7 +48,7 @@ def start(backend: str | None, device: str, *, progress: Progress, precision: st
         ResnetlabError: the backend is not installed, or Keras already runs on another backend or device; a GPU was
             requested, and the backend sees none.
     """
-    environment.start(backend=backend, device=device)
+    environment.start(backend=backend, device=device, deterministic=deterministic)
     from resnetlab import backend as running
     from resnetlab import doctor
 

@@ -18,6 +18,7 @@ BACKENDS = ("tensorflow", "jax", "torch")
 Device = Literal["auto", "cpu", "gpu"]
 DEVICES = ("auto", "cpu", "gpu")
 
+XLA_DETERMINISM = "--xla_gpu_deterministic_ops=true"
 _DISTRIBUTIONS = {"tensorflow": ("tensorflow", "tensorflow-cpu"), "jax": ("jax",), "torch": ("torch",)}
 _EXTRAS = {"tensorflow": "cpu", "jax": "jax", "torch": "torch"}
 
@@ -28,6 +29,7 @@ def configure(
     device: str = "auto",
     onednn: bool = True,
     threads: int | None = None,
+    deterministic: bool = False,
 ) -> str:
     """Set up the process for one backend on one device, and return the backend's name. Imports no backend.
 
@@ -38,6 +40,7 @@ def configure(
         onednn: enable oneDNN's kernels even where TensorFlow disables them by default (CPUs without AVX512-VNNI),
             where a ResNet-50 then trains three times as fast.
         threads: number of threads per operation; by default one for each usable core.
+        deterministic: the settings that `backend.require_determinism` needs.
 
     Raises:
         UsageError: an unknown backend or device.
@@ -70,6 +73,10 @@ def configure(
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     # Otherwise JAX preallocates 75 % of the memory of every visible GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = flags if XLA_DETERMINISM in flags else f"{flags} {XLA_DETERMINISM}".strip()
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
         os.environ["JAX_PLATFORMS"] = "cpu"
@@ -83,13 +90,13 @@ def configure(
     return backend
 
 
-def start(*, backend: str | None = None, device: str = "auto") -> str:
+def start(*, backend: str | None = None, device: str = "auto", deterministic: bool = False) -> str:
     """`configure`, then import Keras and its backend with TensorFlow's greetings kept off the terminal.
 
     TensorFlow logs to the process's stderr before it reads its own log settings; its output is shown only if the
     import fails, or in verbose mode.
     """
-    backend = configure(backend=backend, device=device)
+    backend = configure(backend=backend, device=device, deterministic=deterministic)
     if os.environ.get("RESNETLAB_VERBOSE"):
         return backend
     sys.stderr.flush()

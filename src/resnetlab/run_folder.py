@@ -63,6 +63,7 @@ class RunInfo(BaseModel):
         origin_unknown: whether the initial weights were trained on images that are not recorded.
         backend, device, device_name: those of the most recent training session.
         log: loggers that training and evaluation also write to, such as "tensorboard".
+        deterministic: only kernels that give the same result each time were allowed.
         split_sha256: checksum of split.csv; None in runs of earlier versions.
         step, epoch: number of finished steps and epochs.
         best_epoch: the epoch of best.weights.h5, from 1; 0 before the first.
@@ -85,6 +86,7 @@ class RunInfo(BaseModel):
     device: str | None = None
     device_name: str | None = None
     log: tuple[str, ...] = ()
+    deterministic: bool = False
     split_sha256: str | None = None
     step: int = 0
     epoch: int = 0

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from resnetlab.comparison.compare import Comparison
     from resnetlab.data.pack import Pack
     from resnetlab.data.sources import Source
+    from resnetlab.data.stream import Stream
 
 PathOrStr = str | PathLike[str]
 DEFAULT_RECIPES = {"digits": "quick", "cifar10": "cifar-quick", "animals10": "animals"}  # of a folder: "photos"
@@ -56,6 +57,7 @@ def train(
     resume: PathOrStr | Run | None = None,
     force_resume: bool = False,
     checkpoint_every: str = "5m",
+    deterministic: bool = False,
     log: str | Sequence[str] | None = (),
     allow_losses: bool = False,
     backend: str | None = None,
@@ -78,6 +80,8 @@ def train(
         force_resume: continue although recipe.json or the images were changed since.
         checkpoint_every: what a killed process loses at most: "5m", "90s", or a number of steps, "500". There is a
             checkpoint after each epoch too.
+        deterministic: allow only kernels that give the same result each time, so that two runs are equal to the bit on
+            a GPU too. What it costs on this device is measured and reported. A resumed run keeps its own setting.
         log: of "tensorboard", "wandb", "mlflow" and "csv": where epochs, evaluation and plots are logged too. A
             resumed run keeps its own.
         allow_losses: a class may lose most of its images to the audit.
@@ -111,8 +115,12 @@ def train(
     else:
         if run is not None:
             RunFolder.require_empty(Path(run))
-        prepared = _prepare(data, recipe, weights, fields, allow_losses=allow_losses, **start_on)
-        job = _create(prepared, str(data), run, log, allow_losses=allow_losses)
+        prepared = _prepare(
+            data, recipe, weights, fields, allow_losses=allow_losses, deterministic=deterministic, **start_on
+        )
+        if deterministic:
+            _require_determinism(prepared, report)
+        job = _create(prepared, str(data), run, log, allow_losses=allow_losses, deterministic=deterministic)
     report.info(f"run folder {job.folder.path}")
     _train(job, report, every, resume=resume is not None, force=force_resume)
     return Run(job.folder, backend=job.started.backend, device=device)
@@ -171,18 +179,7 @@ def plan_training(
     prepared = _prepare(
         data, recipe, weights, fields, allow_losses=allow_losses, backend=backend, device=device, report=report
     )
-    from resnetlab.comparison.timing import FitTimer
-    from resnetlab.models.from_recipe import build_network
-    from resnetlab.training.trainer import make_stream, make_trainer
-
-    stream = make_stream(prepared.recipe, prepared.pack)
-    network = prepared.network or build_network(prepared.recipe, len(prepared.pack.class_names))
-    trainer = make_trainer(network, prepared.recipe.changed(progressive=()), stream)  # the largest images take longest
-    timer = FitTimer(trainer, prepared.started.device)
-    timer.call(stream.batches(0), 1)  # traces and compiles
-    one = timer.steps(partial(stream.batches, 0), 1).seconds
-    steps = max(1, min(stream.steps_per_epoch, int(seconds / one)))
-    step = timer.steps(partial(stream.batches, 0), steps).seconds / steps
+    step, stream = _time_step(prepared, seconds)
     return TrainingPlan(
         recipe=prepared.recipe,
         images={subset: len(prepared.pack.indices(subset)) for subset in ("train", "validation", "test")},
@@ -190,6 +187,36 @@ def plan_training(
         images_per_second=prepared.recipe.batch_size / step,
         seconds=step * stream.steps_per_epoch * _epochs_of_the_largest_images(prepared.recipe),
     )
+
+
+def _time_step(prepared: _Prepared, seconds: float) -> tuple[float, Stream]:
+    """Seconds of a training step on the largest images, measured for so long; and the batches."""
+    from resnetlab.comparison.timing import FitTimer
+    from resnetlab.models.from_recipe import build_network
+    from resnetlab.training.trainer import make_stream, make_trainer
+
+    stream = make_stream(prepared.recipe, prepared.pack)
+    network = prepared.network or build_network(prepared.recipe, len(prepared.pack.class_names))
+    trainer = make_trainer(network, prepared.recipe.changed(progressive=()), stream)
+    timer = FitTimer(trainer, prepared.started.device)
+    timer.call(stream.batches(0), 1)  # traces and compiles
+    one = timer.steps(partial(stream.batches, 0), 1).seconds
+    steps = max(1, min(stream.steps_per_epoch, int(seconds / one)))
+    return timer.steps(partial(stream.batches, 0), steps).seconds / steps, stream
+
+
+def _require_determinism(prepared: _Prepared, report: Progress) -> None:
+    """Allow only deterministic kernels from now on, and report what they cost."""
+    from resnetlab import backend
+
+    if backend.NAME == "jax":
+        backend.require_determinism()
+        report.info("deterministic kernels; what they cost is not measured on JAX, whose setting is per process")
+        return
+    before, _ = _time_step(prepared, seconds=2)
+    backend.require_determinism()
+    after, _ = _time_step(prepared, seconds=2)
+    report.info(f"deterministic kernels: a step takes {after / before:.2f} times as long as without")
 
 
 def _epochs_of_the_largest_images(recipe: Recipe) -> float:
@@ -512,6 +539,7 @@ def _prepare(
     changes: Mapping[str, Any],
     *,
     allow_losses: bool,
+    deterministic: bool = False,
     backend: str | None,
     device: str,
     report: Progress,
@@ -529,7 +557,7 @@ def _prepare(
     inherited = {} if origin is None else origin.used_images()
     source, pack = open_data(data, chosen, progress=report, inherited=inherited, allow_losses=allow_losses)
     notes = [] if origin is None else check_inheritance(origin, inherited, chosen, pack)
-    started = start(backend, device, progress=report, precision=chosen.precision)
+    started = start(backend, device, progress=report, precision=chosen.precision, deterministic=deterministic)
     chosen = chosen.changed(precision=resolve_precision(chosen.precision))
     from resnetlab.training import transfer
     from resnetlab.training.trainer import require_validation
@@ -550,7 +578,13 @@ def _prepare(
 
 
 def _create(
-    prepared: _Prepared, data: str, folder: PathOrStr | None, log: Sequence[str], *, allow_losses: bool
+    prepared: _Prepared,
+    data: str,
+    folder: PathOrStr | None,
+    log: Sequence[str],
+    *,
+    allow_losses: bool,
+    deterministic: bool,
 ) -> _Job:
     """The folder of a new run."""
     recipe, pack, origin = prepared.recipe, prepared.pack, prepared.origin
@@ -564,6 +598,7 @@ def _create(
             data=_location(data),
             pack=pack.key,
             allow_losses=allow_losses,
+            deterministic=deterministic,
             log=tuple(log),
             weights=None if origin is None else str(origin.path.resolve()),
             **asdict(prepared.started),
@@ -588,8 +623,13 @@ def _resume(
 ) -> _Job:
     check_resumable(folder, changes)
     source, pack = open_run_data(folder, None if data is None else str(data), progress=report, allow_changes=force)
-    recipe = folder.recipe()
-    started = start(backend or folder.info().backend, device, progress=report, precision=recipe.precision)
+    recipe, info = folder.recipe(), folder.info()
+    options: dict[str, Any] = {"precision": recipe.precision, "deterministic": info.deterministic}
+    started = start(backend or info.backend, device, progress=report, **options)
+    if info.deterministic:
+        from resnetlab import backend as running
+
+        running.require_determinism()
     changed, notes = extend(folder, recipe, pack, changes)
     moved = {} if data is None else {"data": _location(str(data))}  # its images are those of the run's split
     folder.update(**asdict(started), **moved)

@@ -85,6 +85,9 @@ ForceResume = Annotated[
 CheckpointEvery = Annotated[
     str, typer.Option(metavar="TIME", help="What a killed run loses at most: 5m, 90s, or a number of steps.")
 ]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="Equal runs to the bit on a GPU too; what it costs is measured.")
+]
 Log = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Log to tensorboard, wandb, mlflow or csv; may be repeated.")
 ]

@@ -16,6 +16,7 @@ from resnetlab.cli.options import (
     Backend,
     BatchSize,
     CheckpointEvery,
+    Deterministic,
     Device,
     DryRun,
     Epochs,
@@ -64,6 +65,7 @@ def train(
     resume: Resume = None,
     force_resume: ForceResume = False,
     checkpoint_every: CheckpointEvery = "5m",
+    deterministic: Deterministic = False,
     log: Log = None,
     dry_run: DryRun = False,
     allow_losses: AllowLosses = False,
@@ -101,6 +103,7 @@ def train(
         resume=None if resume is None else str(resume),
         force_resume=force_resume,
         checkpoint_every=checkpoint_every,
+        deterministic=deterministic,
         log=log or (),
         **options,
     )
