@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import resnetlab as rl
-from resnetlab import models, progress, run, tasks
+from resnetlab import jobs, models, progress, run, tasks
 from resnetlab.environment import installed
 from resnetlab.models.resnet import build
 from resnetlab.recipes import Recipe, RecipeFields
@@ -228,7 +228,7 @@ def test_a_recipe_may_be_a_name_a_file_or_an_object(here: Path, trained: rl.Run)
     Path("mine.toml").write_text('base = "quick"\nepochs = 2\n')
     silent = progress.LogProgress()
     found = [
-        tasks.choose_recipe("photos", recipe, {"flip": True}, report=silent)
+        jobs.choose_recipe("photos", recipe, {"flip": True}, report=silent)
         for recipe in ("mine.toml", Path("mine.toml"), rl.Recipe(epochs=2), "quick", None)
     ]
     assert [recipe.epochs for recipe in found] == [2, 2, 2, 30, 40]

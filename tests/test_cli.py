@@ -340,7 +340,7 @@ def test_a_damaged_run_folder_is_told(cli: Cli, digits: Path, tmp_path: Path) ->
     (run / "best.weights.h5").write_bytes(b"noise")
     code, _, err = cli("predict", run, "--held-out", "1")
     assert code == 1
-    assert "cannot be loaded into resnet-tiny" in err
+    assert "best.weights.h5 is damaged" in err
     (run / "run.json").write_text("{")
     code, _, err = cli("predict", run, "--held-out", "1")
     assert code == 1

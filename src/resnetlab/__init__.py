@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from resnetlab.evaluation.metrics import Evaluation
     from resnetlab.inference.explanation import Explanation
     from resnetlab.inference.predictor import Prediction
+    from resnetlab.listing import Variant, variants
     from resnetlab.models.resnet import build
     from resnetlab.progress import Progress
     from resnetlab.recipes import Recipe
     from resnetlab.run import Export, Run
-    from resnetlab.tasks import Variant, compare, compare_runs, from_pretrained, load, train, variants
+    from resnetlab.tasks import compare, compare_runs, from_pretrained, load, train
 
 _HOME = {
     "Comparison": "comparison.compare",
@@ -43,14 +44,14 @@ _HOME = {
     "ResnetlabError": "errors",
     "Run": "run",
     "UsageError": "errors",
-    "Variant": "tasks",
+    "Variant": "listing",
     "build": "models",
     "compare": "tasks",
     "compare_runs": "tasks",
     "from_pretrained": "tasks",
     "load": "tasks",
     "train": "tasks",
-    "variants": "tasks",
+    "variants": "listing",
 }
 __version__ = version("resnetlab")
 __all__ = [

@@ -26,7 +26,7 @@ from resnetlab.cli.training import fields
 from resnetlab.errors import UsageError
 
 if TYPE_CHECKING:
-    from resnetlab.tasks import Variant
+    from resnetlab.listing import Variant
 
 
 def models(
@@ -35,9 +35,9 @@ def models(
     verbose: Verbose = False,
 ) -> None:
     """List the architectures; with NAME, its stages with their shapes."""
-    from resnetlab import tasks
+    from resnetlab import listing
 
-    found = tasks.variants(name)
+    found = listing.variants(name)
     if as_json:
         print_json(_to_json(found[0], stages=True) if name else [_to_json(each, stages=False) for each in found])
         return
@@ -112,10 +112,10 @@ def runs(
     verbose: Verbose = False,
 ) -> None:
     """List the runs below a folder, the newest first: what was trained, for how long, and how good it is."""
-    from resnetlab import tasks
+    from resnetlab import listing
     from resnetlab.progress import terminal_width, wrap
 
-    found = tasks.list_runs(folder)
+    found = listing.list_runs(folder)
     if as_json:
         print_json([asdict(each) | {"path": str(each.path)} for each in found])
         return
@@ -158,13 +158,13 @@ def audit(
     verbose: Verbose = False,
 ) -> None:
     """Decode every image: what can be used, what is set aside and why, what occurs twice, how it is split."""
-    from resnetlab import tasks
     from resnetlab.data.audit import audit as examine
     from resnetlab.data.loading import describe_split
     from resnetlab.data.sources import resolve
+    from resnetlab.jobs import choose_recipe
 
     progress = terminal(as_json=as_json)
-    chosen = tasks.choose_recipe(data, recipe, fields(settings), report=progress)
+    chosen = choose_recipe(data, recipe, fields(settings), report=progress)
     source = resolve(data)
     found = examine(source, progress=lambda done, total: progress.count("decoding", done, total))
     if as_json:
