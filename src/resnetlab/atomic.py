@@ -33,9 +33,9 @@ def atomic_file(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}{suffix}")
     try:
         yield temporary
-        _sync(temporary)
+        flush(temporary)
         os.replace(temporary, target)
-        _sync(target.parent)
+        flush(target.parent)
     except OSError as error:
         raise WriteError(f"Cannot write {target}: {error.strerror or error}.") from error
     finally:
@@ -82,12 +82,12 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         try:
             yield building
             for path in building.rglob("*"):
-                _sync(path)
-            _sync(building)
+                flush(path)
+            flush(building)
             if replace and folder.exists():
                 folder.rename(replaced)
             building.rename(folder)
-            _sync(folder.parent)
+            flush(folder.parent)
         finally:
             if replaced.exists() and not folder.exists():
                 replaced.rename(folder)
@@ -135,8 +135,8 @@ def _lock_of(building: Path) -> Path:
     return building.with_name(building.name + _LOCK)
 
 
-def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
+def flush(path: Path) -> None:
+    """Write a file's content, or a folder's entries, to the disk."""
     if path.is_dir() and os.name == "nt":  # Windows cannot open folders, and writes their entries itself
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -32,7 +32,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, InstanceOf, ValidationError
 
 from resnetlab import environment, results
-from resnetlab.atomic import atomic_file, locked, remove_leftovers
+from resnetlab.atomic import atomic_file, flush, locked, remove_leftovers
 from resnetlab.checksums import add_checksum
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.recipes import Recipe
@@ -129,6 +129,7 @@ class RunFolder:
         cls.require_empty(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            flush(path.parent)
             (path / "recipe.json").open("x").close()  # if two processes found it empty, the second fails here
         except FileExistsError as error:
             raise (_occupied(path) if path.is_dir() else _cannot_make(path, error)) from None

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from resnetlab.atomic import atomic_file
+from resnetlab.atomic import atomic_file, flush
 from resnetlab.errors import ResnetlabError, first_informative_line
 from resnetlab.run_folder import RunFolder
 
@@ -110,7 +110,9 @@ class Checkpoints:
             WriteError: this one, or the one before it, cannot be written. Those that exist are whole.
         """
         self.wait()
-        self.folder.mkdir(exist_ok=True)
+        if not self.folder.exists():
+            self.folder.mkdir()
+            flush(self.folder.parent)
         path, state = self.folder / f"step-{progress['step']:09d}.npz", current_state(model)
 
         def write_and_prune() -> None:
