@@ -36,7 +36,7 @@ FOR_CHECK := $(VENV)/.installed-$(call extras,cpu dev jax test $(more))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart notebook docs test test-long check lint format constraints clean run-lint run-docs run-tests run-long
+.PHONY: help quickstart notebook docs test test-long reliability check lint format constraints clean run-lint run-docs run-tests run-long
 
 help: ## Say what there is (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,11 @@ docs: $(FOR_DOCS) run-docs ## Build the documentation as a site, into build/site
 test: $(FOR_TESTS) run-tests ## Run the tests on TensorFlow and JAX (EXTRAS=torch: on PyTorch too; ARGS=…: for pytest)
 
 test-long: $(FOR_TESTS) run-long ## Run the long ones: notebook, benchmarks, comparison (EXTRAS, ARGS as above)
+
+reliability: $(FOR_TESTS) ## Kill, fill the disk, ... for hours, and write what was found into results/ (root, for a small disk)
+	KERAS_BACKEND=tensorflow $(BIN)/python -m tests.reliability.kills --kills 200
+	KERAS_BACKEND=jax $(BIN)/python -m tests.reliability.kills --kills 200
+	KERAS_BACKEND=tensorflow $(BIN)/python -m tests.reliability.disk_full --times 20
 
 check: $(FOR_CHECK) run-lint run-docs run-tests run-long ## All that must hold: lint, types, import contracts, documentation, all tests
 

@@ -219,6 +219,19 @@ def accuracy_cells(name: str, recipe: Result, rows: Sequence[Result]) -> list[st
     ]
 
 
+def reliability(result: Result) -> str:
+    """What was done to the runs how often, and what went wrong."""
+    cells = []
+    for row in result["rows"]:
+        found = [f"{row[key]:,} {key.replace('_', ' ')}" for key in ("kills", "times", "runs") if key in row]
+        if "steps_lost_at_most" in row:
+            lost, every = row["steps_lost_at_most"], row["steps_between_checkpoints"]
+            found.append(f"at most {lost} steps lost, with a checkpoint every {every}")
+        backend = f", {row['backend']}" if "backend" in row else ""
+        cells.append([result["what"] + backend, "; ".join(found), f"**{len(row['problems']) or 'none'}**"])
+    return markdown(["what", "how often", "problems"], cells, numbers=False) + conditions(result)
+
+
 def models() -> str:
     """All architectures, a row for each paper and kind."""
     from resnetlab.models import VARIANTS, summarize
@@ -271,6 +284,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "gpu": ("gpu", gpu),
     "studies": ("study", study),
+    "reliability": ("reliability", reliability),
 }
 FROM_CODE: dict[str, Callable[[], str]] = {"models": models, "recipes": recipes, "keys": keys}
 

@@ -5,7 +5,7 @@ Claim   A full disk stops training with a message that says what to do; the chec
 Cost    Each time is a process that traces the network anew: about 10 seconds on two CPU cores. It mounts a small tmpfs,
         which takes root.
 
-    python tests/reliability/disk_full.py --times 20
+    python -m tests.reliability.disk_full --times 20
 """
 
 from __future__ import annotations

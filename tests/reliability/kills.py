@@ -4,7 +4,7 @@ Claim   A killed run is resumed to the same weights, bit for bit; its log has ea
         is left; a kill costs at most the steps since the last checkpoint, and those while one was being written.
 Cost    Each kill is a process that traces the network anew: about 10 seconds on two CPU cores.
 
-    KERAS_BACKEND=jax python tests/reliability/kills.py --kills 200
+    KERAS_BACKEND=jax python -m tests.reliability.kills --kills 200
 """
 
 from __future__ import annotations
