@@ -17,6 +17,7 @@ Runs are ordinary run folders: an interrupted one is resumed, a finished one is 
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import tempfile
@@ -130,7 +131,7 @@ def measure(run: rl.Run) -> Row:
 
 
 def keep(name: str, recipe: Recipe, rows: Sequence[Row], out: Path) -> None:
-    """Write the result, after each run, so that none is lost."""
+    """Write the result, after each run, so that none is lost; other seeds that the file has of the recipe stay."""
     device = backend.gpus()[0] if backend.gpus() else None
     arch = architecture(recipe.model)
     configuration = recipe.model_dump(mode="json", exclude={"seed"}) | {
@@ -138,9 +139,14 @@ def keep(name: str, recipe: Recipe, rows: Sequence[Row], out: Path) -> None:
         "backend": keras.backend.backend(),
     }
     what = f"CIFAR-10: top-1 of {recipe.model} by recipe {recipe.name}, and training time, by seed"
-    results.write(
-        out / f"accuracy-{name}.json", results.result(what, configuration=configuration, rows=rows, gpu=device)
-    )
+    path = out / f"accuracy-{name}.json"
+    before = json.loads(path.read_text("utf-8")) if path.exists() else {"configuration": None, "rows": []}
+    result = results.result(what, configuration=configuration, rows=rows, gpu=device)
+    if json.loads(json.dumps(result["configuration"])) == before["configuration"]:
+        seeds = {row["seed"] for row in rows}
+        others = [row for row in before["rows"] if row["seed"] not in seeds]
+        result["rows"] = sorted([*others, *rows], key=lambda row: row["seed"])
+    results.write(path, result)
 
 
 def main() -> None:

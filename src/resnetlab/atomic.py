@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -39,7 +39,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise WriteError(f"Cannot write {target}: {error.strerror or error}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:

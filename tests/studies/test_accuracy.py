@@ -1,6 +1,7 @@
 """What studies/accuracy.py trains, and that it mixes nothing up."""
 
 import importlib
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -57,3 +58,17 @@ def test_small_images_cost_what_their_pixels_cost() -> None:
     whole = accuracy.floating_point_operations(recipe.changed(progressive=()), 50_000)
     assert whole == 6 * summarize(architecture("fast-resnet8"), 32, 10).multiply_adds * 50_000 * recipe.epochs
     assert 0.5 * whole < accuracy.floating_point_operations(recipe, 50_000) < 0.95 * whole
+
+
+def test_the_seeds_of_an_earlier_session_stay(tmp_path: Path) -> None:
+    recipe = RECIPES["cifar-94"]
+
+    def seeds() -> list[tuple[int, float]]:
+        rows = json.loads((tmp_path / "accuracy-x.json").read_text("utf-8"))["rows"]
+        return [(row["seed"], row["top1"]) for row in rows]
+
+    accuracy.keep("x", recipe, [{"seed": 1, "top1": 0.5}], tmp_path)
+    accuracy.keep("x", recipe, [{"seed": 0, "top1": 0.6}, {"seed": 1, "top1": 0.7}], tmp_path)
+    assert seeds() == [(0, 0.6), (1, 0.7)]
+    accuracy.keep("x", recipe.changed(epochs=3), [{"seed": 2, "top1": 0.8}], tmp_path)
+    assert seeds() == [(2, 0.8)]

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 
+import resnetlab as rl
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.inference.predictor import Predictor
 from resnetlab.run_folder import RunFolder
@@ -184,3 +185,57 @@ def test_intervals(text: str, expected: Interval) -> None:
 def test_what_is_no_interval(text: str) -> None:
     with pytest.raises(UsageError, match="expected steps"):
         Interval.parse(text)
+
+
+class Failing(Quiet):
+    """Something goes wrong in step 8."""
+
+    def __init__(self, fail: Callable[[], None]) -> None:
+        super().__init__()
+        self.fail = fail
+
+    def step(self, step: int, logs: Mapping[str, float]) -> None:
+        super().step(step, logs)
+        if step == 8:
+            self.fail()
+
+
+def test_too_little_memory_is_told_with_what_to_try(tmp_path: Path) -> None:
+    def fail() -> None:
+        np.empty((1 << 50,), np.uint8)
+
+    run = new_run(tmp_path / "run", BASE)
+    message = r"Out of memory: training resnet-tiny on batches of 16 images of 16x16 in float32 .*--batch-size 8 "
+    with pytest.raises(ResnetlabError, match=message + r"--learning-rate 0\.025"):
+        train(digits(), BASE, run, progress=Failing(fail))
+    train(digits(), BASE, run, progress=Quiet(), resume=True)
+    assert run.info().status == "finished"
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_training_and_the_others_are_whole(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", BASE)
+    kept = tmp_path / "kept"
+
+    def fail() -> None:
+        shutil.move(run.checkpoints, kept)
+        run.checkpoints.write_text("in the way")
+
+    with pytest.raises(ResnetlabError, match=r"Cannot write .*Make room, then: .*train --resume"):
+        train(digits(), BASE, run, progress=Failing(fail), every=Interval(steps=4))
+    run.checkpoints.unlink()
+    shutil.move(kept, run.checkpoints)
+    progress = Quiet()
+    train(digits(), BASE, run, progress=progress, resume=True)
+    assert progress.steps[0] == 7
+    assert len(run.metrics()) == 2
+
+
+def test_latest_is_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no run below runs/"):
+        rl.train(resume="latest")
+    for name, when in (("newer", 2e9), ("older", 1e9)):
+        new_run(tmp_path / "runs" / name, BASE)
+        os.utime(tmp_path / "runs" / name / "environment.json", (when, when))
+    with pytest.raises(ResnetlabError, match="runs/newer"):
+        rl.train(resume="latest")
