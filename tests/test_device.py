@@ -81,7 +81,7 @@ def test_one_of_several_gpus_is_left_visible(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    environment._leave_one_gpu(tmp_path)
+    environment._leave_gpus(1, tmp_path)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == left
     assert environment.idle_gpus() == idle
 

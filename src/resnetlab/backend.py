@@ -18,6 +18,8 @@ import keras
 import numpy as np
 
 from resnetlab import environment
+from resnetlab.cluster import Cluster
+from resnetlab.errors import ResnetlabError, first_informative_line
 
 NAME = keras.backend.backend()
 Tensor = Any  # of whichever backend is active
@@ -467,6 +469,7 @@ elif NAME == "torch":
 
 elif NAME == "jax":
     import jax
+    from jax.experimental import multihost_utils
 
     # XLA fuses the elementwise chains of a batch norm and of an update by itself.
 
@@ -575,11 +578,97 @@ elif NAME == "jax":
         """As on TensorFlow, above."""
         set_tf32("tensorfloat32" if allowed else "float32")
 
+    def join(cluster: Cluster) -> None:
+        """Connect to the other processes; once in a process, before anything is computed.
+
+        Raises:
+            ResnetlabError: they cannot be reached.
+        """
+        if jax.distributed.is_initialized():
+            return
+        try:
+            jax.distributed.initialize(
+                cluster.coordinator,
+                cluster.num_processes,
+                cluster.process_id,
+                initialization_timeout=60,
+                heartbeat_timeout_seconds=30,
+            )
+        except RuntimeError as error:
+            raise ResnetlabError(
+                f"Process {cluster.process_id} of {cluster.num_processes} cannot reach the others at "
+                f"{cluster.coordinator}: {first_informative_line(error)}."
+            ) from error
+
+    def distribute(devices: int | str) -> None:
+        """Use several devices from now on, those of all processes: each has a part of every batch.
+
+        Raises:
+            ResnetlabError: there are not so many.
+        """
+        kind = device()
+        found = keras.distribution.list_devices(kind)
+        wanted = len(found) if devices == "all" or jax.process_count() > 1 else int(devices)
+        if wanted > len(found):
+            raise ResnetlabError(f"Received devices={devices}, and JAX sees {len(found)} ({kind}).")
+        chosen = keras.distribution.DataParallel(devices=found[:wanted], auto_shard_dataset=False)
+        keras.distribution.set_distribution(chosen)
+
+    def end_distribution() -> None:
+        """Use one device from now on."""
+        keras.distribution.set_distribution(None)
+
+    def replicas() -> int:
+        """The number of devices that share each batch."""
+        chosen = keras.distribution.distribution()
+        return 1 if chosen is None else int(chosen.num_model_replicas)
+
+    def process() -> tuple[int, int]:
+        """The number of this process, from 0, and how many there are."""
+        return jax.process_index(), jax.process_count()
+
+    def gather(array: np.ndarray) -> np.ndarray:
+        """The arrays of all processes, in their order, along a new first axis; all must call it."""
+        return np.asarray(multihost_utils.process_allgather(array)).reshape(-1, *array.shape)
+
+    @contextmanager
+    def one_device() -> Iterator[None]:
+        """Within the context, this process computes for itself, on its first device."""
+        chosen = keras.distribution.distribution()
+        keras.distribution.set_distribution(None)
+        try:
+            yield
+        finally:
+            keras.distribution.set_distribution(chosen)
+
 else:
     raise ImportError(
         f"resnetlab runs on the Keras backends tensorflow, jax and torch; received KERAS_BACKEND={NAME!r}. "
         "Set KERAS_BACKEND before Keras is imported."
     )
+
+
+if NAME != "jax":  # the only backend with several devices
+
+    def end_distribution() -> None:
+        """As on JAX, above."""
+
+    def replicas() -> int:
+        """As on JAX, above."""
+        return 1
+
+    def process() -> tuple[int, int]:
+        """As on JAX, above."""
+        return 0, 1
+
+    def gather(array: np.ndarray) -> np.ndarray:
+        """As on JAX, above."""
+        return array[None]
+
+    @contextmanager
+    def one_device() -> Iterator[None]:
+        """As on JAX, above."""
+        yield
 
 
 @contextmanager

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from resnetlab import environment
-from resnetlab.errors import ResnetlabError
+from resnetlab.cluster import Cluster
+from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.progress import Progress
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where to compute, as `train` documents it."""
+
+    backend: str | None = None
+    device: str = "auto"
+    devices: int | Literal["all"] = 1
+    cluster: Cluster | None = None
+    deterministic: bool = False
+
+
+@dataclass(frozen=True)
 class Started:
-    """The backend and the device in use, as a run records them."""
+    """The backend and the devices in use, as a run records them."""
 
     backend: str
     device: str  # "cpu" or "gpu"
     device_name: str
+    devices: int = 1  # of all processes
+    processes: int = 1
 
 
 def resolve_precision(precision: str) -> str:
@@ -33,22 +48,37 @@ def resolve_precision(precision: str) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def start(
-    backend: str | None,
-    device: str,
-    *,
-    progress: Progress,
-    precision: str = "float32",
-    deterministic: bool = False,
-) -> Started:
-    """Import Keras on a backend and a device; warn of a GPU that is not used, or not suited to `precision`.
+def start(placement: Placement, *, progress: Progress, precision: str = "float32") -> Started:
+    """Import Keras on a backend, and set up its devices and processes.
 
     Raises:
-        UsageError: an unknown backend or device.
+        UsageError: an unknown backend or device; several devices or processes on another backend than JAX.
         ResnetlabError: the backend is not installed, or Keras already runs on another backend or device; a GPU was
-            requested, and the backend sees none.
+            requested, and the backend sees none; the other processes cannot be reached.
     """
-    environment.start(backend=backend, device=device, deterministic=deterministic)
+    backend, device = placement.backend, placement.device
+    settings = {"device": device, "deterministic": placement.deterministic, "devices": placement.devices}
+    distributed = placement.devices != 1 or placement.cluster is not None
+    if distributed:
+        name = environment.configure(backend=backend, **settings)  # type: ignore[arg-type]
+        if name != "jax":
+            raise UsageError(f"Several devices or processes need the backend jax, received {name}. Use --backend jax.")
+    if placement.cluster is not None:
+        from resnetlab import backend as running
+
+        running.join(placement.cluster)  # before JAX has found its devices
+    environment.start(backend=backend, **settings)
+    started = _started(backend, device, progress=progress, precision=precision)
+    if not distributed:
+        return started
+    from resnetlab import backend as running
+
+    running.distribute(placement.devices)
+    return replace(started, devices=running.replicas(), processes=running.process()[1])
+
+
+def _started(backend: str | None, device: str, *, progress: Progress, precision: str) -> Started:
+    """What runs; warns of a GPU that is not used, or not suited to `precision`."""
     from resnetlab import backend as running
     from resnetlab import doctor
 
@@ -79,5 +109,5 @@ def start(
             "hardware and emulates it slowly. Use --set precision=float16."
         )
     if idle := environment.idle_gpus():
-        progress.info(f"One GPU is used; {len(idle)} more ({', '.join(idle)}) stay idle.")
+        progress.info(f"{len(idle)} more GPUs ({', '.join(idle)}) stay idle: to use them, --devices all --backend jax.")
     return Started(running.NAME, used, (running.gpus() or [environment.cpu_name()])[0])

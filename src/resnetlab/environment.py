@@ -30,17 +30,19 @@ def configure(
     onednn: bool = True,
     threads: int | None = None,
     deterministic: bool = False,
+    devices: int | Literal["all"] = 1,
 ) -> str:
     """Set up the process for one backend on one device, and return the backend's name. Imports no backend.
 
     Args:
         backend: "tensorflow", "jax" or "torch"; by default the one that runs, $KERAS_BACKEND, or the first installed.
         device: "cpu" hides all GPUs (NVIDIA, Apple, Intel) from all three frameworks; "gpu" and "auto" leave only the
-            first visible NVIDIA GPU, as one is used and JAX would allocate memory on all: see `idle_gpus`.
+            NVIDIA GPUs visible that are used, as JAX would allocate memory on all: see `idle_gpus`.
         onednn: enable oneDNN's kernels even where TensorFlow disables them by default (CPUs without AVX512-VNNI),
             where a ResNet-50 then trains three times as fast.
         threads: number of threads per operation; by default one for each usable core.
         deterministic: the settings that `backend.require_determinism` needs.
+        devices: how many GPUs are used; on a CPU, into how many devices JAX divides it, to try a program.
 
     Raises:
         UsageError: an unknown backend or device.
@@ -74,15 +76,16 @@ def configure(
     # Otherwise JAX preallocates 75 % of the memory of every visible GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if deterministic:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = flags if XLA_DETERMINISM in flags else f"{flags} {XLA_DETERMINISM}".strip()
+        _add_xla_flag(XLA_DETERMINISM)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if device == "cpu" and isinstance(devices, int) and devices > 1:
+        _add_xla_flag(f"--xla_force_host_platform_device_count={devices}")
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["KERAS_TORCH_DEVICE"] = "cpu"  # Keras takes CUDA, MPS or XPU by itself
     else:
-        _leave_one_gpu()
+        _leave_gpus(devices)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
     if backend == "tensorflow":
@@ -90,13 +93,13 @@ def configure(
     return backend
 
 
-def start(*, backend: str | None = None, device: str = "auto", deterministic: bool = False) -> str:
+def start(**settings: Any) -> str:
     """`configure`, then import Keras and its backend with TensorFlow's greetings kept off the terminal.
 
     TensorFlow logs to the process's stderr before it reads its own log settings; its output is shown only if the
     import fails, or in verbose mode.
     """
-    backend = configure(backend=backend, device=device, deterministic=deterministic)
+    backend = configure(**settings)
     if os.environ.get("RESNETLAB_VERBOSE"):
         return backend
     sys.stderr.flush()
@@ -131,12 +134,19 @@ _idle_gpus: list[str] = []
 
 
 def idle_gpus() -> tuple[str, ...]:
-    """The GPUs that `configure` hid: only the first visible one is used for training."""
+    """The GPUs that `configure` hid."""
     return tuple(_idle_gpus)
 
 
-def _leave_one_gpu(listing: Path = Path("/proc/driver/nvidia/gpus")) -> None:
-    """Of several visible NVIDIA GPUs, leave only the first one visible; a single GPU that the user chose is kept."""
+def _add_xla_flag(flag: str) -> None:
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join([*(f for f in flags if f.partition("=")[0] != flag.partition("=")[0]), flag])
+
+
+def _leave_gpus(devices: int | Literal["all"], listing: Path = Path("/proc/driver/nvidia/gpus")) -> None:
+    """Leave only the first `devices` visible NVIDIA GPUs visible; fewer that the user chose are kept."""
+    if devices == "all":
+        return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         try:
@@ -145,9 +155,9 @@ def _leave_one_gpu(listing: Path = Path("/proc/driver/nvidia/gpus")) -> None:
             return
     else:
         gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
-    if len(gpus) > 1 and not gpus[0].startswith("-"):
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0]
-        _idle_gpus[:] = gpus[1:]
+    if len(gpus) > devices and not gpus[0].startswith("-"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[:devices])
+        _idle_gpus[:] = gpus[devices:]
 
 
 def usable_cores() -> int:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from resnetlab.data.loading import check_inheritance, describe_split, open_data, open_run_data, split_rows
-from resnetlab.devices import Started, resolve_precision, start
+from resnetlab.devices import Placement, Started, resolve_precision, start
 from resnetlab.errors import UsageError
 from resnetlab.models.shapes import summarize
 from resnetlab.models.variants import architecture
@@ -102,15 +107,14 @@ def prepare(
     changes: Mapping[str, Any],
     *,
     allow_losses: bool,
-    deterministic: bool = False,
-    backend: str | None,
-    device: str,
+    placement: Placement,
     report: Progress,
 ) -> Prepared:
     """Every error that can be found before training is raised here."""
     if data is None:
         raise UsageError("Missing DATA: animals10, cifar10, digits, or a folder of class folders.")
     data = str(data)
+    backend, device = placement.backend, placement.device
     origin = None if weights is None else _initial_weights(weights, backend=backend, device=device)
     if origin is None:
         chosen = choose_recipe(data, recipe, changes, report=report)
@@ -120,7 +124,7 @@ def prepare(
     inherited = {} if origin is None else origin.used_images()
     source, pack = open_data(data, chosen, progress=report, inherited=inherited, allow_losses=allow_losses)
     notes = [] if origin is None else check_inheritance(origin, inherited, chosen, pack)
-    started = start(backend, device, progress=report, precision=chosen.precision, deterministic=deterministic)
+    started = start(placement, progress=report, precision=chosen.precision)
     chosen = chosen.changed(precision=resolve_precision(chosen.precision))
     from resnetlab.training import transfer
     from resnetlab.training.trainer import require_validation
@@ -147,12 +151,16 @@ def create_job(
     log: Sequence[str],
     *,
     allow_losses: bool,
-    deterministic: bool,
+    placement: Placement,
 ) -> Job:
-    """The folder of a new run."""
+    """The folder of a new run; of several processes, all but the first have one of their own, which is removed."""
     recipe, pack, origin = prepared.recipe, prepared.pack, prepared.origin
+    if follows(placement):
+        path = temporary_folder()
+    else:
+        path = Path(folder) if folder is not None else RunFolder.new_folder(prepared.source.name, recipe.model)
     run = RunFolder.create(
-        Path(folder) if folder is not None else RunFolder.new_folder(prepared.source.name, recipe.model),
+        path,
         recipe=recipe,
         info=RunInfo(
             model=recipe.model,
@@ -161,8 +169,8 @@ def create_job(
             data=_location(data),
             pack=pack.key,
             allow_losses=allow_losses,
-            deterministic=deterministic,
-            log=tuple(log),
+            deterministic=placement.deterministic,
+            log=() if follows(placement) else tuple(log),
             weights=None if origin is None else str(origin.path.resolve()),
             **asdict(prepared.started),
         ),
@@ -180,19 +188,21 @@ def resume_job(
     changes: Mapping[str, Any],
     *,
     force: bool,
-    backend: str | None,
-    device: str,
+    placement: Placement,
     report: Progress,
 ) -> Job:
     check_resumable(folder, changes)
+    if follows(placement):
+        folder = RunFolder(shutil.copytree(folder.path, temporary_folder(), dirs_exist_ok=True))
     source, pack = open_run_data(folder, None if data is None else str(data), progress=report, allow_changes=force)
     recipe, info = folder.recipe(), folder.info()
-    options: dict[str, Any] = {"precision": recipe.precision, "deterministic": info.deterministic}
-    started = start(backend or info.backend, device, progress=report, **options)
-    if info.deterministic:
-        from resnetlab import backend as running
+    placement = replace(placement, backend=placement.backend or info.backend, deterministic=info.deterministic)
+    started = start(placement, progress=report, precision=recipe.precision)
+    from resnetlab import backend
 
-        running.require_determinism()
+    backend.gather(np.zeros(1))  # the others have copied the folder
+    if info.deterministic:
+        backend.require_determinism()
     changed, notes = extend(folder, recipe, pack, changes)
     moved = {} if data is None else {"data": _location(str(data))}  # its images are those of the run's split
     folder.update(**asdict(started), **moved)
@@ -202,6 +212,7 @@ def resume_job(
 
 
 def run_job(job: Job, report: Progress, every: Interval, *, resume: bool, force: bool) -> None:
+    from resnetlab import backend
     from resnetlab.training import trainer
 
     opened = loggers.open_loggers(job.folder)
@@ -218,8 +229,21 @@ def run_job(job: Job, report: Progress, every: Interval, *, resume: bool, force:
             every=every,
         )
     finally:
+        backend.end_distribution()  # evaluation and prediction follow, on one device
         for logger in opened:
             logger.close()
+
+
+def follows(placement: Placement) -> bool:
+    """Whether another process of the cluster writes the run folder."""
+    return placement.cluster is not None and placement.cluster.process_id > 0
+
+
+def temporary_folder() -> Path:
+    """A folder that is removed when the process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="resnetlab-process-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def _location(data: str) -> str:

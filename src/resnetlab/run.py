@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnetlab import environment
-from resnetlab.devices import start
+from resnetlab.devices import Placement, start
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.progress import Progress, make_progress
 from resnetlab.recipes import Recipe
@@ -383,7 +383,7 @@ class Run:
                 if precision == "int8":
                     raise
                 report.info(f"The run's data is not available, so the export is verified on other photographs. {error}")
-        start(self._backend, self._device, progress=report)
+        start(Placement(self._backend, self._device), progress=report)
         target = exports.export(
             self.folder,
             format,
@@ -404,7 +404,7 @@ class Run:
         if (engine, precision) not in self._predictors:
             self.folder.weights()
             if engine == "keras":
-                start(self._backend, self._device, progress=make_progress(progress))
+                start(Placement(self._backend, self._device), progress=make_progress(progress))
             else:  # Keras is imported only if there is something to export
                 environment.configure(backend=self._backend, device=self._device)
             self._predictors[engine, precision] = Predictor(self.folder, engine=engine, precision=precision)

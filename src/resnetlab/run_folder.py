@@ -62,6 +62,7 @@ class RunInfo(BaseModel):
         weights: run folder of the initial weights; None for random ones.
         origin_unknown: whether the initial weights were trained on images that are not recorded.
         backend, device, device_name: those of the most recent training session.
+        devices, processes: how many trained together most recently.
         log: loggers that training and evaluation also write to, such as "tensorboard".
         deterministic: only kernels that give the same result each time were allowed.
         split_sha256: checksum of split.csv; None in runs of earlier versions.
@@ -85,6 +86,8 @@ class RunInfo(BaseModel):
     backend: str | None = None
     device: str | None = None
     device_name: str | None = None
+    devices: int = 1
+    processes: int = 1
     log: tuple[str, ...] = ()
     deterministic: bool = False
     split_sha256: str | None = None

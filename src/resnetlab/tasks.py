@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from resnetlab.cluster import Cluster
 from resnetlab.data.loading import open_data
+from resnetlab.devices import Placement
 from resnetlab.errors import UsageError
 from resnetlab.jobs import (
     PathOrStr,
     choose_recipe,
     create_job,
+    follows,
     prepare,
     require_determinism,
     resume_job,
@@ -42,6 +45,8 @@ def train(
     force_resume: bool = False,
     checkpoint_every: str = "5m",
     deterministic: bool = False,
+    devices: int | Literal["all"] = 1,
+    cluster: Cluster | None = None,
     log: str | Sequence[str] | None = (),
     allow_losses: bool = False,
     backend: str | None = None,
@@ -66,6 +71,10 @@ def train(
             checkpoint after each epoch too.
         deterministic: allow only kernels that give the same result each time, so that two runs are equal to the bit on
             a GPU too. What it costs on this device is measured and reported. A resumed run keeps its own setting.
+        devices: how many share each batch, or "all"; several need the backend "jax". Neither the batches nor the
+            result depend on their number; `batch_size` is that of all together, and a multiple of their number.
+        cluster: this process is one of several that train the run together, each with its devices. Process 0 writes
+            the run folder; the others must see it to resume.
         log: of "tensorboard", "wandb", "mlflow" and "csv": where epochs, evaluation and plots are logged too. A
             resumed run keeps its own.
         allow_losses: a class may lose most of its images to the audit.
@@ -83,28 +92,27 @@ def train(
     >>> run.class_names, len(run.history)
     (('cat', 'dog'), 8)
     """
-    report = make_progress(progress)
+    placement = Placement(backend, device, devices, cluster, deterministic)
+    report = make_progress(None if follows(placement) else progress)
     log = loggers.check_loggers(log)
     every = Interval.parse(checkpoint_every)
-    start_on: dict[str, Any] = {"backend": backend, "device": device, "report": report}
+    options: dict[str, Any] = {"placement": placement, "report": report}
     if resume is not None:
         if (recipe, weights, run) != (None, None, None) or log:
             raise UsageError(
                 "A resumed run keeps its own recipe, weights, folder and loggers: leave them out. To train "
                 "with another recipe from its weights: `resnetlab train DATA --weights RUN`."
             )
-        job = resume_job(_resumed_folder(resume), data, fields, force=force_resume, **start_on)
+        job = resume_job(_resumed_folder(resume), data, fields, force=force_resume, **options)
     elif force_resume:
         raise UsageError("force_resume is for resumed runs: give resume too.")
     else:
-        if run is not None:
+        if run is not None and not follows(placement):
             RunFolder.require_empty(Path(run))
-        prepared = prepare(
-            data, recipe, weights, fields, allow_losses=allow_losses, deterministic=deterministic, **start_on
-        )
+        prepared = prepare(data, recipe, weights, fields, allow_losses=allow_losses, **options)
         if deterministic:
             require_determinism(prepared, report)
-        job = create_job(prepared, str(data), run, log, allow_losses=allow_losses, deterministic=deterministic)
+        job = create_job(prepared, str(data), run, log, allow_losses=allow_losses, placement=placement)
     report.info(f"run folder {job.folder.path}")
     run_job(job, report, every, resume=resume is not None, force=force_resume)
     return Run(job.folder, backend=job.started.backend, device=device)
@@ -161,7 +169,7 @@ def plan_training(
     if run is not None:
         RunFolder.require_empty(Path(run))
     prepared = prepare(
-        data, recipe, weights, fields, allow_losses=allow_losses, backend=backend, device=device, report=report
+        data, recipe, weights, fields, allow_losses=allow_losses, placement=Placement(backend, device), report=report
     )
     step, stream = time_step(prepared, seconds)
     return TrainingPlan(

@@ -88,6 +88,15 @@ CheckpointEvery = Annotated[
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Equal runs to the bit on a GPU too; what it costs is measured.")
 ]
+Devices = Annotated[
+    str, typer.Option(metavar="N", help="GPUs that share each batch, or all; several need --backend jax.")
+]
+Coordinator = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Of process 0 of several that train together, with the next two."),
+]
+NumProcesses = Annotated[int | None, typer.Option(metavar="N", help="How many processes train together.")]
+ProcessId = Annotated[int | None, typer.Option(metavar="I", help="The number of this process, from 0.")]
 Log = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Log to tensorboard, wandb, mlflow or csv; may be repeated.")
 ]

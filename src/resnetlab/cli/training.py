@@ -7,7 +7,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,8 +16,10 @@ from resnetlab.cli.options import (
     Backend,
     BatchSize,
     CheckpointEvery,
+    Coordinator,
     Deterministic,
     Device,
+    Devices,
     DryRun,
     Epochs,
     ForceResume,
@@ -27,8 +29,10 @@ from resnetlab.cli.options import (
     Log,
     Model,
     NewRun,
+    NumProcesses,
     OptionalData,
     Precision,
+    ProcessId,
     Recipe,
     Resume,
     RunFolder,
@@ -39,6 +43,7 @@ from resnetlab.cli.options import (
     print_json,
     terminal,
 )
+from resnetlab.cluster import Cluster
 from resnetlab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +71,10 @@ def train(
     force_resume: ForceResume = False,
     checkpoint_every: CheckpointEvery = "5m",
     deterministic: Deterministic = False,
+    devices: Devices = "1",
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
     log: Log = None,
     dry_run: DryRun = False,
     allow_losses: AllowLosses = False,
@@ -104,11 +113,15 @@ def train(
         force_resume=force_resume,
         checkpoint_every=checkpoint_every,
         deterministic=deterministic,
+        devices=_devices(devices),
+        cluster=Cluster.of(coordinator, num_processes, process_id),
         log=log or (),
         **options,
     )
     if run.status == "interrupted":
         sys.exit(130)
+    if process_id:  # process 0 evaluates
+        return
     if {"test", "validation"} & set(run.folder.split().values()):
         _evaluate(run, progress, as_json=as_json, after_training=True)
     else:
@@ -116,6 +129,14 @@ def train(
     folder = shlex.quote(str(run.path))
     progress.info(f"\nrun folder {run.path}\nnext: `resnetlab predict {folder} IMAGES`")
     progress.info(f"      `resnetlab export {folder} --format onnx`")
+
+
+def _devices(text: str) -> int | Literal["all"]:
+    if text == "all":
+        return "all"
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"Received --devices {text}, expected a number from 1, or all.")
+    return int(text)
 
 
 def evaluate(

@@ -38,6 +38,7 @@ class Stream:
         label_smoothing: fraction of a target that is spread over all classes.
         aspect: (n,) width / height of the images before they were squeezed to squares; None where they were not.
         class_weights: (num_classes,) weights of the samples of each class, or None.
+        process: the number of this process, and how many share each batch: it makes its own rows of it only.
     """
 
     images: np.ndarray
@@ -49,6 +50,7 @@ class Stream:
     label_smoothing: float = 0.0
     aspect: np.ndarray | None = None
     class_weights: np.ndarray | None = None
+    process: tuple[int, int] = (0, 1)
     seed: int = 0
 
     @property
@@ -56,7 +58,10 @@ class Stream:
         return max(1, round(len(self.indices) / self.batch_size))
 
     def batch(self, step: int) -> Batch:
-        """A step's batch: {"image": bytes, **parameters}, targets (batch, num_classes), weights (batch,) or None."""
+        """A step's batch: {"image": bytes, **parameters}, targets (batch, num_classes), weights (batch,) or None.
+
+        Of several processes, the rows of this one; which they are does not depend on how many processes there are.
+        """
         chosen, passes = self._samples(step)
         rng = _generator(self.seed, _PARAMETERS, step)
         aspect = None if self.aspect is None else self.aspect[chosen]
@@ -74,7 +79,14 @@ class Stream:
         weights = None if self.class_weights is None else targets @ self.class_weights
         if self.label_smoothing:
             targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
-        return {"image": self.images[chosen], **parameters}, targets, weights
+        number, count = self.process
+        mine = slice(number * self.batch_size // count, (number + 1) * self.batch_size // count)
+        inputs = {name: values[mine] for name, values in parameters.items()}
+        return (
+            {"image": self.images[chosen[mine]], **inputs},
+            targets[mine],
+            None if weights is None else weights[mine],
+        )
 
     def batches(self, start: int, *, ahead: int = 4, spent: list[float] | None = None) -> Iterator[Any]:
         """Batches from step `start` on, for `keras.Model.fit`; a thread prepares up to `ahead` of them in advance.

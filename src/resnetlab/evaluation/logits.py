@@ -26,12 +26,14 @@ def predict_logits(
     size: int,
     batch_size: int = BATCH_SIZE,
     mirrored: bool = False,
+    multiple: int = 1,
 ) -> np.ndarray:
     """Logits (len(indices), num_classes) float32 of `images[indices]`, or their mirror images: the middle (size, size).
 
-    The last batch is padded, so that the network is compiled for one shape, and the padded rows are dropped.
+    The last batch is padded, so that the network is compiled for one shape, and the padded rows are dropped. Batches
+    have a `multiple` of images: of the devices that share them.
     """
-    batch_size = min(batch_size, len(indices))
+    batch_size = -(-min(batch_size, len(indices)) // multiple) * multiple
     rows = []
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]

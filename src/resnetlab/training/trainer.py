@@ -26,7 +26,6 @@ from resnetlab.data.augmentation import Augmentation
 from resnetlab.data.pack import Pack
 from resnetlab.data.stream import Stream, balanced_weights
 from resnetlab.errors import ResnetlabError, WriteError, first_informative_line, is_out_of_memory
-from resnetlab.evaluation.logits import predict_logits
 from resnetlab.evaluation.metrics import evaluate_logits
 from resnetlab.models.from_recipe import build_network, resolve_architecture
 from resnetlab.models.layers import SupplyMasks
@@ -41,6 +40,7 @@ from resnetlab.training.interval import EVERY_FIVE_MINUTES, Interval
 from resnetlab.training.optimizers import make_optimizer
 from resnetlab.training.resume import fingerprint, require_same_origin
 from resnetlab.training.steps import StepCallback, metric_values, stop_requests
+from resnetlab.training.together import Together, require_whole_parts
 from resnetlab.training.whitening import initialize_whitening
 
 Record = dict[str, Any]
@@ -65,6 +65,7 @@ def make_stream(recipe: Recipe, pack: Pack) -> Stream:
         augmentation=make_augmentation(recipe),
         label_smoothing=recipe.label_smoothing,
         class_weights=balanced_weights(pack.labels[indices], num_classes) if recipe.class_weights else None,
+        process=backend.process(),
         seed=recipe.seed,
     )
 
@@ -187,6 +188,7 @@ def train(
             trains the run; the recipe or the data are not those of the checkpoint.
     """
     require_validation(recipe, pack)
+    require_whole_parts(recipe)
     if network is None:
         if not resume:
             transfer.require_weights(recipe)
@@ -228,6 +230,7 @@ class _Training:
         self.stream = make_stream(recipe, pack)
         self.steps = self.stream.steps_per_epoch
         self.validation = pack.indices("validation")
+        self.together = Together()
         self.checkpoints = Checkpoints(run)
         self.origin = fingerprint(recipe, pack)
         self.state = TrainState()
@@ -307,7 +310,7 @@ class _Training:
         history = self._run_steps(last, stop, spent)
         while self.state.step < last:
             self.partial = metric_values(self.trainer)
-            if stop.is_set():
+            if self.together.any(stop.is_set()):
                 return None
             paused = time.perf_counter()
             self._save(background=True)
@@ -331,9 +334,11 @@ class _Training:
         first = self.state.step
 
         def pause(steps: int) -> bool:
-            return stop.is_set() or self.every.passed(steps, time.monotonic() - self.saved)
+            wanted = stop.is_set() or self.every.passed(steps, time.monotonic() - self.saved)
+            return self.together.agree(wanted, steps)
 
         watch = StepCallback(self.trainer, first, self.progress, pause, self.partial)
+        watch.async_safe = self.together.alone
         batches = self._batches(first, spent)
         left = last - first
         history = self.trainer.fit(batches, steps_per_epoch=left, shuffle=False, verbose=0, callbacks=[watch]).history
@@ -351,7 +356,7 @@ class _Training:
         if not len(self.validation):
             return {}
         pack = self.pack
-        logits = predict_logits(self.network, pack.images, self.validation, size=self.recipe.test_size)
+        logits = self.together.logits(self.network, self.recipe, pack, self.validation)
         if not np.isfinite(logits).all():
             raise self._diverged(f"After epoch {epoch} the logits are not finite")
         found = evaluate_logits(logits, pack.labels[self.validation], pack.class_names)
