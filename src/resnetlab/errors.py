@@ -27,6 +27,10 @@ class WriteError(ResnetlabError):
     """A file cannot be written: no space, no permission, a disk that failed."""
 
 
+class ProcessLost(ResnetlabError):
+    """Another process of those that train together has ended."""
+
+
 class UsageError(ResnetlabError):
     """The request itself is wrong: an unknown name, a value out of range (exit code 2)."""
 

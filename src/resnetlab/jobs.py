@@ -127,9 +127,11 @@ def prepare(
     started = start(placement, progress=report, precision=chosen.precision)
     chosen = chosen.changed(precision=resolve_precision(chosen.precision))
     from resnetlab.training import transfer
+    from resnetlab.training.together import require_whole_parts
     from resnetlab.training.trainer import require_validation
 
     require_validation(chosen, pack)
+    require_whole_parts(chosen)
     network = None
     if origin is None:
         transfer.require_weights(chosen)
@@ -273,7 +275,9 @@ def _describe(
         report.warning(
             f"batch_size={recipe.batch_size} is more than the training images: a step sees some of them repeatedly"
         )
-    report.info(f"on the {started.device.upper()} ({started.device_name}), {started.backend}")
+    shared = f", {started.devices} devices" if started.devices > 1 else ""
+    shared += f" of {started.processes} processes" if started.processes > 1 else ""
+    report.info(f"on the {started.device.upper()} ({started.device_name}), {started.backend}{shared}")
     for note in notes:
         report.info(note)
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from resnetlab.cli import inference, overview, training
-from resnetlab.errors import ResnetlabError
+from resnetlab.errors import ProcessLost, ResnetlabError
 
 app = typer.Typer(
     name="resnetlab",
@@ -95,6 +95,9 @@ def main() -> None:
         if os.environ.get("RESNETLAB_VERBOSE"):
             raise
         _print_error(f"resnetlab: {error}")
+        if isinstance(error, ProcessLost):  # JAX would wait for the others at exit, and abort with a stack trace
+            sys.stderr.flush()
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

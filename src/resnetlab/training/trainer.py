@@ -25,7 +25,7 @@ from resnetlab.data.augment import Augment
 from resnetlab.data.augmentation import Augmentation
 from resnetlab.data.pack import Pack
 from resnetlab.data.stream import Stream, balanced_weights
-from resnetlab.errors import ResnetlabError, WriteError, first_informative_line, is_out_of_memory
+from resnetlab.errors import ProcessLost, ResnetlabError, WriteError, first_informative_line, is_out_of_memory
 from resnetlab.evaluation.metrics import evaluate_logits
 from resnetlab.models.from_recipe import build_network, resolve_architecture
 from resnetlab.models.layers import SupplyMasks
@@ -418,9 +418,14 @@ class _Training:
         except ResnetlabError:
             raise
         except Exception as error:
-            if not is_out_of_memory(error):
+            if is_out_of_memory(error):
+                raise ResnetlabError(_out_of_memory(self.recipe, error)) from error
+            if self.together.alone:
                 raise
-            raise ResnetlabError(_out_of_memory(self.recipe, error)) from error
+            raise ProcessLost(
+                f"Process {self.together.number} of {self.together.count} stops, as another one has ended or cannot be "
+                f"reached ({first_informative_line(error)}). Start all again with `--resume RUN`."
+            ) from error
 
 
 def _out_of_memory(recipe: Recipe, error: Exception) -> str:
