@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from resnetlab import keras_hook
 
 if TYPE_CHECKING:
+    from resnetlab.cluster import Cluster
     from resnetlab.comparison.compare import Comparison
     from resnetlab.errors import ResnetlabError, UsageError
     from resnetlab.evaluation.metrics import Evaluation
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from resnetlab.tasks import compare, compare_runs, from_pretrained, load, train
 
 _HOME = {
+    "Cluster": "cluster",
     "Comparison": "comparison.compare",
     "Evaluation": "evaluation.metrics",
     "Explanation": "inference.explanation",
@@ -55,6 +57,7 @@ _HOME = {
 }
 __version__ = version("resnetlab")
 __all__ = [
+    "Cluster",
     "Comparison",
     "Evaluation",
     "Explanation",

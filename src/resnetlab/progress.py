@@ -90,18 +90,21 @@ class WithoutMessages(LogProgress):
 class _Clock:
     """Training speed, averaged over intervals of at least half a second, and the current epoch."""
 
-    def __init__(self, epochs: int, steps_per_epoch: int, batch_size: int, step: int) -> None:
+    def __init__(self, epochs: int, steps_per_epoch: int, batch_size: int) -> None:
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
         self.batch_size, self.total = batch_size, epochs * steps_per_epoch
         self.speed = 0.0
-        self.reset(step)
+        self.reset()
 
-    def reset(self, step: int) -> None:
-        self.time, self.first = time.perf_counter(), step
+    def reset(self) -> None:
+        """Begin anew with the end of the next step: it may trace and compile the network, or follow a validation."""
+        self.time: float | None = None
 
     def update(self, step: int) -> bool:
         """Update `speed` if half a second has passed since the last update; returns whether it was updated."""
         now = time.perf_counter()
+        if self.time is None:
+            self.time, self.first = now, step
         if now - self.time < 0.5:
             return False
         self.speed = (step - self.first) * self.batch_size / (now - self.time)
@@ -154,7 +157,7 @@ class TerminalProgress(LogProgress):
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.stop()
-        self.epochs, self.clock = epochs, _Clock(epochs, steps_per_epoch, batch_size, step)
+        self.epochs, self.clock = epochs, _Clock(epochs, steps_per_epoch, batch_size)
         self._estimate_at: float | None = time.perf_counter() + ESTIMATE_AFTER
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -181,7 +184,7 @@ class TerminalProgress(LogProgress):
 
     def epoch(self, record: Record, *, best: bool) -> None:
         self.info(format_epoch(record, self.epochs, best=best))
-        self.clock.reset(record["step"])
+        self.clock.reset()
 
     def stop(self) -> None:
         if self._bar is not None:
@@ -213,7 +216,7 @@ class NotebookProgress(LogProgress):
             self._show()
 
     def start(self, epochs: int, steps_per_epoch: int, batch_size: int, step: int) -> None:
-        self.epochs, self.clock = epochs, _Clock(epochs, steps_per_epoch, batch_size, step)
+        self.epochs, self.clock = epochs, _Clock(epochs, steps_per_epoch, batch_size)
 
     def step(self, step: int, logs: Mapping[str, float]) -> None:
         if not self.clock.update(step):
@@ -225,7 +228,7 @@ class NotebookProgress(LogProgress):
 
     def epoch(self, record: Record, *, best: bool) -> None:
         self.info(format_epoch(record, self.epochs, best=best))
-        self.clock.reset(record["step"])
+        self.clock.reset()
 
     def stop(self) -> None:
         self._bar = ""

@@ -34,7 +34,7 @@ class Export:
     Attributes:
         path: folder of the files, with a README.md on how to serve them.
         model: name of the architecture.
-        format: "onnx", "saved_model", "litert" or "openvino".
+        format: "onnx", "saved_model", "litert", "openvino" or "safetensors".
         precision: of weights and arithmetic.
         bytes: size of the model's own files.
         verification: number of images, fraction with the same class, largest difference between probabilities, ...
@@ -57,6 +57,17 @@ class Export:
     def summary(self) -> list[str]:
         """Sentences that describe the export and how closely its predictions match those of Keras."""
         found = self.verification
+        if self.format == "safetensors":
+            library = (
+                f"loaded by {found['library']}: logits within {found['largest_difference']:.1g} of their scale"
+                if found["library"]
+                else f"not loaded by another library: {found['why']}"
+            )
+            return [
+                f"{self.model} as safetensors: {self.bytes / 1e6:.1f} MB, in {self.path}",
+                "verified: read back to the bit",
+                library,
+            ]
         accuracy = (
             f"accuracy {found['accuracy']:.2%}, Keras {found['accuracy_keras']:.2%}" if "accuracy" in found else ""
         )
@@ -349,19 +360,25 @@ class Run:
         batch_size: int | None = None,
         output: str | PathLike[str] | None = None,
         data: str | PathLike[str] | None = None,
+        names: str = "resnetlab",
+        license: str | None = None,
         progress: Progress | str | None = "auto",
     ) -> Export:
-        """Write the network for another runtime, and verify it against Keras on real images.
+        """Write the network for another runtime, and verify it against Keras on real images; or its weights, to share.
 
         Args:
-            format: "onnx", "saved_model", "litert" or "openvino".
+            format: "onnx", "saved_model", "litert" or "openvino"; or "safetensors": weights and a model card, as the
+                Hugging Face hub keeps them, which `from_pretrained` reads back.
             precision: "float32", "float16", "bfloat16" (of saved_model) or "int8" (of the others).
             batch_size: fixed in the export; None for any.
             output: folder; by default RUN/export/FORMAT-PRECISION. An existing export is replaced.
             data: images to verify on, and to calibrate int8 on; by default the run's own.
+            names: of safetensors: whose names the weights have: "resnetlab", "torchvision", "timm" or "transformers".
+            license: of safetensors: for the model card, such as "apache-2.0".
 
         Raises:
-            UsageError: an unknown format, a precision that it does not have, an output folder that is in the way.
+            UsageError: an unknown format, a library without this network, a precision that it does not have, an output
+                folder that is in the way.
             ResnetlabError: a package is missing, or the export failed its verification.
 
         >>> run.export("onnx").verification["same_class"]
@@ -371,6 +388,8 @@ class Run:
         from resnetlab.inference import export as exports
         from resnetlab.inference.engines import EXPORT_FILE
 
+        if format == "safetensors":
+            return self._share(names, None if output is None else Path(output), license, progress)
         exports.require_supported(format, precision)  # before anything is decoded
         self.folder.weights()
         report, pack = make_progress(progress), None
@@ -394,6 +413,46 @@ class Run:
         )
         details = json.loads((target / EXPORT_FILE).read_text("utf-8"))
         return Export(target, details["model"], format, precision, details["bytes"], details["verified"])
+
+    def _share(self, names: str, output: Path | None, license: str | None, progress: Progress | str | None) -> Export:
+        from resnetlab.inference.engines import EXPORT_FILE
+        from resnetlab.inference.sharing import share
+
+        self.folder.weights()
+        start(Placement(self._backend, self._device), progress=make_progress(progress))
+        target = share(self.folder, names=names, output=output, license=license)
+        details = json.loads((target / EXPORT_FILE).read_text("utf-8"))
+        return Export(target, details["model"], "safetensors", "float32", details["bytes"], details["verified"])
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        names: str = "resnetlab",
+        license: str | None = None,
+        private: bool = True,
+        token: str | None = None,
+        progress: Progress | str | None = "auto",
+    ) -> str:
+        """Export the weights as safetensors, and upload them with their model card to the Hugging Face hub.
+
+        Args:
+            repository: USER/NAME; created where there is none.
+            names, license: as in `export`.
+            private: whether a new repository is.
+            token: of the hub; by default the one that `hf auth login` has stored, or $HF_TOKEN.
+
+        Returns:
+            The repository's address.
+
+        Raises:
+            UsageError: as `export`; no name of a repository.
+            ResnetlabError: as `export`; no network, no token, no permission.
+        """
+        from resnetlab.inference.hub import push
+
+        folder = self.export("safetensors", names=names, license=license, progress=progress).path
+        return push(folder, repository, private=private, token=token)
 
     def predictor(
         self, engine: str = "keras", precision: str = "float32", *, progress: Progress | str | None = None

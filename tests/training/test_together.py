@@ -118,21 +118,19 @@ def assert_same(run: Path, other: Path) -> None:
 
 @needs_jax
 @pytest.mark.long
-@pytest.mark.parametrize("devices", ["2", "8"])
-def test_several_devices_give_the_run_of_one(alone: Path, tmp_path: Path, devices: str) -> None:
+def test_several_devices_give_the_run_of_one(alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    (told,) = finish(start(tmp_path, "digits", "--run", str(run), "--devices", devices, *OPTIONS))
-    assert f"{devices} devices" in told
+    (told,) = finish(start(tmp_path, "digits", "--run", str(run), "--devices", "2", *OPTIONS))
+    assert "2 devices" in told
     assert_same(alone, run)
-    assert json.loads((run / "run.json").read_text())["devices"] == int(devices)
+    assert json.loads((run / "run.json").read_text())["devices"] == 2
 
 
 @needs_jax
 @pytest.mark.long
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_give_the_run_of_one(alone: Path, tmp_path: Path, count: int) -> None:
+def test_several_processes_give_the_run_of_one(alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    told = finish(*together(tmp_path, count, "digits", "--run", str(run), *OPTIONS))
+    told = finish(*together(tmp_path, 2, "digits", "--run", str(run), *OPTIONS))
     assert "epoch 3/3" in told[0]
     assert all("epoch" not in text for text in told[1:])
     assert_same(alone, run)
@@ -147,6 +145,7 @@ def test_where_one_process_is_killed_the_others_stop_and_the_run_can_be_resumed(
     first, second = together(tmp_path, 2, "digits", "--run", str(run), *options)
     wait_for(lambda: any((run / "checkpoints").glob("step-*[1-9]*.npz")), first)
     second.kill()
+    second.communicate()
     began = time.monotonic()
     text, _ = first.communicate(timeout=60)
     assert time.monotonic() - began < 60

@@ -201,7 +201,9 @@ def export(
         str | None,
         typer.Argument(metavar="DATA", help="To verify on, and to calibrate int8 on; default: the run's own."),
     ] = None,
-    format: Annotated[str, typer.Option(metavar="NAME", help="onnx, saved_model, litert or openvino.")] = "onnx",
+    format: Annotated[
+        str, typer.Option(metavar="NAME", help="onnx, saved_model, litert, openvino; or safetensors, to share weights.")
+    ] = "onnx",
     precision: Annotated[
         str, typer.Option(metavar="NAME", help="float32, float16, bfloat16 (of saved_model) or int8 (of the others).")
     ] = "float32",
@@ -211,6 +213,19 @@ def export(
     output: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Of the export; default: RUN/export/FORMAT-PRECISION.")
     ] = None,
+    names: Annotated[
+        str,
+        typer.Option(
+            metavar="LIBRARY", help="Of safetensors: the names of resnetlab, torchvision, timm or transformers."
+        ),
+    ] = "resnetlab",
+    license: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of safetensors: for the model card, such as apache-2.0.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="USER/NAME", help="Upload safetensors to the Hugging Face hub."),
+    ] = None,
     backend: Backend = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -219,13 +234,22 @@ def export(
     """Write a run's network for another runtime, and verify it against Keras on real images."""
     from resnetlab import tasks
 
-    made = tasks.load(run_folder, backend=backend, device=device).export(
+    run, progress = tasks.load(run_folder, backend=backend, device=device), terminal(as_json=as_json, messages=False)
+    if format != "safetensors" and (push_to_hub or license or names != "resnetlab"):
+        raise UsageError("--names, --license and --push-to-hub are for --format safetensors.")
+    if push_to_hub:
+        url = run.push_to_hub(push_to_hub, names=names, license=license, progress=progress)
+        print_json({"url": url}) if as_json else print(url)
+        return
+    made = run.export(
         format,
         precision=precision,
         batch_size=batch_size,
         output=output,
         data=data,
-        progress=terminal(as_json=as_json, messages=False),
+        names=names,
+        license=license,
+        progress=progress,
     )
     if as_json:
         print_json({"export": str(made.path), **made.details})

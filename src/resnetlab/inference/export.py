@@ -91,15 +91,15 @@ def export(
     calibration = _calibration_images(pack, run.recipe().test_size, batch_size) if precision == "int8" else np.empty(0)
     target = without_dots(output or default_folder(run, format, precision))
     class_names = list(run.info().class_names)
-    with _replaced(target) as folder:
+    with replaced(target) as folder:
         environment.start()
         _require_tensorflow(format)
         network, facts = _write_model(run, folder, format, precision, batch_size, calibration)
         facts["verified"] = _verify(folder, network, facts, pack)
-        _write(folder, EXPORT_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-        _write(folder, "classes.txt", "".join(" ".join(name.split()) + "\n" for name in class_names))  # a line each
+        write_text(folder, EXPORT_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder, "classes.txt", "".join(" ".join(name.split()) + "\n" for name in class_names))  # a line each
         for name, text in serving.files(facts).items():
-            _write(folder, name, text)
+            write_text(folder, name, text)
     return target
 
 
@@ -123,7 +123,7 @@ def _write_model(
     WRITERS[format](artefact, folder)
     facts = {"format": format, "precision": precision, "batch_size": batch_size, "weights_sha256": weights_sha256}
     facts |= {"calibration_images": len(calibration), "bytes": _artefact_bytes(folder)} | _facts_of_run(run, format)
-    _write(folder, EXPORT_FILE, json.dumps(facts))
+    write_text(folder, EXPORT_FILE, json.dumps(facts))
     shutil.copyfile(preprocess.__file__, folder / PREPROCESS_FILE)
     return network, facts
 
@@ -249,7 +249,7 @@ def _versions(format: str) -> dict[str, str]:
 
 
 @contextmanager
-def _replaced(target: Path) -> Iterator[Path]:
+def replaced(target: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes the export `target` on success, replacing an earlier export."""
     if target.exists() and not (target / EXPORT_FILE).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise UsageError(f"{target} exists and is not an export. Choose another folder with --output, or remove it.")
@@ -262,5 +262,5 @@ def _replaced(target: Path) -> Iterator[Path]:
         ) from error
 
 
-def _write(folder: Path, name: str, text: str) -> None:
+def write_text(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text, encoding="utf-8", errors=UNDECODABLE)

@@ -109,6 +109,7 @@ def import_checkpoint(
     class_names: tuple[str, ...] | None = None,
     shortcut_padding: Padding | None = None,
     new_head: bool = False,
+    check: bool = True,
 ) -> RunFolder:
     """Make a run folder of a checkpoint, whose `import.json` records where it came from and how it was checked.
 
@@ -120,6 +121,7 @@ def import_checkpoint(
         class_names: one for each logit, instead of the checkpoint's.
         shortcut_padding: where a shortcut A of the source adds its zero channels; None: the convention of its family.
         new_head: the weights are for training with a new head, so the source need not have a linear head.
+        check: compare our logits with those of the source's implementation, where it is installed.
 
     Raises:
         ResnetlabError: the weights match no architecture, or our logits differ from the source implementation's.
@@ -144,14 +146,16 @@ def import_checkpoint(
     network = build(arch, num_classes=num_classes)
     assign_weights(network, checkpoint.arrays, naming, head=not headless)
     assumed = _pad_shortcuts(network, arch, naming, shortcut_padding)
-    check = (
-        {"against": None, "why": "without a head there are no logits"}
-        if headless
-        else _check(network, checkpoint, arch.name, naming.family, recipe.test_size, arch.preprocessing)
-    )
+    checked: dict[str, Any] = {"against": None, "why": "without a head there are no logits"}
+    if not headless:
+        checked = (
+            _check(network, checkpoint, arch.name, naming.family, recipe.test_size, arch.preprocessing)
+            if check
+            else {"against": None, "why": "not asked for"}
+        )
     assumed += [key for key in INPUT_KEYS if key not in stated]
     assumed += [] if headless or names in (class_names, checkpoint.class_names) else ["class names"]
-    record = _source_record(checkpoint) | {"family": naming.family, "assumed": assumed, "check": check}
+    record = _source_record(checkpoint) | {"family": naming.family, "assumed": assumed, "check": checked}
     info = RunInfo(status="imported", model=arch.name, class_names=names, source=checkpoint.origin)
     return _write_run(folder, network, recipe, info, record)
 

@@ -69,6 +69,13 @@ class Naming:
             array = array[:, :, 0, 0]
         return np.moveaxis(array, (0, 1), (-1, -2))
 
+    def their_layout(self, array: np.ndarray, layer: str) -> np.ndarray:
+        """Our array of `layer`, laid out as theirs: the inverse of `layout`."""
+        if not self.transposed or array.ndim < 2:
+            return array
+        array = np.moveaxis(array, (-1, -2), (0, 1))
+        return array[:, :, None, None] if "_se_" in layer else array  # they have 1x1 convolutions there
+
     def problems(self, source: Arrays, targets: Iterable[Target]) -> list[str]:
         """Differences between `source` and `targets`: arrays that are missing, have another shape, or are left over."""
         problems, names = [], set()

@@ -6,12 +6,15 @@ It runs in a separate process, as PyTorch and TensorFlow should not share one.
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resnetlab.child_process import Child, ChildFailed, serve
+from resnetlab.errors import ResnetlabError
 from resnetlab.models.variants import PREPROCESSING, Architecture, architecture
 from resnetlab.weights.readers import read
 
@@ -63,6 +66,51 @@ def logits(
         except ChildFailed as failure:
             return f"{family} could not run it: {failure}"
     return np.array(answer["logits"], np.float32), answer["by"]
+
+
+def loaded_logits(folder: Path, library: str, *, size: int) -> tuple[np.ndarray, str] | str:
+    """The logits (2, classes) for `images(size)` of the network that a library itself loads from a shared folder.
+
+    Returns the reason where the library is not installed.
+
+    Raises:
+        ResnetlabError: the library is installed, and refuses the weights.
+    """
+    needed = {"resnetlab": ("keras",), "torchvision": ("torch", "torchvision"), "timm": ("torch", "timm")}
+    missing = [each for each in needed.get(library, ("torch", library)) if importlib.util.find_spec(each) is None]
+    if library == "resnetlab" or missing:
+        return f"{' and '.join(missing)} not installed" if missing else "these are our own names"
+    with Child("-P", "-m", __name__) as child:
+        try:
+            found = child.ask_one({"folder": str(folder), "library": library, "size": size}, limit=TIME_LIMIT)
+        except ChildFailed as failure:
+            raise ResnetlabError(f"{library} cannot load the weights: {failure}") from None
+    return np.array(found["logits"], np.float32), found["by"]
+
+
+def _load_as_the_library_does(folder: Path, library: str) -> tuple[Any, str, Any, Any]:
+    """The network, its library's version, its logits in what it returns, and (mean, std) of its input in units of 1."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    if library == "transformers":
+        import transformers
+
+        model = transformers.ResNetForImageClassification.from_pretrained(folder)
+        processor = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
+        scale = processor["image_mean"], processor["image_std"]
+        return model, f"transformers {transformers.__version__}", lambda output: output.logits, scale
+    scale = config["pretrained_cfg"]["mean"], config["pretrained_cfg"]["std"]
+    if library == "timm":
+        import timm
+
+        options = {"num_classes": config["num_classes"], "checkpoint_path": str(folder / "model.safetensors")}
+        model = timm.create_model(config["architecture"], **options)  # strict
+        return model, f"timm {timm.__version__}", lambda output: output, scale
+    import torchvision
+    from safetensors.torch import load_file
+
+    model = getattr(torchvision.models, config["architecture"])(num_classes=config["num_classes"])
+    model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    return model, f"torchvision {torchvision.__version__}", lambda output: output, scale
 
 
 def _keras(arrays: dict[str, np.ndarray], arch: Architecture, pixels: np.ndarray) -> tuple[np.ndarray, str]:
@@ -136,6 +184,15 @@ def _from_torchvision_or_timm(arch: Architecture, classes: int) -> tuple[Any, st
 
 def answer(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The logits, and the name and version of the implementation that computed them."""
+    if "folder" in request:
+        import torch
+
+        model, by, head, (mean, std) = _load_as_the_library_does(Path(request["folder"]), request["library"])
+        scaled = (images(request["size"]) / 255 - np.array(mean)) / np.array(std)
+        batch = torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32))
+        with torch.no_grad():
+            yield {"logits": head(model.eval()(batch)).double().tolist(), "by": by}
+        return
     arrays, arch = read(request["source"], key=request["key"]).arrays, architecture(request["model"])
     pixels, family = images(request["size"]), request["family"]
     if family == "keras.applications":

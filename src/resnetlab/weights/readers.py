@@ -120,7 +120,7 @@ def _from_file(path: Path, origin: str, key: str | None = None) -> Checkpoint:
         raise _damaged(path, error) from None
     if not arrays:
         raise ResnetlabError(f"{path} holds no weights.")
-    if kind in ("Keras", "HDF5"):
+    if kind in ("Keras", "HDF5") or all("/" in name for name in arrays):  # safetensors with our own names
         return replace(checkpoint, arrays=arrays)
     found = unwrap_state_dict(arrays)
     settings = {}
@@ -246,11 +246,24 @@ def _from_folder(folder: Path, origin: str) -> Checkpoint:
     processor = _json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
     checkpoint = replace(_from_file(weights, origin), licence=_licence(folder / "README.md"))
     try:
+        if config.get("library") == "resnetlab":
+            return _as_we_say(checkpoint, config)
         if "pretrained_cfg" in config:
             return _as_timm_says(checkpoint, config["pretrained_cfg"] | {"label_names": config.get("label_names")})
         return _as_transformers_says(checkpoint, config, processor)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResnetlabError(f"{folder}: config.json is not as transformers or timm write it: {error!r}.") from None
+
+
+def _as_we_say(checkpoint: Checkpoint, config: dict[str, Any]) -> Checkpoint:
+    """A folder of `resnetlab export --format safetensors`."""
+    return replace(
+        checkpoint,
+        settings=dict(config["settings"]),
+        class_names=tuple(config["class_names"]),
+        licence=config["license"],
+        model=config["model"],
+    )
 
 
 def _as_transformers_says(checkpoint: Checkpoint, config: dict[str, Any], processor: dict[str, Any]) -> Checkpoint:
