@@ -5,6 +5,7 @@ It runs in a separate process, as PyTorch and TensorFlow should not share one.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from resnetlab.child_process import Child, ChildFailed, serve
-from resnetlab.errors import ResnetlabError
+from resnetlab.errors import ResnetlabError, first_informative_line
 from resnetlab.models.variants import PREPROCESSING, Architecture, architecture
 from resnetlab.weights.readers import read
 
@@ -71,7 +72,7 @@ def logits(
 def loaded_logits(folder: Path, library: str, *, size: int) -> tuple[np.ndarray, str] | str:
     """The logits (2, classes) for `images(size)` of the network that a library itself loads from a shared folder.
 
-    Returns the reason where the library is not installed.
+    Returns the reason where the library is not installed, or cannot be imported.
 
     Raises:
         ResnetlabError: the library is installed, and refuses the weights.
@@ -85,6 +86,8 @@ def loaded_logits(folder: Path, library: str, *, size: int) -> tuple[np.ndarray,
             found = child.ask_one({"folder": str(folder), "library": library, "size": size}, limit=TIME_LIMIT)
         except ChildFailed as failure:
             raise ResnetlabError(f"{library} cannot load the weights: {failure}") from None
+    if "why" in found:
+        return str(found["why"])
     return np.array(found["logits"], np.float32), found["by"]
 
 
@@ -185,8 +188,12 @@ def _from_torchvision_or_timm(arch: Architecture, classes: int) -> tuple[Any, st
 def answer(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The logits, and the name and version of the implementation that computed them."""
     if "folder" in request:
-        import torch
-
+        try:
+            torch = importlib.import_module("torch")
+            importlib.import_module(request["library"])
+        except Exception as error:  # a torchvision of another PyTorch raises a RuntimeError
+            yield {"why": f"{request['library']} cannot be imported: {first_informative_line(error)}"}
+            return
         model, by, head, (mean, std) = _load_as_the_library_does(Path(request["folder"]), request["library"])
         scaled = (images(request["size"]) / 255 - np.array(mean)) / np.array(std)
         batch = torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32))
