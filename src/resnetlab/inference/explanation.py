@@ -113,10 +113,10 @@ def _overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
 def overlays(predictor: Predictor, images: np.ndarray, classes: Sequence[int]) -> list[Image.Image]:
     """Images (n, size, size, 3) with the Grad-CAM of these classes over them."""
     maps = explain(predictor.network, images, classes=classes)
-    return [_overlay(image, _enlarged(heat, image.shape[0])) for image, heat in zip(images, maps, strict=True)]
+    return [_overlay(image, enlarged(heat, image.shape[0])) for image, heat in zip(images, maps, strict=True)]
 
 
-def _enlarged(heat: np.ndarray, size: int) -> np.ndarray:
+def enlarged(heat: np.ndarray, size: int) -> np.ndarray:
     """A map at the image's size, and 1 at its largest."""
     large = np.asarray(Image.fromarray(heat).resize((size, size), Image.Resampling.BILINEAR), np.float32)
     return large / max(float(large.max()), 1e-12)
@@ -178,4 +178,4 @@ def _explain(
         classes = np.full(len(images), predictor.class_names.index(class_name))
     maps = explain(predictor.network, images, method=method, stage=stage, classes=classes.tolist())
     for image, heat, chosen, row in zip(images, maps, classes, probabilities, strict=True):
-        yield image, _enlarged(heat, size), int(chosen), float(row[chosen])
+        yield image, enlarged(heat, size), int(chosen), float(row[chosen])
