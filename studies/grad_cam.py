@@ -6,8 +6,8 @@ Source  R. Selvaraju et al. 2016, arXiv:1610.02391, and what evaluation/explain.
         github.com/jacobgil/pytorch-grad-cam (pip install grad-cam): that package runs a PyTorch network, written in
         references/grad_cam.py, with the weights as published.
 Cost    A few minutes on two CPU cores. The weights are ResNet-56 for CIFAR-10 of
-        github.com/akamaster/pytorch_resnet_cifar10, in $RESNETLAB_DATA/weights or from --weights; the photographs are of
-        Animals-10, at 128x128 pixels. --quick: 64x64 pixels.
+        github.com/akamaster/pytorch_resnet_cifar10, in $RESNETLAB_DATA/weights or from --weights; the photographs are
+        of Animals-10, at 128x128 pixels. --quick: 64x64 pixels.
 
     python studies/grad_cam.py [--quick] [--weights resnet56-4bfd9763.th]
 """
