@@ -7,8 +7,8 @@ Source  C. Northcutt et al. 2019, arXiv:1911.00068 (confident learning); J. Kuan
         quality scoring to detect real-world label errors" (self-confidence as a score). cleanlab is used if it is
         installed: pip install cleanlab.
 Cost    ResNet-20 on CIFAR-10's 50,000 training images, 5 % of whose labels are flipped, in 5 folds of 24 epochs: for a
-        GPU, half an hour. --quick: 20,000 images, 2 folds, 12 epochs: 5 minutes on two CPU cores with bfloat16 that
-        have nothing else to do.
+        GPU, half an hour. --quick: 20,000 images, 2 folds, 12 epochs: by the speed of such training, ten minutes on two
+        CPU cores that have nothing else to do.
 
     python studies/label_errors.py [--quick]
 """

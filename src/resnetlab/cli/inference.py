@@ -161,9 +161,10 @@ def write_explanations(made: Iterable[Explanation], folder: Path, method: str, *
     taken: set[str] = set()
     problems = 0
     for each in made:
-        shown: dict[str, Any] = {"path": each.path, "problem": each.problem}
+        shown: dict[str, Any] = {"path": each.path}
         if each.problem is not None:
             problems += 1
+            shown["problem"] = each.problem
             line = f"{each.path}  cannot be used: {each.problem}"
         else:
             stem = Path(each.path or "image").stem[:60]  # a file name has at most 255 bytes
