@@ -234,6 +234,18 @@ def test_defective_images_among_good_ones_are_set_aside_and_training_goes_throug
     assert "3 of 18 images could not be used; the others are above." in err
     assert {Path(a["path"]).name for a in answers if "problem" in a} == {"truncated.jpg", "empty.jpg", "text.jpg"}
 
+    code, out, err = cli("explain", run.path, data / "cat", "--features", "--filters", "--json", "--output", "shown")
+    filters, *explained = [json.loads(line) for line in out.splitlines()]
+    assert code == 1
+    assert "3 of 18 images could not be used" in err
+    assert filters == {"filters": "shown/filters.png"}
+    assert {a["path"] for a in explained if "problem" in a} == {a["path"] for a in answers if "problem" in a}
+    classes = {a["path"]: a["classes"][0]["class"] for a in answers if "problem" not in a}
+    assert {a["path"]: a["class"] for a in explained if "problem" not in a} == classes
+    pictures = {a[key] for a in explained if "problem" not in a for key in ("picture", "features")}
+    assert len(pictures) == 2 * 15
+    assert {str(path) for path in Path("shown").glob("*.png")} == pictures | {"shown/filters.png"}
+
     code, out, err = cli("train", "--resume", run.path)  # it has finished: nothing is left to do but to evaluate
     assert (code, err) == (0, "")
     write(data, {"cat/new.jpg": good})

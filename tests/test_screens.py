@@ -117,6 +117,8 @@ def test_the_screens_of_a_run_fit(screen: Screen, trained: str, folder: Path) ->
         ("predict", trained, "--held-out", "3"),
         ("explain", trained, "photos/dog", "--method", "layer-cam", "--stage", "stage2"),
         ("explain", trained, "photos/dog", "--class", "fox"),
+        ("explain", trained, "photos/dog", "--features", "--filters"),
+        ("explain", trained),
         ("audit", "photos"),
         ("models",),
         ("models", "resnet50"),

@@ -19,6 +19,7 @@ from resnetlab.run_folder import RunFolder, RunInfo
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
     from resnetlab.data.pack import Pack
     from resnetlab.evaluation.metrics import Evaluation
@@ -172,6 +173,7 @@ class Run:
     def _evaluate_own(self, pack: Pack, report: Progress, *, flips: bool) -> Evaluation:
         import numpy as np
 
+        from resnetlab.evaluation.label_errors import label_errors, write_label_errors
         from resnetlab.evaluation.metrics import evaluate_logits
         from resnetlab.report import plots
         from resnetlab.report.loggers import log_evaluation
@@ -187,11 +189,13 @@ class Run:
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
-                names = np.array([pack.names[i] for i in indices])
-                np.savez_compressed(file, logits=logits, labels=labels, indices=indices, names=names)
+                np.savez_compressed(file, logits=logits, labels=labels, indices=indices, names=np.array(names))
 
+        names = [pack.names[i] for i in indices]
+        suspects = label_errors(logits, labels)
         self.folder.write_json("evaluation.json", found.to_json())
         self.folder.save("predictions.npz", write)
+        self.folder.save("label_errors.csv", partial(write_label_errors, suspects, names, pack.class_names))
         if self.history:
             plots.curves(self.history, self.path / "curves.png")
         plots.confusion(found.confusion, pack.class_names, self.path / "confusion.png")
@@ -284,8 +288,9 @@ class Run:
         evaluated = (self.path / "predictions.npz").exists()
         if pack is None and evaluated:
             pack = self._own_pack()
-        overlay = partial(overlays, self.predictor()) if pack is not None and evaluated else None
-        write_report(self.folder, path, pack=pack, overlay=overlay)
+        shown = pack is not None and evaluated
+        overlay = partial(overlays, self.predictor()) if shown else None
+        write_report(self.folder, path, pack=pack, overlay=overlay, filters=self.filters() if shown else None)
         return path
 
     def _own_pack(self) -> Pack | None:
@@ -304,6 +309,7 @@ class Run:
         method: str = "grad-cam",
         stage: str | None = None,
         class_name: str | None = None,
+        features: bool = False,
     ) -> list[Explanation]:
         """Show what the prediction for each image rests on.
 
@@ -312,6 +318,7 @@ class Run:
             method: "grad-cam", "grad-cam++", "hires-cam", "layer-cam", or "occlusion", which needs no gradient.
             stage: the stage whose features are shown, such as "stage3"; by default the last one.
             class_name: the class to explain; by default the predicted one.
+            features: with the stage's feature maps.
 
         Raises:
             UsageError: an unknown method, stage or class; an argument that is no image.
@@ -325,7 +332,20 @@ class Run:
         from resnetlab.inference.images import collect_images
 
         found, _ = collect_images(images)
-        return list(explanations(self.predictor(), found, method=method, stage=stage, class_name=class_name))
+        made = explanations(
+            self.predictor(), found, method=method, stage=stage, class_name=class_name, features=features
+        )
+        return list(made)
+
+    def filters(self) -> np.ndarray:
+        """The weights of the first convolution: (filters, size, size, 3) float32, for red, green and blue.
+
+        >>> run.filters().shape
+        (16, 3, 3, 3)
+        """
+        from resnetlab.evaluation.features import first_filters
+
+        return first_filters(self.model)
 
     def predict_test_images(self, count: int, *, top: int = 3, **options: Any) -> Iterator[Prediction]:
         """Predictions of `count` of the run's own test images, chosen at random, with their `true_label`.

@@ -22,6 +22,7 @@ import io
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -324,11 +325,24 @@ class RunFolder:
         path = self.info().weights
         return RunFolder.open(Path(path)) if path is not None and (Path(path) / "run.json").is_file() else None
 
+    def class_counts(self) -> dict[str, Counter[str]]:
+        """By class, the number of images in each subset, copies included, as it was when the run began."""
+        counts: dict[str, Counter[str]] = {name: Counter() for name in self.info().class_names}
+        for row in self._read_csv("split.csv", "class", "subset"):
+            counts.setdefault(row["class"], Counter())[row["subset"]] += 1
+        return counts
+
     def _read_subsets(self, name: str) -> dict[str, str]:
+        return {row["hash"]: row["subset"] for row in self._read_csv(name, "hash", "subset")}
+
+    def _read_csv(self, name: str, *columns: str) -> list[dict[str, str]]:
         try:
             with (self.path / name).open(newline="", encoding="utf-8") as file:
-                return {row["hash"]: row["subset"] for row in csv.DictReader(file)}
-        except (OSError, KeyError, ValueError, csv.Error) as error:
+                rows = list(csv.DictReader(file))
+            if rows and (missing := set(columns) - rows[0].keys()):
+                raise ValueError(f"it has no column {', '.join(sorted(missing))}")
+            return rows
+        except (OSError, ValueError, csv.Error) as error:
             raise ResnetlabError(f"{self.path / name} cannot be read: {error}.") from None
 
     def save(self, name: str, write: Callable[[Path], None]) -> None:

@@ -93,6 +93,32 @@ def test_a_picture_has_the_image_and_the_map_side_by_side(tmp_path: Path) -> Non
         np.testing.assert_array_equal(np.asarray(picture)[:, :224], 100)
 
 
+def test_feature_maps_are_tiles_of_the_strongest_channels(
+    predictor: Predictor, trained: tuple[RunFolder, Path, Pack], tmp_path: Path
+) -> None:
+    found, plain = (
+        next(iter(explanations(predictor, inputs(trained[1], 1), stage="stage1", features=wanted)))
+        for wanted in (True, False)
+    )
+    assert found.features is not None
+    height, width, channels = found.features.shape
+    means = found.features.mean(axis=(0, 1))
+    assert sorted(found.channels) == list(range(channels))
+    assert list(means[found.channels]) == sorted(means, reverse=True)
+    found.save_features(tmp_path / "features.png")
+    columns, factor = int(np.ceil(np.sqrt(channels))), int(np.ceil(64 / height))
+    with Image.open(tmp_path / "features.png") as picture:
+        assert picture.width == columns * (factor * width + 2) - 2
+        first = np.asarray(picture)[: factor * height : factor, : factor * width : factor]
+    strongest = found.features[..., found.channels[0]]
+    brightest, darkest = (np.unravel_index(find(strongest), strongest.shape) for find in (np.argmax, np.argmin))
+    assert first[brightest].tolist() == [253, 231, 37]  # the ends of viridis
+    assert first[darkest].tolist() == [68, 1, 84]
+    assert (plain.features, plain.channels) == (None, [])
+    with pytest.raises(ResnetlabError, match="were not asked for"):
+        plain.save_features(tmp_path / "none.png")
+
+
 @pytest.mark.parametrize("method", ["grad-cam", "hires-cam", "layer-cam"])
 def test_randomised_weights_change_the_map(method: str, digits_run: rl.Run) -> None:
     """The sanity check of Adebayo et al. 2018, arXiv:1810.03292: a map that stays does not explain the network."""

@@ -1,8 +1,12 @@
 """The report's HTML: its numbers are the run's, nothing is fetched, and no name can break it."""
 
+import csv
+import html
 import json
 import re
 import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +65,6 @@ def test_names_are_escaped_and_nothing_is_fetched(run: rl.Run) -> None:
 
 
 def test_the_command_trains_the_same_recipe(run: rl.Run, tmp_path: Path) -> None:
-    import html
     import shlex
 
     found = re.search(r"<pre>(.*?)</pre>", page(run.path / "report.html"), re.DOTALL)
@@ -89,6 +92,54 @@ def test_a_mistake_is_shown_with_its_map(run: rl.Run) -> None:
     assert text.count('aria-label="enlarge ') == 2 * min(wrong, 12) + min(right, 12)  # suspect labels are mistakes too
     assert text.count('alt="Grad-CAM of ') == 2 * min(wrong, 12) + min(right, 12)  # suspect labels are mistakes too
     assert text.count('<img class="small" src="data:image/png') >= 16  # the augmented batch
+    assert f"{len(run.filters())} filters of 3x3 pixels" in text
+
+
+def test_suspect_labels_are_a_file_in_the_order_of_the_label_s_probability(run: rl.Run) -> None:
+    with (run.path / "label_errors.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with np.load(run.path / "predictions.npz") as file:
+        logits, labels, names = file["logits"], file["labels"], file["names"].tolist()
+    assert {row["name"] for row in rows} == {names[i] for i in np.flatnonzero(logits.argmax(axis=1) != labels)}
+    assert [float(row["probability_of_label"]) for row in rows] == sorted(
+        float(row["probability_of_label"]) for row in rows
+    )
+    for row in rows:
+        i = names.index(row["name"])
+        assert row["label"] == run.class_names[labels[i]]
+        assert row["suggested"] == run.class_names[logits[i].argmax()]
+        assert row["confident"] in ("yes", "no")
+
+
+def test_near_duplicates_across_the_split_are_shown(run: rl.Run, tmp_path: Path) -> None:
+    from resnetlab.data.loading import open_run_data
+    from resnetlab.data.near_duplicates import near_duplicates
+    from resnetlab.progress import LogProgress
+
+    _, pack = open_run_data(run.folder, progress=LogProgress())
+    images = np.array(pack.images)
+    held_out, training = int(pack.indices("test")[0]), int(pack.indices("train")[0])
+    images[held_out] = np.clip(images[training] * 0.9, 0, 255)
+    other = replace(pack, images=images)
+    count = len(near_duplicates(other) or [])
+    text = page(run.report(tmp_path / "pairs.html", pack=other))
+    assert "<h2>Near-duplicates across the split</h2>" in text
+    assert f'alt="training image {html.escape(pack.names[training])}"' in text
+    assert re.search(rf"\b{count} held-out images? ha(s|ve) a near-duplicate", text)
+
+
+def test_the_classes_are_counted_by_subset(run: rl.Run) -> None:
+    text = page(run.path / "report.html")
+    data = text[text.index("<h2>Data</h2>") : text.index("<h2>Network</h2>")]
+    cells = [int(value) for value in re.findall(r'data-value="(\d+)"', data)]
+    rows = [cells[i : i + 4] for i in range(0, len(cells), 4)]
+    assert len(rows) == 2
+    assert all(train + validation + test == images == 14 for train, validation, test, images in rows)
+    with (run.path / "split.csv").open(encoding="utf-8", newline="") as file:
+        subsets = Counter(row["subset"] for row in csv.DictReader(file))
+    assert [sum(column) for column in zip(*rows, strict=True)][:3] == [
+        subsets[s] for s in ("train", "validation", "test")
+    ]
 
 
 def test_without_its_data_the_report_says_so(run: rl.Run, tmp_path: Path) -> None:

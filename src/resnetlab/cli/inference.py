@@ -1,4 +1,4 @@
-"""`resnetlab predict` and `resnetlab export`."""
+"""`resnetlab predict`, `resnetlab explain` and `resnetlab export`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -97,7 +97,9 @@ def _show(predictions: Iterable[Prediction], write: Callable[[Prediction], objec
 
 def explain(
     run_folder: RunFolder,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or quoted globs.")],
+    images: Annotated[
+        list[str] | None, typer.Argument(metavar="IMAGE...", help="Image files, folders, or quoted globs.")
+    ] = None,
     method: Annotated[
         str, typer.Option(metavar="NAME", help="grad-cam, grad-cam++, hires-cam, layer-cam or occlusion.")
     ] = "grad-cam",
@@ -107,49 +109,81 @@ def explain(
     class_name: Annotated[
         str | None, typer.Option("--class", metavar="NAME", help="The class to explain; default: the predicted one.")
     ] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Write a picture of the stage's feature maps of each image too.")
+    ] = False,
+    filters: Annotated[
+        bool,
+        typer.Option("--filters", help="Write a picture of the first convolution's filters; IMAGE may be left out."),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Of the pictures; default: RUN/explanations.")
     ] = None,
     backend: Backend = None,
     device: Device = "auto",
+    as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Show what predictions rest on: each image, and beside it the image with a map over it."""
     from resnetlab import tasks
-    from resnetlab.inference.explanation import explanations
+    from resnetlab.inference.explanation import explanations, save_filters
     from resnetlab.inference.images import collect_images
 
-    run, progress = tasks.load(run_folder, backend=backend, device=device), terminal(as_json=False, messages=False)
-    found, notes = collect_images(images)
+    run, progress = tasks.load(run_folder, backend=backend, device=device), terminal(as_json=as_json, messages=False)
+    if not images and not filters:
+        raise UsageError("Give images, folders or globs to explain, or --filters.")
+    folder = output or run.path / "explanations"
+    found, notes = collect_images(images) if images else ([], [])
     for note in notes:
         progress.info(note)
-    made = explanations(run.predictor(progress=progress), found, method=method, stage=stage, class_name=class_name)
-    problems = write_explanations(made, output or run.path / "explanations", method)
+    made = explanations(
+        run.predictor(progress=progress), found, method=method, stage=stage, class_name=class_name, features=features
+    )
+    make_folder(folder)
+    if filters:
+        save_filters(run.filters(), folder / "filters.png")
+        if as_json:
+            print_json({"filters": str(folder / "filters.png")}, indent=None)
+        else:
+            print(folder / "filters.png")
+    problems = write_explanations(made, folder, method, as_json=as_json)
     if problems:
         raise ResnetlabError(f"{problems} of {len(found)} images could not be used.")
 
 
-def write_explanations(made: Iterable[Explanation], folder: Path, method: str) -> int:
+def write_explanations(made: Iterable[Explanation], folder: Path, method: str, *, as_json: bool = False) -> int:
     """Write a picture of each explanation, print a line on each, and return the number of images with a problem.
 
     Pictures that are there already, of images of the same name, are written over.
     """
     from resnetlab.progress import terminal_width, wrap
 
-    make_folder(folder)
     taken: set[str] = set()
     problems = 0
     for each in made:
+        shown: dict[str, Any] = {"path": each.path}
         if each.problem is not None:
             problems += 1
-            print(wrap(f"{each.path}  cannot be used: {each.problem}", terminal_width()))
-            continue
-        stem = Path(each.path or "image").stem[:60]  # a file name has at most 255 bytes
-        names = (f"{stem}{f'-{number}' if number > 1 else ''}.{method}.png" for number in count(1))
-        name = next(name for name in names if name.casefold() not in taken)
-        taken.add(name.casefold())
-        each.save(folder / name)
-        print(wrap(f"{each.path}  {each.class_name} {each.probability:.1%}  {folder / name}", terminal_width()))
+            shown["problem"] = each.problem
+            line = f"{each.path}  cannot be used: {each.problem}"
+        else:
+            stem = Path(each.path or "image").stem[:60]  # a file name has at most 255 bytes
+            stems = (f"{stem}{f'-{number}' if number > 1 else ''}" for number in count(1))
+            stem = next(name for name in stems if name.casefold() not in taken)
+            taken.add(stem.casefold())
+            picture = folder / f"{stem}.{method}.png"
+            each.save(picture)
+            shown |= {"class": each.class_name, "probability": each.probability, "picture": str(picture)}
+            line = f"{each.path}  {each.class_name} {each.probability:.1%}  {picture}"
+            if each.features is not None:
+                picture = folder / f"{stem}.features.png"
+                each.save_features(picture)
+                shown |= {"features": str(picture), "channels": each.channels}
+                line += f"  {picture}"
+        if as_json:
+            print_json(shown, indent=None)
+        else:
+            print(wrap(line, terminal_width()))
     return problems
 
 

@@ -5,7 +5,10 @@ The logits must be of images that the network was not trained on, as it fits wro
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -52,3 +55,20 @@ def label_errors(logits: np.ndarray, labels: np.ndarray) -> list[Suspect]:
     suspect = np.flatnonzero(suggested != labels)
     order = suspect[np.argsort(given[suspect], kind="stable")].tolist()
     return [Suspect(i, int(labels[i]), int(suggested[i]), float(given[i]), bool(confident[i])) for i in order]
+
+
+def write_label_errors(
+    suspects: Sequence[Suspect], names: Sequence[str], class_names: Sequence[str], path: Path
+) -> None:
+    """Write a CSV file of `suspects`, in their order.
+
+    Args:
+        names: of all images, in the order of the logits.
+        class_names: of all classes.
+    """
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("rank", "name", "label", "suggested", "probability_of_label", "confident"))
+        for rank, each in enumerate(suspects, start=1):
+            classes = class_names[each.given], class_names[each.suggested]
+            writer.writerow((rank, names[each.index], *classes, f"{each.score:.6f}", "yes" if each.confident else "no"))

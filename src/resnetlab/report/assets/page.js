@@ -27,8 +27,9 @@ for (const button of document.querySelectorAll(".gallery button")) {
   button.addEventListener("click", () => {
     const place = dialog.querySelector("div");
     const images = [...button.querySelectorAll("img")].map((image) => image.cloneNode());
-    const text = button.parentElement.querySelector("figcaption").cloneNode(true);
-    place.replaceChildren(...images, ...text.childNodes);
+    const text = document.createElement("p");
+    text.append(...button.parentElement.querySelector("figcaption").cloneNode(true).childNodes);
+    place.replaceChildren(...images, text);
     dialog.showModal();
   });
 }
