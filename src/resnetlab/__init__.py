@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from resnetlab.progress import Progress
     from resnetlab.recipes import Recipe
     from resnetlab.run import Export, Run
+    from resnetlab.server.serve import serve
     from resnetlab.tasks import Variant, compare, compare_runs, from_pretrained, load, train, variants
 
 _HOME = {
@@ -49,6 +50,7 @@ _HOME = {
     "compare_runs": "tasks",
     "from_pretrained": "tasks",
     "load": "tasks",
+    "serve": "server.serve",
     "train": "tasks",
     "variants": "tasks",
 }
@@ -71,6 +73,7 @@ __all__ = [
     "compare_runs",
     "from_pretrained",
     "load",
+    "serve",
     "train",
     "variants",
 ]
