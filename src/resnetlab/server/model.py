@@ -14,7 +14,6 @@ from PIL import Image
 
 from resnetlab.data.preprocess import Pixels, load_image
 from resnetlab.inference.engines import EXPORT_FILE, Engine, exported_engine
-from resnetlab.inference.explanation import overlays
 from resnetlab.inference.export import load_settings
 from resnetlab.inference.predictor import Predictor
 from resnetlab.inference.verification import LoadSettings
@@ -73,6 +72,11 @@ def of_run(predictor: Predictor, engine: str, precision: str, *, explainer: Pred
         predictor: with this engine and precision.
         explainer: with Keras, for overlays; None to serve without.
     """
+    draw: Draw | None = None
+    if explainer is not None:
+        from resnetlab.inference.explanation import overlays  # which imports Keras
+
+        draw = partial(overlays, explainer)
     return ServedModel(
         name=predictor.recipe.model,
         folder=predictor.run.path.resolve().name,
@@ -81,8 +85,8 @@ def of_run(predictor: Predictor, engine: str, precision: str, *, explainer: Pred
         engine_name=engine,
         precision=precision,
         engine=_in_powers_of_two(predictor.engine) if engine == "keras" else predictor.engine,
-        draw=None if explainer is None else partial(overlays, explainer),
-        no_overlays=None if explainer else TURNED_OFF,
+        draw=draw,
+        no_overlays=None if draw else TURNED_OFF,
     )
 
 
