@@ -1,0 +1,206 @@
+"""The server: its throughput beside its engine's and a bare handler's, and 10,000 hostile requests.
+
+Claims: 16 clients get at least 0.85 of the engine's own batch throughput, without an error; every hostile request is
+answered with a 4xx or a closed connection, in bounded memory, and the next good one is answered as before.
+
+    python benchmarks/serving.py                 ResNet-50 at 224 with random weights: ten minutes; needs hey
+    python benchmarks/serving.py --export EXPORT of `resnetlab export --format onnx`
+    python benchmarks/serving.py --smoke         a tiny network, in half a minute
+
+hey (Debian: apt install hey) sends one JPEG of 300 x 225 pixels again and again. The bare handler is bare_server.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import harness  # puts src/ on the path
+import hostile
+from harness import Alive, Contender, Job, Row, say
+from inference import exported, jpeg_files, untrained
+
+from resnetlab import environment, results
+
+CLIENTS = 16
+ENGINE_BATCHES = (1, 8, 32)
+SERVER, BARE = "resnetlab serve", "bare FastAPI and ONNX Runtime, one image a request"
+TIMEOUT = 5.0  # --timeout of the server under attack: how long a slow sender is borne with
+SIDE_BY_SIDE = 32  # attacks at one time
+Process = subprocess.Popen[str]
+
+
+def engine_rates(folder: Path, job: Job, seconds: float, rows: list[Row]) -> None:
+    """Images/s of the export by its engine alone, in batches of several sizes."""
+    for batch in ENGINE_BATCHES:
+        contender = Contender("engine", "exported", {"folder": str(folder)})
+        alive = Alive(contender, Job(job.model, job.size, batch, job.classes))
+        units = alive.units_in(seconds / 3)
+        rates = [units * batch / alive.run(units).seconds for _ in range(3)]
+        alive.close()
+        timing = results.Timing.of(rates).to_json()
+        rows.append({"part": "engine", "batch": batch} | timing)
+        say(f"engine, batch {batch}: {timing['median']:.1f} images/s")
+
+
+@contextmanager
+def serving(command: list[str], port: int) -> Iterator[Process]:
+    """A server in a process of its own, once it answers."""
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"The server did not start: {command}") from None
+                time.sleep(0.2)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def ours(folder: Path, port: int, *options: object) -> list[str]:
+    return ["-m", "resnetlab.cli", "serve", str(folder), "--port", str(port), *map(str, options)]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def post(port: int, content: bytes) -> Any:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", content, {"Content-Type": "image/jpeg"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)
+
+
+def load(name: str, command: list[str], port: int, photo: Path, seconds: float) -> Row:
+    """What hey reports of so many seconds of `CLIENTS` clients, each of which waits for its answer."""
+    with serving(command, port) as process:
+        for _ in range(3):
+            post(port, photo.read_bytes())
+        say(f"{name}: {seconds:g} s of {CLIENTS} clients")
+        hey = ["hey", "-z", f"{seconds:g}s", "-c", str(CLIENTS), "-t", "60", "-m", "POST", "-T", "image/jpeg"]
+        url = f"http://127.0.0.1:{port}/predict"
+        shown = subprocess.run([*hey, "-D", str(photo), url], check=True, capture_output=True, text=True).stdout
+        peak = peak_megabytes(process)
+    statuses = {status: int(count) for status, count in re.findall(r"\[(\d+)\]\s+(\d+) responses", shown)}
+    errors = sum(map(int, re.findall(r"\[(\d+)\]", shown.partition("Error distribution")[2])))
+    rate, p50, p99 = (float(re.search(pattern, shown)[1]) for pattern in (
+        r"Requests/sec:\s+([\d.]+)", r"50%+ in ([\d.]+) secs", r"99%+ in ([\d.]+) secs"))  # type: ignore[index]  # fmt: skip
+    say(f"{name}: {rate:.1f} requests/s, p50 {1e3 * p50:.0f} ms, p99 {1e3 * p99:.0f} ms, {statuses}, {errors} errors")
+    row: Row = {"part": "load", "contender": name, "clients": CLIENTS, "seconds": seconds, "requests_per_second": rate}
+    return row | {"p50_ms": 1e3 * p50, "p99_ms": 1e3 * p99, "statuses": statuses, "errors": errors, "peak_mb": peak}
+
+
+def peak_megabytes(process: Process) -> int:
+    """The most memory that a process ever held."""
+    found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+    return int(found[1]) // 1024 if found else 0
+
+
+def attack(folder: Path, photo: bytes, count: int) -> Row:
+    port = free_port()
+    with serving(ours(folder, port, "--timeout", TIMEOUT), port) as process:
+        before, peak_before = post(port, photo), peak_megabytes(process)
+        say(f"hostile: {count:,} requests")
+        began, outcome = time.monotonic(), hostile.Outcome()
+        part = max(1, count // 10)
+        peaks, same = [], 0
+        for number in range(10):
+            found = asyncio.run(
+                hostile.assault(port, photo, count=part, side_by_side=SIDE_BY_SIDE, patience=TIMEOUT + 30)
+            )
+            outcome.counts += found.counts
+            outcome.wrong += found.wrong
+            same += post(port, photo) == before
+            peaks.append(peak_megabytes(process))
+            say(f"hostile: {(number + 1) * part:,} done, {len(outcome.wrong)} wrong, peak {peaks[-1]} MB")
+        endings: Counter[str] = Counter()
+        for (_, ending), many in outcome.counts.items():
+            endings[ending] += many
+        return {
+            "part": "hostile",
+            "requests": outcome.counts.total(),
+            "kinds": len({kind for kind, _ in outcome.counts}),
+            "seconds": round(time.monotonic() - began, 1),
+            "endings": dict(sorted(endings.items())),
+            "neither_4xx_nor_closed": len(outcome.wrong),
+            "examples": outcome.wrong[:5],
+            "good_requests_answered_as_before": f"{same} of 10",
+            "peak_mb_before": peak_before,
+            "peak_mb_after_each_tenth": peaks,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--export", type=Path, help="default: an untrained ResNet-50")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of load")
+    parser.add_argument("--hostile", type=int, default=10_000, help="requests")
+    parser.add_argument("--smoke", action="store_true", help="a tiny network, 2 s of load, 330 hostile requests")
+    parser.add_argument("--out", type=Path, default=harness.ROOT / "results" / "serving.json")
+    options = parser.parse_args()
+    if shutil.which("hey") is None:
+        raise SystemExit("The load generator hey is missing. On Debian and Ubuntu: apt install hey")
+    environment.configure(backend="tensorflow", device="cpu")
+    job = Job("resnet-tiny", 16, 8, 3) if options.smoke else Job("resnet50", 224, 8, 1000)
+    seconds, count = (2.0, 330) if options.smoke else (options.seconds, options.hostile)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.export
+        if folder is None:
+            from resnetlab.inference.export import export
+
+            folder = export(untrained(job, Path(scratch) / "run"), "onnx")
+        facts = json.loads((folder / "export.json").read_text("utf-8"))
+        job = Job(facts["model"], facts["image_size"], 8, len(facts["class_names"]))
+        photo = next(iter(jpeg_files(Path(scratch) / "files", 1).iterdir()))
+        say("load: begin")
+        engine_rates(folder, job, seconds / 6, rows)
+        for name, command in ((SERVER, ours(folder, port := free_port())), (BARE, bare(folder, port))):
+            rows.append(load(name, command, port, photo, seconds))
+        engine_rates(folder, job, seconds / 6, rows)  # again: the machine may have become faster or slower
+        say("load: end")
+        best = max(row["median"] for row in rows if row["part"] == "engine")
+        for row in rows:
+            if row["part"] == "load":
+                row["of_the_engines_best_batch_rate"] = round(row["requests_per_second"] / best, 3)
+        rows.append(attack(folder, photo.read_bytes(), count))
+    configuration = {
+        "model": f"{job.model}, {job.size}x{job.size}, {job.classes} classes, onnx, float32",
+        "weights": "random" if options.export is None else "of the export",
+        "file": "JPEG, 300 x 225",
+        "load": f"hey, {CLIENTS} clients, on the same machine",
+        "timeout_under_attack": TIMEOUT,
+        "attacks_at_one_time": SIDE_BY_SIDE,
+    }
+    results.write(options.out, results.result("The server: load and attacks", configuration=configuration, rows=rows))
+    print(f"Written to {options.out}")
+
+
+def bare(folder: Path, port: int) -> list[str]:
+    return [str(Path(__file__).parent / "bare_server.py"), str(folder), str(port)]
+
+
+if __name__ == "__main__":
+    harness.main((exported,), main)
