@@ -15,9 +15,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,24 +39,30 @@ from inference import exported, jpeg_files, untrained
 from resnetlab import environment, results
 
 CLIENTS = 16
-ENGINE_BATCHES = (1, 8, 32)
+ENGINE_BATCHES = (8, 32)
 SERVER, BARE = "resnetlab serve", "bare FastAPI and ONNX Runtime, one image a request"
 TIMEOUT = 5.0  # --timeout of the server under attack: how long a slow sender is borne with
 SIDE_BY_SIDE = 32  # attacks at one time
 Process = subprocess.Popen[str]
 
 
-def engine_rates(folder: Path, job: Job, seconds: float, rows: list[Row]) -> None:
-    """Images/s of the export by its engine alone, in batches of several sizes."""
+def engine_rate(folder: Path, job: Job, seconds: float, rows: list[Row]) -> float:
+    """Images/s of the export by its engine alone: the best of several batch sizes."""
+    best = 0.0
     for batch in ENGINE_BATCHES:
         contender = Contender("engine", "exported", {"folder": str(folder)})
         alive = Alive(contender, Job(job.model, job.size, batch, job.classes))
         units = alive.units_in(seconds / 3)
-        rates = [units * batch / alive.run(units).seconds for _ in range(3)]
+        turns = [alive.run(units) for _ in range(3)]
         alive.close()
-        timing = results.Timing.of(rates).to_json()
-        rows.append({"part": "engine", "batch": batch} | timing)
-        say(f"engine, batch {batch}: {timing['median']:.1f} images/s")
+        timing = results.Timing.of([units * batch / turn.seconds for turn in turns])
+        processor = statistics.median(1e3 * turn.processor / (units * batch) for turn in turns)
+        rows.append(
+            {"part": "engine", "batch": batch, "processor_ms_per_image": round(processor, 3)} | timing.to_json()
+        )
+        say(f"engine, batch {batch}: {timing.median:.1f} images/s, {processor:.1f} ms of a processor an image")
+        best = max(best, timing.median)
+    return best
 
 
 @contextmanager
@@ -100,16 +108,23 @@ def load(name: str, command: list[str], port: int, photo: Path, seconds: float) 
             post(port, photo.read_bytes())
         say(f"{name}: {seconds:g} s of {CLIENTS} clients")
         hey = ["hey", "-z", f"{seconds:g}s", "-c", str(CLIENTS), "-t", "60", "-m", "POST", "-T", "image/jpeg"]
-        url = f"http://127.0.0.1:{port}/predict"
+        url, spent = f"http://127.0.0.1:{port}/predict", processor_seconds(process)
         shown = subprocess.run([*hey, "-D", str(photo), url], check=True, capture_output=True, text=True).stdout
-        peak = peak_megabytes(process)
+        peak, spent = peak_megabytes(process), processor_seconds(process) - spent
     statuses = {status: int(count) for status, count in re.findall(r"\[(\d+)\]\s+(\d+) responses", shown)}
     errors = sum(map(int, re.findall(r"\[(\d+)\]", shown.partition("Error distribution")[2])))
     rate, p50, p99 = (float(re.search(pattern, shown)[1]) for pattern in (
         r"Requests/sec:\s+([\d.]+)", r"50%+ in ([\d.]+) secs", r"99%+ in ([\d.]+) secs"))  # type: ignore[index]  # fmt: skip
     say(f"{name}: {rate:.1f} requests/s, p50 {1e3 * p50:.0f} ms, p99 {1e3 * p99:.0f} ms, {statuses}, {errors} errors")
     row: Row = {"part": "load", "contender": name, "clients": CLIENTS, "seconds": seconds, "requests_per_second": rate}
+    row["processor_ms_per_image"] = round(1e3 * spent / max(1, sum(statuses.values())), 3)
     return row | {"p50_ms": 1e3 * p50, "p99_ms": 1e3 * p99, "statuses": statuses, "errors": errors, "peak_mb": peak}
+
+
+def processor_seconds(process: Process) -> float:
+    """Of all threads of a process."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_megabytes(process: Process) -> int:
@@ -175,22 +190,21 @@ def main() -> None:
         facts = json.loads((folder / "export.json").read_text("utf-8"))
         job = Job(facts["model"], facts["image_size"], 8, len(facts["class_names"]))
         photo = next(iter(jpeg_files(Path(scratch) / "files", 1).iterdir()))
-        say("load: begin")
-        engine_rates(folder, job, seconds / 6, rows)
+        load_average = os.getloadavg()[0]
+        say(f"load average before: {load_average:.1f}")
+        rates = [engine_rate(folder, job, seconds / 6, rows)]
         for name, command in ((SERVER, ours(folder, port := free_port())), (BARE, bare(folder, port))):
-            rows.append(load(name, command, port, photo, seconds))
-        engine_rates(folder, job, seconds / 6, rows)  # again: the machine may have become faster or slower
-        say("load: end")
-        best = max(row["median"] for row in rows if row["part"] == "engine")
-        for row in rows:
-            if row["part"] == "load":
-                row["of_the_engines_best_batch_rate"] = round(row["requests_per_second"] / best, 3)
+            row = load(name, command, port, photo, seconds)
+            rates.append(engine_rate(folder, job, seconds / 6, rows))  # again: the machine is not always as fast
+            row["of_the_engines_rate_before_and_after"] = round(2 * row["requests_per_second"] / sum(rates[-2:]), 3)
+            rows.append(row)
         rows.append(attack(folder, photo.read_bytes(), count))
     configuration = {
         "model": f"{job.model}, {job.size}x{job.size}, {job.classes} classes, onnx, float32",
         "weights": "random" if options.export is None else "of the export",
         "file": "JPEG, 300 x 225",
         "load": f"hey, {CLIENTS} clients, on the same machine",
+        "load_average_before": round(load_average, 1),
         "timeout_under_attack": TIMEOUT,
         "attacks_at_one_time": SIDE_BY_SIDE,
     }
