@@ -113,8 +113,10 @@ def load(name: str, command: list[str], port: int, photo: Path, seconds: float) 
         peak, spent = peak_megabytes(process), processor_seconds(process) - spent
     statuses = {status: int(count) for status, count in re.findall(r"\[(\d+)\]\s+(\d+) responses", shown)}
     errors = sum(map(int, re.findall(r"\[(\d+)\]", shown.partition("Error distribution")[2])))
-    rate, p50, p99 = (float(re.search(pattern, shown)[1]) for pattern in (
-        r"Requests/sec:\s+([\d.]+)", r"50%+ in ([\d.]+) secs", r"99%+ in ([\d.]+) secs"))  # type: ignore[index]  # fmt: skip
+    rate, p50, p99 = (
+        float(found[1]) if (found := re.search(pattern, shown)) else float("nan")  # hey omits what it has too few for
+        for pattern in (r"Requests/sec:\s+([\d.]+)", r" 50%+ in ([\d.]+) secs", r" 99%+ in ([\d.]+) secs")
+    )
     say(f"{name}: {rate:.1f} requests/s, p50 {1e3 * p50:.0f} ms, p99 {1e3 * p99:.0f} ms, {statuses}, {errors} errors")
     row: Row = {"part": "load", "contender": name, "clients": CLIENTS, "seconds": seconds, "requests_per_second": rate}
     row["processor_ms_per_image"] = round(1e3 * spent / max(1, sum(statuses.values())), 3)
