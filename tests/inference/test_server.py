@@ -305,8 +305,12 @@ def test_what_cannot_be_served_is_said_before_it_listens(trained: Trained, tmp_p
         serve(default_folder(trained[0], "onnx", "float32"), port=0, engine="keras")
     with pytest.raises(UsageError, match=r"Received host 'no\.such\.host\.invalid', port 0"):
         serve(trained[0].path, host="no.such.host.invalid", port=0)
-    with pytest.raises(UsageError, match="Received batch=0, expected more than 0"):
-        Limits(batch=0)
+    for name in ("example.org:443", "a*.example.org", "https://example.org"):
+        with pytest.raises(UsageError, match="Received the host name"):
+            serve(trained[0].path, port=0, hosts=[name])
+    for value in (0, -1.5, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match=f"Received megabytes={value}, expected a number"):
+            Limits(megabytes=value)
     import socket
 
     with socket.socket() as taken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from resnetlab.errors import UsageError
@@ -33,8 +34,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            if not (value := getattr(self, each.name)) > 0:
-                raise UsageError(f"Received {each.name}={value}, expected more than 0.")
+            if not 0 < (value := getattr(self, each.name)) < math.inf:
+                raise UsageError(f"Received {each.name}={value}, expected a number of more than 0.")
 
     @property
     def body_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -60,6 +61,9 @@ def serve(
     from resnetlab.server import listening
 
     report, limits = make_progress(progress), limits or Limits()
+    for name in hosts:
+        if "*" in name.removeprefix("*.") and name != "*" or "/" in name or re.search(r"[^\]]:\d+$", name):
+            raise UsageError(f"Received the host name {name!r}; expected one without port, such as example.org.")
     with listening.bind(host, port) as listener:  # before the network is loaded, which takes a while
         if not listening.is_loopback(host):
             report.warning(
