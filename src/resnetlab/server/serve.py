@@ -62,7 +62,7 @@ def serve(
 
     report, limits = make_progress(progress), limits or Limits()
     for name in hosts:
-        if "*" in name.removeprefix("*.") and name != "*" or "/" in name or re.search(r"[^\]]:\d+$", name):
+        if (name != "*" and "*" in name.removeprefix("*.")) or "/" in name or re.search(r":\d+$", name):
             raise UsageError(f"Received the host name {name!r}; expected one without port, such as example.org.")
     with listening.bind(host, port) as listener:  # before the network is loaded, which takes a while
         if not listening.is_loopback(host):
