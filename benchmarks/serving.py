@@ -27,13 +27,13 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import harness  # puts src/ on the path
 import hostile
-from harness import Alive, Contender, Job, Row, say
+from harness import Alive, Contender, Elapsed, Job, Row, say
 from inference import exported, jpeg_files, untrained
 
 from resnetlab import environment, results
@@ -44,25 +44,6 @@ SERVER, BARE = "resnetlab serve", "bare FastAPI and ONNX Runtime, one image a re
 TIMEOUT = 5.0  # --timeout of the server under attack: how long a slow sender is borne with
 SIDE_BY_SIDE = 32  # attacks at one time
 Process = subprocess.Popen[str]
-
-
-def engine_rate(folder: Path, job: Job, seconds: float, rows: list[Row]) -> float:
-    """Images/s of the export by its engine alone: the best of several batch sizes."""
-    best = 0.0
-    for batch in ENGINE_BATCHES:
-        contender = Contender("engine", "exported", {"folder": str(folder)})
-        alive = Alive(contender, Job(job.model, job.size, batch, job.classes))
-        units = alive.units_in(seconds / 3)
-        turns = [alive.run(units) for _ in range(3)]
-        alive.close()
-        timing = results.Timing.of([units * batch / turn.seconds for turn in turns])
-        processor = statistics.median(1e3 * turn.processor / (units * batch) for turn in turns)
-        rows.append(
-            {"part": "engine", "batch": batch, "processor_ms_per_image": round(processor, 3)} | timing.to_json()
-        )
-        say(f"engine, batch {batch}: {timing.median:.1f} images/s, {processor:.1f} ms of a processor an image")
-        best = max(best, timing.median)
-    return best
 
 
 @contextmanager
@@ -101,26 +82,80 @@ def post(port: int, content: bytes) -> Any:
         return json.load(answer)
 
 
-def load(name: str, command: list[str], port: int, photo: Path, seconds: float) -> Row:
-    """What hey reports of so many seconds of `CLIENTS` clients, each of which waits for its answer."""
-    with serving(command, port) as process:
-        for _ in range(3):
+def loads(folder: Path, job: Job, photo: Path, rounds: int, seconds: float) -> list[Row]:
+    """The engine alone, the server and the bare handler in turns; nothing else of ours computes meanwhile."""
+    ports = {SERVER: free_port(), BARE: free_port()}
+    engines: dict[str, list[Elapsed]] = {}
+    turns: dict[str, list[Row]] = {SERVER: [], BARE: []}
+    with ExitStack() as stack:
+        command = {SERVER: ours(folder, ports[SERVER]), BARE: bare(folder, ports[BARE])}
+        servers = {name: stack.enter_context(serving(command[name], port)) for name, port in ports.items()}
+        for port in ports.values():
             post(port, photo.read_bytes())
-        say(f"{name}: {seconds:g} s of {CLIENTS} clients")
-        hey = ["hey", "-z", f"{seconds:g}s", "-c", str(CLIENTS), "-t", "60", "-m", "POST", "-T", "image/jpeg"]
-        url, spent = f"http://127.0.0.1:{port}/predict", processor_seconds(process)
-        shown = subprocess.run([*hey, "-D", str(photo), url], check=True, capture_output=True, text=True).stdout
-        peak, spent = peak_megabytes(process), processor_seconds(process) - spent
-    statuses = {status: int(count) for status, count in re.findall(r"\[(\d+)\]\s+(\d+) responses", shown)}
+        alive = {f"engine, batch {batch}": engine(folder, job, batch) for batch in ENGINE_BATCHES}
+        units = {name: each.units_in(seconds / 2) for name, each in alive.items()}
+        for number in range(rounds):
+            for name, each in alive.items():
+                engines.setdefault(name, []).append(each.run(units[name]))
+            for name, process in servers.items():
+                turns[name].append(turn(process, ports[name], photo, seconds))
+                say(f"round {number + 1}, {name}: {turns[name][-1]}")
+        for each in alive.values():
+            each.close()
+    rates = {n: [units[n] * alive[n].job.batch / one.seconds for one in spent] for n, spent in engines.items()}
+    rows = []
+    for name, spent in engines.items():
+        processor = statistics.median(1e3 * one.processor / (units[name] * alive[name].job.batch) for one in spent)
+        row = {"part": "engine", "contender": name, "processor_ms_per_image": round(processor, 2)}
+        rows.append(row | results.Timing.of(rates[name]).to_json())
+    for name, taken in turns.items():
+        best = [max(of_a_round) for of_a_round in zip(*rates.values(), strict=True)]
+        ratios = [one["images_per_second"] / most for one, most in zip(taken, best, strict=True)]
+        rows.append({"part": "load", "contender": name} | summary(taken))
+        rows.append(
+            {"part": "ratio", "ours": name, "over": "the engine's better batch"}
+            | results.Timing.of(ratios, "x").to_json()
+        )
+    return rows
+
+
+def engine(folder: Path, job: Job, batch: int) -> Alive:
+    """The export by its engine alone."""
+    contender = Contender("engine", "exported", {"folder": str(folder)})
+    return Alive(contender, Job(job.model, job.size, batch, job.classes))
+
+
+def turn(process: Process, port: int, photo: Path, seconds: float) -> Row:
+    """What hey reports of so many seconds of `CLIENTS` clients, each of which waits for its answer."""
+    before = processor_seconds(process)
+    hey = ["hey", "-z", f"{seconds:g}s", "-c", str(CLIENTS), "-t", "60", "-m", "POST", "-T", "image/jpeg"]
+    url = f"http://127.0.0.1:{port}/predict"
+    shown = subprocess.run([*hey, "-D", str(photo), url], check=True, capture_output=True, text=True).stdout
+    answered = {status: int(count) for status, count in re.findall(r"\[(\d+)\]\s+(\d+) responses", shown)}
+    found = {
+        "images_per_second": r"Requests/sec:\s+([\d.]+)",
+        "p50_ms": r" 50%+ in ([\d.]+) secs",
+        "p99_ms": r" 99%+ in ([\d.]+) secs",
+        "slowest_ms": r"Slowest:\s+([\d.]+) secs",
+    }
+    row: Row = {
+        key: float(match[1]) * (1e3 if key.endswith("ms") else 1)
+        for key, pattern in found.items()
+        if (match := re.search(pattern, shown))  # hey has no 99th percentile of fewer than 100
+    }
     errors = sum(map(int, re.findall(r"\[(\d+)\]", shown.partition("Error distribution")[2])))
-    rate, p50, p99 = (
-        float(found[1]) if (found := re.search(pattern, shown)) else float("nan")  # hey omits what it has too few for
-        for pattern in (r"Requests/sec:\s+([\d.]+)", r" 50%+ in ([\d.]+) secs", r" 99%+ in ([\d.]+) secs")
-    )
-    say(f"{name}: {rate:.1f} requests/s, p50 {1e3 * p50:.0f} ms, p99 {1e3 * p99:.0f} ms, {statuses}, {errors} errors")
-    row: Row = {"part": "load", "contender": name, "clients": CLIENTS, "seconds": seconds, "requests_per_second": rate}
-    row["processor_ms_per_image"] = round(1e3 * spent / max(1, sum(statuses.values())), 3)
-    return row | {"p50_ms": 1e3 * p50, "p99_ms": 1e3 * p99, "statuses": statuses, "errors": errors, "peak_mb": peak}
+    row |= {"answered": answered.pop("200", 0), "errors": errors + sum(answered.values())}
+    return row | {"processor_seconds": processor_seconds(process) - before}
+
+
+def summary(taken: list[Row]) -> Row:
+    """Of several turns: medians, and the sums of what is counted."""
+    row: Row = {"clients": CLIENTS, **{key: sum(each[key] for each in taken) for key in ("answered", "errors")}}
+    processor = sum(each["processor_seconds"] for each in taken) / max(1, row["answered"])
+    row["processor_ms_per_image"] = round(1e3 * processor, 2)
+    for key in ("images_per_second", "p50_ms", "p99_ms"):
+        row[key] = round(statistics.median(each.get(key, each["slowest_ms"]) for each in taken), 2)
+    return row
 
 
 def processor_seconds(process: Process) -> float:
@@ -172,7 +207,8 @@ def attack(folder: Path, photo: bytes, count: int) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--export", type=Path, help="default: an untrained ResNet-50")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of load")
+    parser.add_argument("--rounds", type=int, default=6, help="of load, in which all take turns")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a turn")
     parser.add_argument("--hostile", type=int, default=10_000, help="requests")
     parser.add_argument("--smoke", action="store_true", help="a tiny network, 2 s of load, 330 hostile requests")
     parser.add_argument("--out", type=Path, default=harness.ROOT / "results" / "serving.json")
@@ -181,7 +217,7 @@ def main() -> None:
         raise SystemExit("The load generator hey is missing. On Debian and Ubuntu: apt install hey")
     environment.configure(backend="tensorflow", device="cpu")
     job = Job("resnet-tiny", 16, 8, 3) if options.smoke else Job("resnet50", 224, 8, 1000)
-    seconds, count = (2.0, 330) if options.smoke else (options.seconds, options.hostile)
+    rounds, seconds, count = (2, 1.0, 330) if options.smoke else (options.rounds, options.seconds, options.hostile)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.export
@@ -194,18 +230,13 @@ def main() -> None:
         photo = next(iter(jpeg_files(Path(scratch) / "files", 1).iterdir()))
         load_average = os.getloadavg()[0]
         say(f"load average before: {load_average:.1f}")
-        rates = [engine_rate(folder, job, seconds / 6, rows)]
-        for name, command in ((SERVER, ours(folder, port := free_port())), (BARE, bare(folder, port))):
-            row = load(name, command, port, photo, seconds)
-            rates.append(engine_rate(folder, job, seconds / 6, rows))  # again: the machine is not always as fast
-            row["of_the_engines_rate_before_and_after"] = round(2 * row["requests_per_second"] / sum(rates[-2:]), 3)
-            rows.append(row)
+        rows += loads(folder, job, photo, rounds, seconds)
         rows.append(attack(folder, photo.read_bytes(), count))
     configuration = {
         "model": f"{job.model}, {job.size}x{job.size}, {job.classes} classes, onnx, float32",
         "weights": "random" if options.export is None else "of the export",
         "file": "JPEG, 300 x 225",
-        "load": f"hey, {CLIENTS} clients, on the same machine",
+        "load": f"hey, {CLIENTS} clients, on the same machine, {rounds} turns of {seconds:g} s",
         "load_average_before": round(load_average, 1),
         "timeout_under_attack": TIMEOUT,
         "attacks_at_one_time": SIDE_BY_SIDE,

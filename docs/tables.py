@@ -172,30 +172,19 @@ def inference(result: Result) -> str:
 def serving(result: Result) -> str:
     """The server under load beside its engine alone and a bare handler, and what became of hostile requests."""
     rows, chosen = result["rows"], result["configuration"]
-    engine = [row for row in rows if row["part"] == "engine"]
-    best = max(engine, key=lambda row: row["median"])
-    cells = [[f"the engine alone, batch {best['batch']}", f"{best['median']:.1f}", "", "", "", ""]]
-    cells[0][-1] = f"{statistics.median(row['processor_ms_per_image'] for row in engine):.1f}"
-    cells += [
-        [
-            row["contender"],
-            f"{row['requests_per_second']:.1f}",
-            f"**{row['of_the_engines_rate_before_and_after']:.2f}**",
-            f"{row['p50_ms']:,.0f} / {row['p99_ms']:,.0f}",
-            str(row["errors"] + sum(many for status, many in row["statuses"].items() if status != "200")),
-            f"{row['processor_ms_per_image']:.1f}",
-        ]
-        for row in rows
-        if row["part"] == "load"
-    ]
-    head = [
-        chosen["model"],
-        "images/s",
-        "of the engine's rate",
-        "p50 / p99, ms",
-        "errors",
-        "processor time, ms an image",
-    ]
+    ratios = {row["ours"]: row for row in rows if row["part"] == "ratio"}
+    cells = []
+    for row in rows:
+        if row["part"] == "engine":
+            texts = [f"{row['median']:.1f}", "", "", ""]
+        elif row["part"] == "load":
+            times = f"{row['p50_ms']:,.0f} / {row['p99_ms']:,.0f}"
+            ratio = f"**{ratios[row['contender']]['median']:.2f} x**"
+            texts = [f"{row['images_per_second']:.1f}", ratio, times, f"{row['errors']} of {row['answered']:,}"]
+        else:
+            continue
+        cells.append([row["contender"], *texts, f"{row['processor_ms_per_image']:.1f}"])
+    head = [chosen["model"], "images/s", "of the engine's", "p50 / p99, ms", "errors", "processor time, ms an image"]
     texts = [markdown(head, cells)]
     for row in rows:
         if row["part"] == "hostile":
@@ -209,12 +198,8 @@ def serving(result: Result) -> str:
             )
     load = chosen["load_average_before"]
     shared = f" Other programs ran too: load average {load} before it began." if load > 1 else ""
-    how = f"{chosen['load']}, {rows_seconds(rows):g} s each; weights {chosen['weights']}; {chosen['file']}.{shared}\n"
+    how = f"Medians. {chosen['load']}; weights: {chosen['weights']}; {chosen['file']}.{shared}\n"
     return "\n".join([*texts, how]) + conditions(result)
-
-
-def rows_seconds(rows: Sequence[Result]) -> float:
-    return next(float(row["seconds"]) for row in rows if row["part"] == "load")
 
 
 def run(result: Result) -> str:
