@@ -206,7 +206,7 @@ def attack(folder: Path, photo: bytes, count: int) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--export", type=Path, help="default: an untrained ResNet-50")
+    parser.add_argument("--export", type=Path, help="default: of an untrained ResNet-50")
     parser.add_argument("--rounds", type=int, default=6, help="of load, in which all take turns")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a turn")
     parser.add_argument("--hostile", type=int, default=10_000, help="requests")

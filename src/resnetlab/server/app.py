@@ -79,6 +79,7 @@ class Description(BaseModel):
 REFUSALS = {
     400: "The form is damaged.",
     408: "The request did not arrive in time.",
+    411: "There is no Content-Length.",
     413: "Too many bytes, images or pixels.",
     415: "Not of a type that has images.",
     422: "No image that can be used, or an invalid parameter.",

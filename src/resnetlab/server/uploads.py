@@ -65,8 +65,10 @@ class Uploads:
             self._free += taken
 
     def _check_head(self, request: Request) -> None:
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._limits.body_bytes:
+        length = request.headers.get("content-length")
+        if length is None:  # in chunks, of which no one knows how many come
+            raise Refusal(411, "Received no Content-Length, expected the size of the request.")
+        if int(length) > self._limits.body_bytes:
             raise self._too_large()
         if "content-encoding" in request.headers:
             raise Refusal(415, "Received a Content-Encoding, expected none: image files are compressed themselves.")
