@@ -169,6 +169,39 @@ def inference(result: Result) -> str:
     return "\n".join(texts) + "\n" + conditions(result)
 
 
+def serving(result: Result) -> str:
+    """The server under load beside its engine alone and a bare handler, and what became of hostile requests."""
+    rows, chosen = result["rows"], result["configuration"]
+    ratios = {row["ours"]: row for row in rows if row["part"] == "ratio"}
+    cells = []
+    for row in rows:
+        if row["part"] == "engine":
+            texts = [f"{row['median']:.1f}", "", "", ""]
+        elif row["part"] == "load":
+            times = f"{row['p50_ms']:,.0f} / {row['p99_ms']:,.0f}"
+            ratio = f"**{ratios[row['contender']]['median']:.2f} x**"
+            texts = [f"{row['images_per_second']:.1f}", ratio, times, f"{row['errors']} of {row['answered']:,}"]
+        else:
+            continue
+        cells.append([row["contender"], *texts, f"{row['processor_ms_per_image']:.1f}"])
+    head = [chosen["model"], "images/s", "of the engine's", "p50 / p99, ms", "errors", "processor time, ms an image"]
+    texts = [markdown(head, cells)]
+    for row in rows:
+        if row["part"] == "hostile":
+            endings = ", ".join(f"{many:,} {ending}" for ending, many in row["endings"].items())
+            texts.append(
+                f"Hostile requests: {row['requests']:,} of {row['kinds']} kinds in {row['seconds']:,.0f} s: {endings}; "
+                f"{row['neither_4xx_nor_closed']} were neither answered with a 4xx nor closed. Good requests between "
+                f"them were answered as before: {row['good_requests_answered_as_before']}. Memory: at most "
+                f"{row['peak_mb_before']} MB before, {row['peak_mb_after_each_tenth'][0]} MB after a tenth, "
+                f"{row['peak_mb_after_each_tenth'][-1]} MB at the end.\n"
+            )
+    load = chosen["load_average_before"]
+    shared = f" Other programs ran too: load average {load} before it began." if load > 1 else ""
+    how = f"Medians. {chosen['load']}; weights: {chosen['weights']}; {chosen['file']}.{shared}\n"
+    return "\n".join([*texts, how]) + conditions(result)
+
+
 def run(result: Result) -> str:
     """One training run, as record_run.py keeps it."""
     recipe, judged = result["configuration"], result["evaluation"]
@@ -280,6 +313,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "throughput": ("throughput", throughput),
     "input-pipeline": ("input-pipeline", input_pipeline),
     "inference": ("inference", inference),
+    "serving": ("serving", serving),
     "cifar": ("cifar10", run),
     "accuracy": ("accuracy", accuracy),
     "gpu": ("gpu", gpu),

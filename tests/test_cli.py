@@ -23,7 +23,7 @@ from tests.models.randomised import randomised
 from tests.models.reference import as_torch, empty_weights
 
 Cli = Callable[..., tuple[int, str, str]]
-COMMANDS = ("train", "evaluate", "predict", "export", "import", "models", "audit", "doctor", "compare")
+COMMANDS = ("train", "evaluate", "predict", "export", "serve", "import", "models", "audit", "doctor", "compare")
 TINY = ("--model", "resnet-tiny", "--set", "image_size=16", "--set", "batch_size=8", "--set", "epochs=1")
 
 

@@ -24,6 +24,8 @@ LIGHT = (
     "resnetlab.progress",
     "resnetlab.run",
     "resnetlab.run_folder",
+    "resnetlab.server.app",
+    "resnetlab.server.serve",
     "resnetlab.tasks",
     "resnetlab.weights.importing",
     "resnetlab.weights.mapping",

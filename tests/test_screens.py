@@ -80,6 +80,7 @@ COMMANDS = [
     "predict",
     "explain",
     "export",
+    "serve",
     "import",
     "audit",
     "compare",

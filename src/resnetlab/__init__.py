@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from resnetlab.progress import Progress
     from resnetlab.recipes import Recipe
     from resnetlab.run import Export, Run
+    from resnetlab.server.serve import serve
     from resnetlab.tasks import compare, compare_runs, from_pretrained, load, train
 
 _HOME = {
@@ -52,6 +53,7 @@ _HOME = {
     "compare_runs": "tasks",
     "from_pretrained": "tasks",
     "load": "tasks",
+    "serve": "server.serve",
     "train": "tasks",
     "variants": "listing",
 }
@@ -75,6 +77,7 @@ __all__ = [
     "compare_runs",
     "from_pretrained",
     "load",
+    "serve",
     "train",
     "variants",
 ]

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from resnetlab.cli import inference, overview, training
+from resnetlab.cli import inference, overview, serving, training
 from resnetlab.errors import ProcessLost, ResnetlabError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
     ("predict", inference.predict, "Classify images.", "predict RUN holiday/*.jpg --csv predictions.csv"),
     ("explain", inference.explain, "Show what predictions rest on.", "explain RUN holiday/*.jpg --method layer-cam"),
     ("export", inference.export, "Write the network for another runtime.", "export RUN --format onnx --precision int8"),
+    ("serve", serving.serve, "Serve predictions over HTTP, with a page.", "serve runs/photos"),
     (
         "import",
         training.import_weights,

@@ -62,6 +62,10 @@ class ImageProblem(ValueError):
     """Why an image cannot be used: "truncated", "not an image", "too many pixels (20000x20000, …)"."""
 
 
+class TooManyPixels(ImageProblem):
+    """An image is larger than the limit."""
+
+
 class Decoded(NamedTuple):
     """An upright RGB image, its size in the file, and what was done to it."""
 
@@ -72,13 +76,19 @@ class Decoded(NamedTuple):
 
 
 def load_image(
-    file: bytes | str | Path, *, shorter_side: int, centre_crop: int, interpolation: Interpolation = "bilinear"
+    file: bytes | str | Path,
+    *,
+    shorter_side: int,
+    centre_crop: int,
+    interpolation: Interpolation = "bilinear",
+    pixel_limit: int | None = None,
 ) -> Pixels:
     """The pixels (centre_crop, centre_crop, 3) of an image file, given by its path or its content.
 
     Args:
         shorter_side: pixels that the shorter side is resized to.
         centre_crop: pixels, at most `shorter_side`.
+        pixel_limit: of the image in the file; by default as the module's docstring states.
 
     Raises:
         ImageProblem: the file cannot be used; the message is the reason.
@@ -88,12 +98,12 @@ def load_image(
         raise ValueError(f"Received centre_crop={centre_crop}, expected 1 to shorter_side={shorter_side}.")
     if interpolation not in (known := get_args(Interpolation)):
         raise ValueError(f"Received interpolation={interpolation!r}, expected one of {', '.join(known)}.")
-    square = fit_square(decode(file, size=shorter_side).image, shorter_side, interpolation)
+    square = fit_square(decode(file, size=shorter_side, pixel_limit=pixel_limit).image, shorter_side, interpolation)
     margin = (shorter_side - centre_crop) // 2
     return np.ascontiguousarray(square[margin : margin + centre_crop, margin : margin + centre_crop])
 
 
-def decode(file: bytes | str | Path, *, size: int | None = None) -> Decoded:
+def decode(file: bytes | str | Path, *, size: int | None = None, pixel_limit: int | None = None) -> Decoded:
     """Decode an image file completely, given by its path or its content; raises ImageProblem.
 
     With `size`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, whichever still covers size x size. That
@@ -115,7 +125,7 @@ def decode(file: bytes | str | Path, *, size: int | None = None) -> Decoded:
             formats = ("HEIF",)
         try:
             with Image.open(io.BytesIO(content), formats=formats) as image:
-                return _convert(image, content, size)
+                return _convert(image, content, size, pixel_limit)
         except ImageProblem:
             raise
         except Exception as error:  # on damaged files Pillow raises nearly anything
@@ -145,10 +155,11 @@ def max_pixels() -> int:
     return int(value)
 
 
-def _convert(image: Image.Image, content: bytes, size: int | None) -> Decoded:
+def _convert(image: Image.Image, content: bytes, size: int | None, pixel_limit: int | None) -> Decoded:
     width, height = image.size
-    if width * height > (limit := max_pixels()):  # known from the header, before anything is decoded
-        raise ImageProblem(f"too many pixels ({width}x{height}; the limit is {limit:,}, $RESNETLAB_MAX_PIXELS)")
+    limit, where = (max_pixels(), ", $RESNETLAB_MAX_PIXELS") if pixel_limit is None else (pixel_limit, "")
+    if width * height > limit:  # known from the header, before anything is decoded
+        raise TooManyPixels(f"too many pixels ({width}x{height}; the limit is {limit:,}{where})")
     done = []
     if getattr(image, "is_animated", False) and image.format != "HEIF":
         done.append("first frame of several")

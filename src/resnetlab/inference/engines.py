@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 Engine = Callable[[np.ndarray], np.ndarray]  # (n, size, size, 3) uint8 to (n, classes) float32, for any n from 1
 
 EXPORT_FILE = "export.json"
-PACKAGES = {  # packages that an export format and its engine import, and the extra that installs them
+PACKAGES = {  # packages that an export format and its engine, or the server, imports, and the extra that installs them
     "onnx": (("onnx", "onnxruntime"), "onnx"),
     "openvino": (("onnx", "onnxruntime", "openvino"), "openvino"),
     "litert": (("tensorflow", "ai_edge_litert"), "cpu,litert"),
     "saved_model": (("tensorflow",), "cpu"),
+    "serve": (("fastapi", "uvicorn", "python_multipart", "prometheus_client"), "serve"),
 }
 
 
 def require_packages(kind: str) -> None:
-    """Raise ResnetlabError, with the command that installs it, where a package of a format is missing."""
+    """Raise ResnetlabError, with the command that installs it, where a package of `kind` is missing."""
     packages, extra = PACKAGES[kind]
     if missing := [name for name in packages if find_spec(name) is None]:
         raise ResnetlabError(f"{kind} needs {', '.join(missing)}. Do: pip install 'resnetlab[{extra}]'.")

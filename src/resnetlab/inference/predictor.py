@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,12 +127,7 @@ class Predictor:
         rows: list[tuple[tuple[str, float], ...]] = []
         for start in range(0, len(images), BATCH_SIZE):
             batch = centre_crop(images[start : start + BATCH_SIZE], self.recipe.test_size)
-            probabilities = self.engine(np.ascontiguousarray(batch))
-            order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-            rows += [
-                tuple((self.class_names[k], float(row[k])) for k in best)
-                for row, best in zip(probabilities, order, strict=True)
-            ]
+            rows += ranked(self.engine(np.ascontiguousarray(batch)), self.class_names, top)
         return rows
 
     def _read(self, image: ImageInput) -> tuple[str | None, Pixels | str]:
@@ -143,6 +138,14 @@ class Predictor:
             return image.path, load_image(image.content, **load_settings(self.recipe))
         except ImageProblem as problem:
             return image.path, str(problem)
+
+
+def ranked(probabilities: np.ndarray, class_names: Sequence[str], top: int) -> list[tuple[tuple[str, float], ...]]:
+    """The `top` classes of each row of probabilities (n, classes), most probable first."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    return [
+        tuple((class_names[k], float(row[k])) for k in best) for row, best in zip(probabilities, order, strict=True)
+    ]
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, count: int) -> Iterator[Result]:
