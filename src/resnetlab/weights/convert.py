@@ -139,9 +139,10 @@ def import_checkpoint(
         naming = cifar_repositories(arch)
     names = ("no head",) if headless else _class_names(checkpoint, arch, num_classes, class_names)
     stated = checkpoint.settings | dict(settings or {})
-    recipe = BASE.changed(
-        name="imported", description=f"weights of {checkpoint.origin}", **_default_settings(arch, naming) | stated
-    )
+    settings = _default_settings(arch, naming) | stated
+    if stated.get("crop_pct", 1.0) < 1.0:  # the middle of larger images, whatever is usual
+        settings["crop"] = "resized"
+    recipe = BASE.changed(name="imported", description=f"weights of {checkpoint.origin}", **settings)
     arch = replace(arch, preprocessing=recipe.preprocessing or arch.preprocessing)
     network = build(arch, num_classes=num_classes)
     assign_weights(network, checkpoint.arrays, naming, head=not headless)
