@@ -10,7 +10,7 @@ import pytest
 
 from resnetlab import backend as running
 from resnetlab import doctor, environment
-from resnetlab.devices import Started, resolve_precision, start
+from resnetlab.devices import Placement, Started, resolve_precision, start
 from resnetlab.doctor import Facts, machine
 from resnetlab.doctor.facts import Cpu, Gpu
 from resnetlab.errors import ResnetlabError
@@ -33,21 +33,21 @@ def on_machine(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
 
 @pytest.mark.parametrize("on_machine", MACHINES, indirect=True)
 def test_a_gpu_that_is_not_used_is_warned_of(on_machine: doctor.Report, capsys: pytest.CaptureFixture[str]) -> None:
-    used = start("tensorflow", "auto", progress=TerminalProgress())
+    used = start(Placement("tensorflow", "auto"), progress=TerminalProgress())
     assert used == Started("tensorflow", "cpu", environment.cpu_name())
     warned = capsys.readouterr().err
     gpus = on_machine.facts.nvidia.gpus
     assert (gpus[0].name in warned and "is not used" in warned) if gpus else not warned
     if gpus and (reason := doctor.why_no_gpu(on_machine, backend="tensorflow")):
         assert " ".join(reason.split()) in " ".join(warned.split())
-    start("tensorflow", "cpu", progress=TerminalProgress())
+    start(Placement("tensorflow", "cpu"), progress=TerminalProgress())
     assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("on_machine", MACHINES, indirect=True)
 def test_a_gpu_that_was_asked_for_is_missed_with_the_reason(on_machine: doctor.Report) -> None:
     with pytest.raises(ResnetlabError, match="--device gpu: tensorflow sees no GPU") as error:
-        start("tensorflow", "gpu", progress=TerminalProgress())
+        start(Placement("tensorflow", "gpu"), progress=TerminalProgress())
     reason = doctor.why_no_gpu(on_machine, backend="tensorflow")
     assert reason in str(error.value) if reason else "is unknown" in str(error.value)
 
