@@ -522,7 +522,11 @@ def test_a_finished_run_is_resumed_with_more_epochs_only(cli: Cli, first: Path) 
 def test_a_schedule_that_depends_on_the_epochs_is_said_to_jump(cli: Cli, first: Path) -> None:
     run = RunFolder.open(first)
     run.write_json("recipe.json", run.recipe().changed(schedule="linear", warmup=0).model_dump(mode="json"))
-    code, out, err = cli("train", "--resume", "first", "--epochs", "2")
+    code, _, err = cli("train", "--resume", "first", "--epochs", "2")
+    assert code == 2
+    assert "these have changed: schedule 'constant' -> 'linear'" in " ".join(err.split())
+    run.write_json("recipe.json", run.recipe().changed(epochs=1).model_dump(mode="json"))
+    code, out, err = cli("train", "--resume", "first", "--epochs", "2", "--force-resume")
     assert (code, err) == (0, "")
     assert "jumps from 0 to 0.025; this differs from a single run of 2 epochs" in out
     run.update(status="finished")

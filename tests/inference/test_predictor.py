@@ -259,7 +259,7 @@ def test_damaged_weights_are_told(trained: tuple[RunFolder, Path, Pack], tmp_pat
     whole = original.best_weights.read_bytes()
     for content in (b"", b"noise", whole[: len(whole) // 2]):
         run.best_weights.write_bytes(content)
-        with pytest.raises(ResnetlabError, match=r"best\.weights\.h5 cannot be loaded into resnet-tiny"):
+        with pytest.raises(ResnetlabError, match=r"best\.weights\.h5 is damaged"):
             Predictor(run)
     run.best_weights.write_bytes(whole)
     run.update(class_names=["a", "b", "c", "d"])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from resnetlab.doctor import machine
 from resnetlab.models.layers import (
     BatchNorm,
     Conv2D,
@@ -99,6 +100,8 @@ def gradients_of_a_convolution(
 def test_the_kernels_for_training_compute_the_same(
     on: Workers, side: int, size: int, strides: int, dtype: str, tolerance: float
 ) -> None:
+    if dtype == "bfloat16" and not machine.cpu().has_bfloat16:
+        pytest.skip("without hardware for bfloat16, TensorFlow adds up in it: gradients are 5 % off, its own too")
     arguments = {"x": normal(3, side, side, 16), "kernel": normal(size, size, 16, 24, seed=1), "strides": strides}
     run = on("tensorflow")
     trained, plain = (

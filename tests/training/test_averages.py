@@ -115,7 +115,7 @@ def interrupted(data: Pack, recipe: Recipe, folder: str) -> dict[str, Any]:
     stream = make_stream(recipe, data)
     whole = train(trainer(), 0, 6)
     half, path = train(trainer(), 0, 3), Path(folder) / "checkpoint.npz"
-    checkpoint.save(path, half, {"step": 3})
+    checkpoint.write(path, half, checkpoint.current_state(half), {"step": 3})
     resumed = trainer()
     checkpoint.restore(resumed, checkpoint.read(path)[1])
     train(resumed, 3, 6)

@@ -41,7 +41,8 @@ def test_losses_are_the_same_on_every_backend(on: Workers, backend: str, digits:
 
 
 def test_losses_are_the_same_with_xla(digits: Pack) -> None:
-    np.testing.assert_allclose(losses(digits, RECIPE, jit_compile=True), losses(digits, RECIPE), rtol=1e-4)
+    recipe = RECIPE.changed(learning_rate=0.0005)  # each step multiplies what rounding has changed
+    np.testing.assert_allclose(losses(digits, recipe, jit_compile=True), losses(digits, recipe), rtol=1e-4)
 
 
 def test_a_branch_is_dropped_for_the_samples_whose_mask_is_zero(digits: Pack) -> None:
