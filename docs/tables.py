@@ -188,7 +188,7 @@ def serving(result: Result) -> str:
     texts = [markdown(head, cells)]
     for row in rows:
         if row["part"] == "hostile":
-            endings = ", ".join(f"{many:,} {ending}" for ending, many in row["endings"].items())
+            endings = ", ".join(f"{many:,} x {ending}" for ending, many in row["endings"].items())
             texts.append(
                 f"Hostile requests: {row['requests']:,} of {row['kinds']} kinds in {row['seconds']:,.0f} s: {endings}; "
                 f"{row['neither_4xx_nor_closed']} were neither answered with a 4xx nor closed. Good requests between "
@@ -198,7 +198,8 @@ def serving(result: Result) -> str:
             )
     load = chosen["load_average_before"]
     shared = f" Other programs ran too: load average {load} before it began." if load > 1 else ""
-    how = f"Medians. {chosen['load']}; weights: {chosen['weights']}; {chosen['file']}.{shared}\n"
+    how = "Medians over the turns; of a turn with fewer than 100 answers the slowest stands for p99. "
+    how += f"{chosen['load']}; weights: {chosen['weights']}; {chosen['file']}.{shared}\n"
     return "\n".join([*texts, how]) + conditions(result)
 
 
