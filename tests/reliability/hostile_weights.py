@@ -158,7 +158,8 @@ def _torch() -> dict[str, Maker]:
         "a tensor that begins behind its storage": written("x.pt", torch_zip(state_dict(16, (4,), (1,), 1 << 30))),
         "a negative size": written("x.pt", torch_zip(state_dict(16, (-4,), (1,)))),
         "a storage that is a zip bomb": written(
-            "x.pt", zip_bomb("a/data/0", 4 << 30, {"a/data.pkl": state_dict(1 << 30, (1 << 30,), (1,)), "a/version": b"3"})
+            "x.pt",
+            zip_bomb("a/data/0", 4 << 30, {"a/data.pkl": state_dict(1 << 30, (1 << 30,), (1,)), "a/version": b"3"}),
         ),
         "a pickle that is a zip bomb": written("x.pt", zip_bomb("a/data.pkl", 4 << 30, {"a/version": b"3"})),
         "lists 200,000 deep": written("x.pt", nested),
@@ -305,7 +306,10 @@ def _keras(config: Any, weights: bytes | None = None) -> Callable[[Path], bytes]
 def _keras_files() -> dict[str, Maker]:
     def lambda_layer(folder: Path) -> Any:
         code = f"open({str(folder.parent / CANARY)!r}, 'w')"
-        return {"class_name": "Sequential", "config": {"layers": [{"class_name": "Lambda", "config": {"function": code}}]}}
+        return {
+            "class_name": "Sequential",
+            "config": {"layers": [{"class_name": "Lambda", "config": {"function": code}}]},
+        }
 
     def foreign_module(folder: Path) -> Any:
         path = str(folder.parent / CANARY)
