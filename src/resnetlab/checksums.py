@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from resnetlab.errors import ResnetlabError
+from resnetlab.untrusted import check_hdf5
 
 ATTRIBUTE = "resnetlab_sha256"
 
@@ -20,13 +21,14 @@ def add_checksum(path: Path) -> None:
 
 
 def verify_checksum(path: Path) -> None:
-    """Raise ResnetlabError where the arrays of an HDF5 file are not those it was saved with.
+    """Raise ResnetlabError where the arrays of an HDF5 file are not those it was saved with, or it is not safe to read.
 
     Files without a checksum, of earlier versions, pass.
     """
     import h5py
 
     try:
+        check_hdf5(path)
         with h5py.File(path, "r") as file:
             expected = file.attrs.get(ATTRIBUTE)
             damaged = expected is not None and expected != _checksum(file)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from resnetlab.data.preprocess import ImageProblem, Interpolation, Pixels, decode, fit_square, pillow_without_warnings
-from resnetlab.data.sources import Sample, Source
+from resnetlab.data.sources import Reader, Sample, Source
 from resnetlab.data.walk import DOCUMENT_SUFFIXES, listed_endings
 from resnetlab.environment import usable_cores
 from resnetlab.errors import ResnetlabError
@@ -134,7 +134,7 @@ def inspect_all(
 
 
 def _examine(
-    source: Source, index: int, read: Callable[[Sample], bytes], size: int, interpolation: Interpolation, whole: bool
+    source: Source, index: int, read: Reader, size: int, interpolation: Interpolation, whole: bool
 ) -> tuple[Record, Pixels | None]:
     sample = source.samples[index]
     if source.images is not None:
@@ -144,11 +144,10 @@ def _examine(
         record = Record(sample.name, sample.label, sample.subset, digest, width, height)
         return record, _fitted(Image.fromarray(pixels), size, interpolation, whole)
     try:
-        content = read(sample)
-    except Exception as error:  # no permission, a dangling link, a damaged or encrypted zip file
-        reason = getattr(error, "strerror", None) or error
-        return Record(sample.name, sample.label, sample.subset, "", problem=f"unreadable ({reason})"), None
-    return inspect(sample, content, size=size, interpolation=interpolation, whole=whole)
+        with read(sample) as content:
+            return inspect(sample, content, size=size, interpolation=interpolation, whole=whole)
+    except ImageProblem as problem:  # no permission, a dangling link, a pipe, a damaged or encrypted zip file
+        return Record(sample.name, sample.label, sample.subset, "", problem=str(problem)), None
 
 
 # --------------------------------------------------------------------------------------- records to an audit
@@ -349,10 +348,13 @@ def _settle_copies(records: Sequence[Record], class_names: tuple[str, ...]) -> I
         if record.problem is None:
             copies[record.sha256].append(record)
     strictest = {"test": 0, "validation": 1, "train": 2, None: 3}
+    found = {  # once for each group: a placeholder may have a copy for every image
+        sha256: (sorted({copy.label for copy in group}), min(group, key=lambda copy: strictest[copy.subset]))
+        for sha256, group in copies.items()
+        if len(group) > 1
+    }
     for record in records:
-        group = copies[record.sha256] if record.problem is None else [record]
-        labels = sorted({copy.label for copy in group})
-        kept = min(group, key=lambda copy: strictest[copy.subset])
+        labels, kept = found.get(record.sha256, ([], record)) if record.problem is None else ([], record)
         if len(labels) > 1:
             yield replace(record, problem=f"two labels ({', '.join(class_names[label] for label in labels)})")
         elif record.subset != kept.subset:

@@ -18,7 +18,8 @@ Processing steps, in this order:
 - The picture is turned upright by its EXIF orientation.
 - The largest central square is resized to `shorter_side` with antialiasing, and its centre is cropped.
 
-Images of more than $RESNETLAB_MAX_PIXELS pixels (by default 200 million) are refused by their header.
+Images of more than $RESNETLAB_MAX_PIXELS pixels (by default 200 million) are refused by their header, files of more than
+8 bytes for each of these pixels by their size, and what is no regular file (a pipe, a device) is not opened.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -42,7 +44,10 @@ Pixels = NDArray[np.uint8]  # (size, size, 3)
 Interpolation = Literal["bilinear", "bicubic"]
 
 MAX_PIXELS = 200_000_000  # phones make 108 and 200 million; a decompression bomb has more
-LARGE = 40_000_000  # pixels to decode, above which one image is decoded at a time: Pillow takes 4 bytes for one
+LARGE = 40_000_000  # pixels to decode, above which one image is decoded at a time: each takes up to 10 bytes
+DEEP = 3  # times as many bytes are taken by a pixel of more than 8 bits a sample
+LARGE_FILE = 64 << 20  # bytes, above which one file is in memory at a time
+SCANS = 100  # of a progressive JPEG, which has about ten: each is a pass over all pixels, for a few bytes of the file
 STRIP = 16_000_000  # pixels that are composited or scaled at a time
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # none that starts a program, such as EPS
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
@@ -109,13 +114,10 @@ def decode(file: bytes | str | Path, *, size: int | None = None, pixel_limit: in
     With `size`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, whichever still covers size x size. That
     reads the whole file too (only the inverse transform is smaller), so no damage escapes.
     """
-    if isinstance(file, bytes):
-        content = file
-    else:
-        try:
-            content = Path(file).read_bytes()
-        except OSError as error:
-            raise ImageProblem(f"unreadable ({error.strerror})") from error
+    if not isinstance(file, bytes):
+        with content_of(Path(file)) as content:
+            return decode(content, size=size)
+    content = file
     if not content:
         raise ImageProblem("empty file")
     with pillow_without_warnings():
@@ -130,6 +132,33 @@ def decode(file: bytes | str | Path, *, size: int | None = None, pixel_limit: in
             raise
         except Exception as error:  # on damaged files Pillow raises nearly anything
             raise ImageProblem(_diagnose(content, error)) from error
+
+
+@contextmanager
+def content_of(path: Path) -> Iterator[bytes]:
+    """The content of an image file; of large files, one is in memory at a time. Raises ImageProblem."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # to read a pipe or a device might never end
+            raise ImageProblem("not a regular file")
+        with room_for(status.st_size):
+            try:
+                with path.open("rb") as file:
+                    content = file.read(status.st_size + 1)
+            except OSError as error:
+                raise ImageProblem(f"unreadable ({error.strerror})") from error
+            yield content
+    except OSError as error:
+        raise ImageProblem(f"unreadable ({error.strerror})") from error
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Wait until a file of `size` bytes may be held in memory. Raises ImageProblem if it is larger than any image."""
+    if size > (limit := 8 * max_pixels()):
+        raise ImageProblem(f"too large ({size:,} bytes; the limit is {limit:,}, 8 for each of $RESNETLAB_MAX_PIXELS)")
+    with _one_large_file if size > LARGE_FILE else nullcontext():
+        yield
 
 
 def fit_square(image: Image.Image, size: int, interpolation: Interpolation = "bilinear") -> Pixels:
@@ -165,8 +194,11 @@ def _convert(image: Image.Image, content: bytes, size: int | None, pixel_limit: 
         done.append("first frame of several")
     if size is not None and image.format in ("JPEG", "MPO"):  # HEIC would give its thumbnail
         image.draft(None, (size, size))
-    with _one_large if image.width * image.height > LARGE else nullcontext():
-        tiles = list(getattr(image, "tile", []))  # `load` removes them
+    if image.info.get("progressive") and (scans := content.count(b"\xff\xda")) > SCANS:
+        raise ImageProblem(f"corrupt ({scans:,} scans; a progressive JPEG has about ten)")
+    tiles = list(getattr(image, "tile", []))  # `load` removes them
+    deep = image.mode[0] in "IF" or _tag(image, _BITS, 8) > 8 or any(";16" in _layout(tile) for tile in tiles)
+    with _one_large if image.width * image.height * (DEEP if deep else 1) > LARGE else nullcontext():
         image.load()
         orientation = _orientation(image)
         rgb = _to_rgb(_to_8_bits(image, content, tiles, done), done)
@@ -253,8 +285,8 @@ def _deep_samples(image: Image.Image, content: bytes, tiles: list[Any]) -> tuple
             return "RGB", values.reshape(image.height, image.width, 3)
         return image.mode, None
     if layout == "LA;16B":  # a PNG, of which Pillow makes RGBA
-        both = _decode_as("RGBA", content).astype(np.uint16)
-        return "LA", both[..., 0::2] << 8 | both[..., 1::2]
+        both = _decode_as("RGBA", content)
+        return "LA", _joined(both[..., 0::2].astype(np.uint16), both[..., 1::2])
     if found := _COLOUR_16.fullmatch(layout):
         bands, order = found[1].replace("a", "A"), _ORDERS[found[2]]
     elif len(layout) == 1 and _tag(image, _PLANAR) == 2 and _tag(image, _BITS) == 16:
@@ -263,8 +295,16 @@ def _deep_samples(image: Image.Image, content: bytes, tiles: list[Any]) -> tuple
     else:
         return image.mode, None
     other = "B" if order == "L" else "L"
-    upper, lower = _decode_as(f"{bands};16{order}", content), _decode_as(f"{bands};16{other}", content)
-    return "RGBa" if layout.startswith("RGBa") else image.mode, upper.astype(np.uint16) << 8 | lower
+    upper = _decode_as(f"{bands};16{order}", content).astype(np.uint16)
+    samples = _joined(upper, _decode_as(f"{bands};16{other}", content))
+    return "RGBa" if layout.startswith("RGBa") else image.mode, samples
+
+
+def _joined(upper: NDArray[np.uint16], lower: Pixels) -> NDArray[np.uint16]:
+    """Samples of their upper and lower bytes; in the memory of `upper`, as there may be hundreds of millions."""
+    upper <<= 8
+    upper |= lower
+    return upper
 
 
 def _decode_as(layout: str, content: bytes) -> Pixels:
@@ -328,15 +368,20 @@ def _scaled(values: NDArray[Any], declared: tuple[float, float] | None, done: li
         if bits != 8 * values.itemsize:
             done.append(f"scaled from {bits} bits")
         if values.dtype.kind in "iu":
-            return (values >> (bits - 8)).astype(np.uint8)
+            return _in_strips(values, lambda part: part >> (bits - 8))
         low, high = 0, 2**bits - 1
-    scaled = np.zeros(values.shape, np.uint8)
-    if high > low:
-        rows = max(1, STRIP // values[0].size)
-        for top in range(0, len(values), rows):
-            part = (values[top : top + rows].astype(np.float64) - low) / (high - low)
-            scaled[top : top + rows] = np.rint(part.clip(0, 1) * 255)
-    return scaled
+    if high <= low:
+        return np.zeros(values.shape, np.uint8)
+    return _in_strips(values, lambda part: np.rint(((part.astype(np.float64) - low) / (high - low)).clip(0, 1) * 255))
+
+
+def _in_strips(values: NDArray[Any], function: Callable[[NDArray[Any]], NDArray[Any]]) -> Pixels:
+    """A function of each value, to 0-255; a few rows at a time, as there may be hundreds of millions."""
+    result = np.empty(values.shape, np.uint8)
+    rows = max(1, STRIP // values[0].size)
+    for top in range(0, len(values), rows):
+        result[top : top + rows] = function(values[top : top + rows])
+    return result
 
 
 # ------------------------------------------------------------------------------------- what cannot be decoded
@@ -445,4 +490,5 @@ class _Silencer:
 
 
 pillow_without_warnings = _Silencer()
-_one_large = threading.Lock()
+_one_large_file = threading.Lock()
+_one_large = threading.Lock()  # taken after the one above, never before it

@@ -14,7 +14,7 @@ import unicodedata
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, NoReturn
@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from resnetlab.data.preprocess import ImageProblem, content_of, room_for
 from resnetlab.data.layout import EXPECTED, Layout, detect_layout, name_warnings
 from resnetlab.data.split_words import parse
 from resnetlab.data.walk import (
@@ -35,6 +36,7 @@ from resnetlab.data.walk import (
     subfolders,
 )
 from resnetlab.errors import ResnetlabError, UsageError, first_informative_line, unknown_name
+from resnetlab.untrusted import read_member
 
 NAMES = ("animals10", "cifar10", "digits")
 
@@ -56,6 +58,7 @@ ANIMALS10_KAGGLE = "alessiocorrado99/animals10"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+BATCH_BYTES = 64 << 20  # at most: a batch has 31 million
 CIFAR10_BATCHES = {f"data_batch_{i}": "train" for i in range(1, 6)} | {"test_batch": "test"}
 
 SEARCH_DEPTH = 4  # kagglehub unpacks to animals10/versions/2/raw-img
@@ -70,6 +73,9 @@ class Sample:
     label: int
     subset: str | None = None  # "train", "validation" or "test" where the source itself states it
     zipped: bool = False  # it is the member `name` of the zip file `path`
+
+
+Reader = Callable[[Sample], AbstractContextManager[bytes]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,18 +108,30 @@ class Source:
         return self.images is not None
 
     @contextmanager
-    def reader(self) -> Iterator[Callable[[Sample], bytes]]:
-        """A function from a sample to its encoded bytes, safe to call from many threads."""
+    def reader(self) -> Iterator[Reader]:
+        """A function from a sample to a context with its encoded bytes, or ImageProblem; for use in many threads."""
         with ExitStack() as stack:
             zips = {
                 path: stack.enter_context(zipfile.ZipFile(path))
                 for path in {sample.path for sample in self.samples if sample.zipped}
             }
 
-            def read(sample: Sample) -> bytes:
-                return zips[sample.path].read(sample.name) if sample.zipped else sample.path.read_bytes()
+            def read(sample: Sample) -> AbstractContextManager[bytes]:
+                return _member(zips[sample.path], sample.name) if sample.zipped else content_of(sample.path)
 
             yield read
+
+
+@contextmanager
+def _member(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
+    """The content of an image in a zip file, as `content_of` a file."""
+    size = archive.getinfo(name).file_size
+    with room_for(size):
+        try:
+            content = read_member(archive, name, most=size)
+        except Exception as error:  # a damaged or encrypted one: zipfile and zlib raise many kinds
+            raise ImageProblem(f"unreadable ({error})") from error
+        yield content
 
 
 def resolve(spec: str, *, data_root: Path | None = None, known: bool = False, download: bool = True) -> Source:
@@ -328,11 +346,14 @@ def _cifar10_zips(folder: Path) -> Source | None:
     for path in sorted(folder.glob("*.zip")):
         try:
             with zipfile.ZipFile(path) as archive:
-                members = archive.namelist()
-        except (OSError, zipfile.BadZipFile) as error:
+                members = Counter(archive.namelist())
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise ResnetlabError(f"Cannot read {path}: {_brief(error)}. Expected a zip file; get it again.") from error
         for name in members:
             member = PurePosixPath(name)
+            if member.is_absolute() or ".." in member.parts or members[name] > 1:
+                why = "twice, expected each once" if members[name] > 1 else "which leaves it: refused"
+                raise ResnetlabError(f"{path} holds {name!r}, {why}. Get it again, or unpack it into class folders.")
             if member.parent.name in CIFAR10 and is_image(member.name) and not any(map(is_skipped, member.parts)):
                 subset = parse(member.parent.parent.name).role
                 samples.append(Sample(name, path, CIFAR10.index(member.parent.name), subset, zipped=True))
@@ -344,8 +365,13 @@ def _cifar10_zips(folder: Path) -> Source | None:
 def _cifar10_archive(path: Path) -> Source:
     try:
         with tarfile.open(path) as archive:
-            files = {Path(member.name).name: archive.extractfile(member) for member in archive if member.isfile()}
-            batches = {name: file.read() for name in CIFAR10_BATCHES if (file := files.get(name))}
+            batches = {}
+            for member in archive:
+                if member.size > BATCH_BYTES:
+                    raise tarfile.TarError(f"{member.name!r} claims {member.size:,} bytes")
+                name = PurePosixPath(member.name).name
+                if name in CIFAR10_BATCHES and (file := archive.extractfile(member)):
+                    batches[name] = file.read()
     except (OSError, EOFError, tarfile.TarError) as error:
         raise ResnetlabError(
             f"Cannot read {path}: {_brief(error)}. Expected {CIFAR10_URL}; remove the file and get it again."
@@ -391,7 +417,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
         ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
         # How protocol 2 writes Python 3's bytes.
-        ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
+        ("_codecs", "encode"): lambda text, _encoding: text.encode("latin1"),
     }
 
     def find_class(self, module: str, name: str) -> Any:

@@ -115,7 +115,7 @@ def subfolders(path: Path) -> list[Path]:
     """Folders directly in `path` that `scan` would enter, in the order of names; none where it cannot be read."""
     try:
         with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not is_skipped(entry.name))
+            names = sorted(entry.name for entry in entries if _is_folder(entry) and not is_skipped(entry.name))
             return [path / name for name in names if not _holds_runs(path / name)]
     except OSError:  # a file, absent, or not ours to read
         return []
@@ -169,9 +169,9 @@ class _Scan:
             for entry in _entries(node.path):
                 if entry.is_dir(follow_symlinks=False):
                     below.append(_Node(node.path / entry.name, os.path.join(node.real, entry.name), node))
-                elif entry.is_dir():
+                elif _is_folder(entry):
                     self.links.append((node, entry.name))
-                elif not entry.is_file() and not entry.is_symlink():
+                elif not entry.is_symlink() and not entry.is_file():
                     continue  # a pipe or a device: to read it might never end
                 elif is_image(entry.name):
                     node.images.append(entry.name)  # where it is a dangling link, the audit reports it
@@ -196,6 +196,11 @@ class _Scan:
             else:
                 node.parent.built.append(built)
         raise AssertionError("the root is always read")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """`entry.is_dir()`, which raises OSError for a link to itself; without a system call where it is no link."""
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir(follow_symlinks=False)
 
 
 def _entries(path: Path) -> Iterable[os.DirEntry[str]]:

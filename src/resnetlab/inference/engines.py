@@ -53,7 +53,7 @@ def load_network(run: RunFolder, *, precision: str = "float32") -> keras.Model:
         with warnings.catch_warnings():  # beside its error, Keras warns of each part that does not fit
             warnings.simplefilter("ignore", UserWarning)
             network.load_weights(weights)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ResnetlabError(f"{weights} cannot be loaded into {recipe.model}: {error}.") from None
     return network
 

@@ -20,6 +20,7 @@ import numpy as np
 from resnetlab.atomic import atomic_file, flush
 from resnetlab.errors import ResnetlabError, first_informative_line
 from resnetlab.run_folder import RunFolder
+from resnetlab.untrusted import check_archive, parse_json
 
 KEPT = 3  # the newest of a run
 FORMER = "checkpoint.npz"  # up to version 0.1 there was one, in the run folder
@@ -54,12 +55,15 @@ def read(path: Path) -> tuple[dict[str, Any], State]:
         ResnetlabError: no such file, or a damaged one.
     """
     try:
+        check_archive(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # it leaves a damaged one open
             state = [file[f"{i:05d}"] for i in range(len(file["names"]))]
             text = str(file["progress"])
             if "sha256" in file and str(file["sha256"]) != _checksum(text, state):  # none in version 0.1
                 raise ValueError("its checksum differs")
-            progress: dict[str, Any] = json.loads(text)
+            progress: dict[str, Any] = parse_json(text)
+    except ResnetlabError:
+        raise
     except FileNotFoundError:
         raise ResnetlabError(f"{path} does not exist.") from None
     except Exception as error:  # whatever NumPy, zipfile and zlib raise for damaged bytes

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,8 +11,8 @@ import numpy as np
 
 from resnetlab.errors import ResnetlabError
 from resnetlab.models.variants import VARIANTS
+from resnetlab.untrusted import BYTES_MOST, check_hdf5, hdf5_datasets, parse_json, read_member
 
-BYTES_MOST = 4 << 30  # the largest network has 0.5 GB: a file that claims more is damaged or malicious
 _KERAS_ORDER = {1: ("kernel",), 2: ("kernel", "bias"), 4: ("gamma", "beta", "moving_mean", "moving_variance")}
 
 
@@ -26,12 +24,10 @@ def read_hdf5(path: Path) -> dict[str, np.ndarray]:
 def read_keras(path: Path) -> tuple[dict[str, np.ndarray], str | None, dict[str, Any]]:
     """The weights in a .keras file, and model name and preprocessing of our own. The Keras model is never built."""
     with zipfile.ZipFile(path) as archive:
-        for name, most in (("config.json", BYTES_MOST >> 6), ("model.weights.h5", BYTES_MOST)):
-            if (size := archive.getinfo(name).file_size) > most:
-                raise ResnetlabError(f"{path}: {name} claims {size:,} bytes. Expected a ResNet's weights.")
-        config = json.loads(archive.read("config.json"))
+        config = parse_json(read_member(archive, "config.json", most=BYTES_MOST >> 6))
         _refuse_programs(config, path)
-        return _hdf5(io.BytesIO(archive.read("model.weights.h5")), path), *_read_own_config(config)
+        content = io.BytesIO(read_member(archive, "model.weights.h5", most=BYTES_MOST))
+        return _hdf5(content, path), *_read_own_config(config)
 
 
 def _read_own_config(config: Any) -> tuple[str | None, dict[str, Any]]:
@@ -45,38 +41,22 @@ def _read_own_config(config: Any) -> tuple[str | None, dict[str, Any]]:
 
 
 def _hdf5(file: IO[bytes], path: Path) -> dict[str, np.ndarray]:
-    """All weights in Keras's HDF5 files, old ("conv1_conv/kernel") and new (by the layer's name and order)."""
+    """All weights in Keras's HDF5 files but an optimizer's, old ("conv1_conv/kernel") and new (by the layer's name and order)."""
     import h5py
 
     arrays: dict[str, np.ndarray] = {}
+    check_hdf5(path, file)
     with h5py.File(file, "r") as opened:
         if isinstance(config := opened.attrs.get("model_config"), (str, bytes)):
-            _refuse_programs(json.loads(config), path)
-        for place, dataset in _datasets(opened):
+            _refuse_programs(parse_json(config), path)
+        for dataset in hdf5_datasets(path, opened, without=("optimizer", "optimizer_weights")):
+            place = dataset.name
             if "/seed_generator/" in place:  # of stochastic depth
                 continue
-            if dataset.external or dataset.is_virtual:
-                raise ResnetlabError(f"{path}: {place} refers to other files: refused, and nothing was read.")
-            if dataset.nbytes + sum(a.nbytes for a in arrays.values()) > BYTES_MOST:
-                raise ResnetlabError(f"{path}: {place} claims {dataset.nbytes:,} bytes. Expected a ResNet's weights.")
             if (name := _keras_name(place, dataset)) in arrays:
                 raise ResnetlabError(f"{path}: received {name} twice, expected each layer's weights once.")
             arrays[name] = np.asarray(dataset[()])
     return arrays
-
-
-def _datasets(group: Any) -> Iterator[tuple[str, Any]]:
-    """Every dataset but an optimizer's. Soft and external links are not followed."""
-    import h5py
-
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink) or name in ("optimizer", "optimizer_weights"):
-            continue
-        child = group[name]
-        if isinstance(child, h5py.Group):
-            yield from _datasets(child)
-        else:
-            yield child.name, child
 
 
 def _keras_name(place: str, dataset: Any) -> str:

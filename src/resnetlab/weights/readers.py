@@ -11,7 +11,6 @@ read("ResNet50V2")                    keras.applications' own weights, by Keras'
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -28,6 +27,7 @@ import numpy as np
 from resnetlab import environment
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.models.variants import PREPROCESSING
+from resnetlab.untrusted import check_archive, parse_json
 from resnetlab.weights.keras_files import read_hdf5, read_keras
 from resnetlab.weights.state_dicts import unwrap_state_dict
 from resnetlab.weights.torch_files import read_torch
@@ -172,6 +172,7 @@ def kind_of(path: Path) -> str:
 
 def _kind_of_archive(path: Path) -> str:
     try:
+        check_archive(path)
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile as error:
@@ -346,7 +347,7 @@ def _licence(card: Path) -> str | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ResnetlabError(f"{path} cannot be read: {error}.") from None
     if not isinstance(value, dict):

@@ -13,12 +13,14 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.untrusted import require_plausible
 from resnetlab.weights.state_dicts import is_normalization, prefixes_of_networks
 
 # Where training scripts put the weights, in the order in which one is taken: averaged weights come last.
@@ -39,6 +41,7 @@ _NOT_WEIGHTS = re.compile(
     r"optim|^opt$|param_groups|sched|scaler|criterion|^loss|callbacks|^loops$|^amp$|rng", re.IGNORECASE
 )
 _MOST_LEVELS = 6
+_MOST_CONTAINERS = 100_000  # lists may hold each other in more ways than could ever be followed
 
 _HARMLESS = (
     "argparse.Namespace",
@@ -127,13 +130,17 @@ def read_torch(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray
     except ImportError:
         raise ResnetlabError(f"To read {path}, torch must be installed. Do: pip install 'resnetlab[torch]'.") from None
     content = _load(torch, path)
+    if sum(1 for _ in islice(_containers(content, ""), _MOST_CONTAINERS)) == _MOST_CONTAINERS:
+        raise ResnetlabError(f"{path}: received {_MOST_CONTAINERS:,} lists and dicts, expected a state dict of tensors.")
     found = dict(_networks(content, torch.Tensor))
     if not found:
         raise ResnetlabError(f"{path}: expected a state dict of tensors, received {_described(content)}.")
     place, note = _choose(found, key, path)
-    arrays = {}
+    arrays, claimed = {}, 0
     for name, tensor in found[place].items():
         tensor = tensor.detach()
+        claimed += tensor.numel() * tensor.element_size()
+        require_plausible(path, claimed, f"{name}, with all before it,")
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
             raise ResnetlabError(f"{path}: {name} is quantized, sparse or without values, expected a dense tensor.")
         arrays[name] = (tensor.to(torch.float32) if tensor.is_floating_point() else tensor).numpy()
@@ -196,6 +203,13 @@ def _networks(content: Any, tensor: type) -> Iterator[tuple[str, dict[str, Any]]
 
 def _state_dicts(value: Any, place: str, tensor: type) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each dict that holds tensors by name, at any depth, with its place: "", "model", "state_dict.ema", "0.net"."""
+    for where, items in _containers(value, place):
+        if own := {name: item for name, item in items.items() if isinstance(item, tensor)}:
+            yield where, own
+
+
+def _containers(value: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each dict and list that may hold weights, at any depth, with its place and its items."""
     if place.count(".") >= _MOST_LEVELS:
         return
     if isinstance(value, list | tuple):  # such as (state dict, epoch)
@@ -204,11 +218,10 @@ def _state_dicts(value: Any, place: str, tensor: type) -> Iterator[tuple[str, di
         items = {name: item for name, item in value.items() if isinstance(name, str)}
     else:
         return
-    if own := {name: item for name, item in items.items() if isinstance(item, tensor)}:
-        yield place, own
+    yield place, items
     for name, item in items.items():
         if not _NOT_WEIGHTS.search(name):
-            yield from _state_dicts(item, f"{place}.{name}" if place else name, tensor)
+            yield from _containers(item, f"{place}.{name}" if place else name)
 
 
 def _choose(found: dict[str, dict[str, Any]], key: str | None, path: Path) -> tuple[str, str | None]:
