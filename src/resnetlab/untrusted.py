@@ -50,7 +50,9 @@ def check_archive(path: Path) -> None:
     require_plausible(path, sum(member.file_size for member in members), "its content")
     name, times = next(iter(Counter(member.filename for member in members).most_common(1)), ("", 0))
     if times > 1:
-        raise ResnetlabError(f"{path} holds {name!r} {times} times, expected each name once: it is damaged or malicious.")
+        raise ResnetlabError(
+            f"{path} holds {name!r} {times} times, expected each name once: it is damaged or malicious."
+        )
 
 
 def read_member(archive: zipfile.ZipFile, name: str, *, most: int) -> bytes:
@@ -118,7 +120,7 @@ def hdf5_datasets(path: Path, top: Any, *, without: Container[str] = ()) -> Iter
 
 
 def _check_chunks(path: Path, dataset: Any, size: int) -> None:
-    """Raise ResnetlabError if a compressed chunk is not of the `size` bytes that it claims: HDF5 would inflate it all."""
+    """Raise ResnetlabError if a compressed chunk is not of the `size` bytes it claims: HDF5 would inflate it all."""
     import h5py
 
     pipeline = dataset.id.get_create_plist()

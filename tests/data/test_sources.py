@@ -34,8 +34,8 @@ def test_a_folder_of_class_folders(make, tmp_path):
         ("dog/deeper/LOUD.JPG", 1, None),
     ]
     assert source.ignored_endings == {".txt": 1, ".md": 1}  # neither hidden files nor what systems leave behind
-    with source.reader() as read:
-        assert read(source.samples[3]) == make.jpeg(9)
+    with source.reader() as read, read(source.samples[3]) as content:
+        assert content == make.jpeg(9)
 
 
 def test_a_given_split_is_taken_over(make, tmp_path):
@@ -212,8 +212,8 @@ def test_cifar10_is_read_out_of_zip_files(make, tmp_path, nothing_at_hand):
     assert {s.subset for s in source.samples} == {"train", "test"}
     frog = next(s for s in source.samples if s.name == "train/frog/0.webp")
     assert source.class_names[frog.label] == "frog"
-    with source.reader() as read:
-        assert read(frog) == make.encode(make.picture(6, (32, 32)), "WEBP", lossless=True)
+    with source.reader() as read, read(frog) as content:
+        assert content == make.encode(make.picture(6, (32, 32)), "WEBP", lossless=True)
 
 
 def test_digits_need_no_network():

@@ -13,6 +13,7 @@ Cost    10,000 images: about ten minutes on two CPU cores.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
@@ -116,10 +117,8 @@ def examine(folder: str) -> str:
     slowest: tuple[float, str] = (0.0, "")
     for path in sorted(Path(folder).rglob("*.*")):
         began = time.monotonic()
-        try:
+        with contextlib.suppress(ImageProblem):
             decode(path, size=32)
-        except ImageProblem:
-            pass
         slowest = max(slowest, (time.monotonic() - began, path.name))
 
     source = resolve(folder)

@@ -30,7 +30,8 @@ class Outcome:
     """What became of a call.
 
     Attributes:
-        kind: "refused" (a ResnetlabError or an ImageProblem), "accepted", "exception", "killed" (by a signal) or "hung".
+        kind: "refused" (a ResnetlabError or an ImageProblem), "accepted", "exception", "killed" (by a
+            signal) or "hung".
         message: of the error, or the value that was returned.
         seconds: until its end.
         megabytes: of memory that the call took at its peak, beyond what its process had before.

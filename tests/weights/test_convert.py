@@ -158,13 +158,14 @@ def test_a_file_that_points_into_others_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "link.h5", "w") as file:
         file["b/kernel"] = np.ones(3)
         file["c"] = h5py.ExternalLink(str(tmp_path / "outside.h5"), "/a")
-    assert set(read(str(tmp_path / "link.h5")).arrays) == {"b/kernel"}
+    with pytest.raises(ResnetlabError, match=r"c refers to the file .*outside\.h5: refused"):
+        read(str(tmp_path / "link.h5"))
 
 
 def test_a_file_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "bomb.h5", "w") as file:
         file.create_dataset("a/kernel", (1 << 40,), "f4", chunks=(1 << 20,))
-    with pytest.raises(ResnetlabError, match="a/kernel claims 4,398,046,511,104 bytes"):
+    with pytest.raises(ResnetlabError, match="a/kernel, with all before it, claims 4,398,046,511,104 bytes"):
         read(str(tmp_path / "bomb.h5"))
 
 
@@ -415,14 +416,14 @@ def test_bfloat16_is_read_and_what_are_no_finite_numbers_is_refused(tmp_path: Pa
         file["a/kernel"] = "hello"
     with pytest.raises(ResnetlabError, match="a has 1 values that are not finite, of 2"):
         read(str(tmp_path / "nan.safetensors"))
-    with pytest.raises(ResnetlabError, match=r"a/kernel is of \|S5"):
+    with pytest.raises(ResnetlabError, match="a/kernel holds object, expected numbers"):
         read(str(tmp_path / "text.h5"))
 
 
 def test_a_zip_that_inflates_without_end_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.keras", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.json", b" " * (65 << 20))
-    with pytest.raises(ResnetlabError, match=r"config\.json claims 68,157,440 bytes"):
+    with pytest.raises(ResnetlabError, match=r"'config\.json' claims 68,157,440 bytes"):
         read(str(tmp_path / "bomb.keras"))
 
 

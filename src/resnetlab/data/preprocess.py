@@ -18,8 +18,8 @@ Processing steps, in this order:
 - The picture is turned upright by its EXIF orientation.
 - The largest central square is resized to `shorter_side` with antialiasing, and its centre is cropped.
 
-Images of more than $RESNETLAB_MAX_PIXELS pixels (by default 200 million) are refused by their header, files of more than
-8 bytes for each of these pixels by their size, and what is no regular file (a pipe, a device) is not opened.
+Images of more than $RESNETLAB_MAX_PIXELS pixels (by default 200 million) are refused by their header, files of more
+than 8 bytes for each of these pixels by their size, and what is no regular file (a pipe, a device) is not opened.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetlab.data.preprocess import ImageProblem, content_of, room_for
 from resnetlab.data.layout import EXPECTED, Layout, detect_layout, name_warnings
+from resnetlab.data.preprocess import ImageProblem, content_of, room_for
 from resnetlab.data.split_words import parse
 from resnetlab.data.walk import (
     IMAGE_SUFFIXES,

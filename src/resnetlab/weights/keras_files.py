@@ -41,7 +41,7 @@ def _read_own_config(config: Any) -> tuple[str | None, dict[str, Any]]:
 
 
 def _hdf5(file: IO[bytes], path: Path) -> dict[str, np.ndarray]:
-    """All weights in Keras's HDF5 files but an optimizer's, old ("conv1_conv/kernel") and new (by the layer's name and order)."""
+    """All weights in Keras's HDF5 files but an optimizer's: old ("conv1_conv/kernel") and new (by layer and order)."""
     import h5py
 
     arrays: dict[str, np.ndarray] = {}

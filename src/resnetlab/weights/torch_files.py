@@ -131,7 +131,9 @@ def read_torch(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray
         raise ResnetlabError(f"To read {path}, torch must be installed. Do: pip install 'resnetlab[torch]'.") from None
     content = _load(torch, path)
     if sum(1 for _ in islice(_containers(content, ""), _MOST_CONTAINERS)) == _MOST_CONTAINERS:
-        raise ResnetlabError(f"{path}: received {_MOST_CONTAINERS:,} lists and dicts, expected a state dict of tensors.")
+        raise ResnetlabError(
+            f"{path}: received {_MOST_CONTAINERS:,} lists and dicts, expected a state dict of tensors."
+        )
     found = dict(_networks(content, torch.Tensor))
     if not found:
         raise ResnetlabError(f"{path}: expected a state dict of tensors, received {_described(content)}.")
