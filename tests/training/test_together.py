@@ -158,7 +158,7 @@ def test_where_one_process_is_killed_the_others_stop_and_the_run_can_be_resumed(
 
 @needs_jax
 @pytest.mark.long
-def test_ctrl_c_at_one_process_stops_all_at_the_same_step(alone: Path, tmp_path: Path) -> None:
+def test_ctrl_c_at_one_process_stops_all_at_the_same_step(tmp_path: Path) -> None:
     run = tmp_path / "run"
     first, second = together(tmp_path, 2, "digits", "--run", str(run), *OPTIONS)
     wait_for(lambda: any((run / "checkpoints").glob("step-*.npz")), first)
@@ -167,8 +167,6 @@ def test_ctrl_c_at_one_process_stops_all_at_the_same_step(alone: Path, tmp_path:
     texts = [process.communicate(timeout=120)[0] for process in (first, second)]
     assert [first.returncode, second.returncode] == [130, 130], texts
     assert "Stopped at step" in texts[0]
-    finish(*together(tmp_path, 2, "--resume", str(run)))
-    assert_same(alone, run)
 
 
 def wait_for(happened: Any, process: subprocess.Popen[str], seconds: float = 240) -> None:
