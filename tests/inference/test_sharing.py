@@ -206,7 +206,10 @@ class Hub(BaseHTTPRequestHandler):
             self.answer({}, 200)
 
     def do_GET(self) -> None:
-        if self.path.startswith("/api/models/me/net"):
+        if "/tree/" in self.path:
+            sizes = {name: len(content) for name, content in self.files.items()}
+            self.answer([{"type": "file", "path": name, "size": size, "oid": "0"} for name, size in sizes.items()])
+        elif self.path.startswith("/api/models/me/net"):
             siblings = [{"rfilename": name, "size": len(content)} for name, content in self.files.items()]
             self.answer({"id": "me/net", "sha": "0" * 40, "siblings": siblings, "private": True})
         elif (name := self.path.rpartition("/")[2]) in self.files:

@@ -30,6 +30,7 @@ from resnetlab.models.variants import PREPROCESSING, Architecture
 from resnetlab.recipes import Recipe
 from resnetlab.run_folder import RunFolder
 from resnetlab.weights.libraries import name_in, to_arrays, transformers_config
+from resnetlab.weights.readers import OWN_NAMES
 
 if TYPE_CHECKING:
     import keras
@@ -107,7 +108,8 @@ def configuration(
             "image_mean": mean,
             "image_std": std,
         }
-        return {"config.json": transformers_config(arch, class_names), "preprocessor_config.json": processor}
+        config = transformers_config(arch, class_names) | {OWN_NAMES: list(class_names)}
+        return {"config.json": config, "preprocessor_config.json": processor}
     pretrained = {
         "input_size": [3, size, size],
         "interpolation": recipe.interpolation,
@@ -121,6 +123,7 @@ def configuration(
         "license": license,
     }
     content = {"architecture": theirs, "num_classes": len(class_names), "label_names": list(class_names)}
+    content[OWN_NAMES] = list(class_names)
     return {"config.json": content | {"pretrained_cfg": pretrained}}
 
 

@@ -38,6 +38,10 @@ _ENDINGS = (".pth", ".pt", ".th", ".tar", ".ckpt", ".bin", ".safetensors", ".h5"
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
 
 
+# In a config.json that resnetlab wrote: class names as they are, where those of others are lists of synonyms.
+OWN_NAMES = "resnetlab_class_names"
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Weights by name, and the metadata that the source provides."""
@@ -250,8 +254,10 @@ def _from_folder(folder: Path, origin: str) -> Checkpoint:
         if config.get("library") == "resnetlab":
             return _as_we_say(checkpoint, config)
         if "pretrained_cfg" in config:
-            return _as_timm_says(checkpoint, config["pretrained_cfg"] | {"label_names": config.get("label_names")})
-        return _as_transformers_says(checkpoint, config, processor)
+            found = _as_timm_says(checkpoint, config["pretrained_cfg"] | {"label_names": config.get("label_names")})
+        else:
+            found = _as_transformers_says(checkpoint, config, processor)
+        return replace(found, class_names=tuple(config[OWN_NAMES])) if OWN_NAMES in config else found
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResnetlabError(f"{folder}: config.json is not as transformers or timm write it: {error!r}.") from None
 
