@@ -1,6 +1,7 @@
 """Weights to share: in our names or those of other libraries, with a model card, on the hub, and back."""
 
 import base64
+import hashlib
 import json
 import subprocess
 import sys
@@ -181,7 +182,7 @@ class Hub(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("ETag", '"0"')
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
