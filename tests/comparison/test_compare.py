@@ -170,9 +170,16 @@ def test_slow_steps_are_not_timed_for_minutes() -> None:
     assert steps_to_time(lambda steps: 0.13 + 0.5 * steps, 2.0) == 8
 
 
-def test_a_time_that_is_not_positive_is_measured_again_or_reported() -> None:
-    answers = iter([1.0, 2.0, 3.0, 1.0])  # (T(n + 1), T(1)) twice: the first difference is negative
-    assert seconds_per_step(lambda steps: next(answers), 10) == pytest.approx(0.2)
+def test_a_time_that_is_not_positive_is_measured_again_with_more_steps_or_reported() -> None:
+    overheads = iter([1.0, 2.0, 1.0, 1.0])  # of T(n + 1), T(1), twice: the first difference is negative
+    timed: list[int] = []
+
+    def seconds_of(steps: int) -> float:
+        timed.append(steps)
+        return next(overheads) + 0.05 * steps
+
+    assert seconds_per_step(seconds_of, 10) == pytest.approx(0.05)
+    assert timed == [11, 1, 41, 1]
     with pytest.raises(RuntimeError, match="could not be timed"):
         seconds_per_step(lambda steps: 1.0, 10)
 

@@ -36,7 +36,7 @@ import resnetlab.training.trainer  # noqa: E402, F401 - so that no child needs t
 ROOT = Path(__file__).parents[2]
 
 EVERY = 3  # steps between checkpoints
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "recipe": "quick",
     "model": "resnet-tiny",
     "image_size": 32,
@@ -214,9 +214,11 @@ def run(kills: int, *, seed: int = 0, per_run: int = 12) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=RECIPE["epochs"], help="of each run (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "results")
     options = parser.parse_args()
+    RECIPE["epochs"] = options.epochs
     row = run(options.kills, seed=options.seed)
     print(json.dumps(row, indent=2))
     from resnetlab import results

@@ -93,6 +93,13 @@ def export(path: str) -> str:
     return str(exported_engine(Path(path))(np.zeros((1, 32, 32, 3), np.uint8)).shape)
 
 
-def outside(folder: Path) -> set[str]:
+def unsafe(path: str) -> str:
+    """What no loader may do; shows that the harness notices it."""
+    import pickle
+
+    return str(pickle.loads(Path(path).read_bytes()))
+
+
+def below(folder: Path) -> set[str]:
     """Every path below a folder."""
     return {os.path.join(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files)}

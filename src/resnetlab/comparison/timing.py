@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 MIN_GPU_STEPS, MAX_GPU_STEPS = 50, 10_000
-ATTEMPTS = 3  # to measure a time difference, which must be positive
+ATTEMPTS = 4  # to measure a time difference, which must be positive
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
@@ -81,8 +81,10 @@ class FitTimer:
             calls[count] = self.call(make(), count)
             return calls[count].seconds
 
-        seconds = steps * seconds_per_step(seconds_of, steps)
-        return Elapsed(seconds, calls[steps + 1].processor - calls[1].processor)
+        seconds = seconds_per_step(seconds_of, steps)
+        counted = max(calls) - 1  # more than `steps`, if those were too few to measure
+        processor = (calls[counted + 1].processor - calls[1].processor) / counted
+        return Elapsed(steps * seconds, steps * processor)
 
 
 def steps_to_time(seconds_of: Callable[[int], float], budget: float) -> int:
@@ -106,9 +108,14 @@ def steps_to_time(seconds_of: Callable[[int], float], budget: float) -> int:
 
 
 def seconds_per_step(seconds_of: Callable[[int], float], steps: int) -> float:
-    """Seconds per step, from calls with 1 and `steps` + 1 steps. Raises RuntimeError if that is not positive."""
-    for _ in range(ATTEMPTS):
-        found = (seconds_of(steps + 1) - seconds_of(1)) / steps
+    """Seconds per step, from calls with 1 and `steps` + 1 steps.
+
+    A difference that is not positive means that the overhead per call varies by more than the steps take: it is then
+    measured with four times as many steps. Raises RuntimeError if the last of `ATTEMPTS` is not positive either.
+    """
+    for attempt in range(ATTEMPTS):
+        counted = steps * 4**attempt
+        found = (seconds_of(counted + 1) - seconds_of(1)) / counted
         if found > 0:
             return found
-    raise RuntimeError(f"could not be timed: {steps + 1} steps took no longer than one, {ATTEMPTS} times")
+    raise RuntimeError(f"could not be timed: {counted + 1} steps took no longer than one, the last of {ATTEMPTS} times")
