@@ -36,7 +36,7 @@ FOR_CHECK := $(VENV)/.installed-$(call extras,cpu dev jax test $(more))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart notebook docs test test-long reliability check lint format constraints clean run-lint run-docs run-tests run-long
+.PHONY: help quickstart notebook docs test test-long reliability audit check lint format constraints clean run-lint run-docs run-tests run-long
 
 help: ## Say what there is (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,15 @@ reliability: $(FOR_TESTS) ## Kill, fill the disk, ... for hours, and write what 
 	KERAS_BACKEND=tensorflow $(BIN)/python -m tests.reliability.kills --kills 200
 	KERAS_BACKEND=jax $(BIN)/python -m tests.reliability.kills --kills 200
 	KERAS_BACKEND=tensorflow $(BIN)/python -m tests.reliability.disk_full --times 20
+	$(BIN)/python -m tests.reliability.hostile
+	$(BIN)/python -m tests.reliability.fuzz_images --count 10000
+	$(BIN)/python -m tests.reliability.catalog
+	$(BIN)/python -m tests.reliability.checkpoint_cost
+	$(BIN)/python -m tests.reliability.memory --hours 2.2
+
+audit: ## Look the dependencies up in the databases of known vulnerabilities (needs the network)
+	python3 -m venv build/audit && build/audit/bin/pip install --quiet pip-audit
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $(CONSTRAINTS)
 
 check: $(FOR_CHECK) run-lint run-docs run-tests run-long ## All that must hold: lint, types, import contracts, documentation, all tests
 

@@ -254,16 +254,68 @@ def accuracy_cells(name: str, recipe: Result, rows: Sequence[Result]) -> list[st
 
 
 def reliability(result: Result) -> str:
-    """What was done to the runs how often, and what went wrong."""
+    """What was done how often, what came of it, and what went wrong."""
     cells = []
     for row in result["rows"]:
-        found = [f"{row[key]:,} {key.replace('_', ' ')}" for key in ("kills", "times", "runs") if key in row]
+        counts = {key: row[key] for key in ("kills", "times", "runs", "cases", "refused", "accepted") if key in row}
+        found = [f"{count:,} {key}" for key, count in counts.items()]
         if "steps_lost_at_most" in row:
             lost, every = row["steps_lost_at_most"], row["steps_between_checkpoints"]
             found.append(f"at most {lost} steps lost, with a checkpoint every {every}")
-        backend = f", {row['backend']}" if "backend" in row else ""
-        cells.append([result["what"] + backend, "; ".join(found), f"**{len(row['problems']) or 'none'}**"])
-    return markdown(["what", "how often", "problems"], cells, numbers=False) + conditions(result)
+        if "mutated" in row:
+            found += [f"{row['mutated']:,} mutated", f"{row['packed']:,} packed", f"{row['predicted']:,} predicted"]
+            found.append(f"at most {row['slowest_image_seconds']} s an image")
+        if "slowest_seconds" in row:
+            found.append(f"at most {row['slowest_seconds']:.1f} s")
+        if "peak_mb" in row:
+            found.append(f"at most {row['peak_mb']:,.0f} MB")
+        name = row.get("backend") or row.get("group") or ""
+        cells.append(
+            [result["what"] + (f": {name}" if name else ""), "; ".join(found), f"**{len(row['problems']) or 'none'}**"]
+        )
+    return markdown(["what", "measured", "problems"], cells, numbers=False) + conditions(result)
+
+
+def catalog(result: Result) -> str:
+    """Time and memory of each step by the number of images."""
+    steps = ("scan", "audit", "split", "pack", "reuse")
+    cells = [
+        [f"{row['images']:,}"]
+        + [
+            f"{row[f'{step}_seconds']:,.1f} s, {row[f'{step}_peak_mb']:,.0f} MB"
+            for step in steps
+            if f"{step}_seconds" in row
+        ]
+        for row in result["rows"]
+    ]
+    heads = ["images", *(step for step in steps if f"{step}_seconds" in result["rows"][0])]
+    return markdown(heads, cells) + conditions(result)
+
+
+def memory(result: Result) -> str:
+    (row,) = result["rows"]
+    text = (
+        f"A training run of {row['hours']:.1f} hours ({row['epochs']:,} epochs of {result['configuration']['data']}): "
+        f"{row['mib_after_warm_up']:,.0f} MiB after {60 * row['warm_up_hours']:.0f} minutes, "
+        f"{row['mib_at_the_end']:,.0f} MiB at the end; fitted slope **{row['mib_per_hour']:.2f} MiB per hour** "
+        f"(standard error {row['standard_error']:.2f}).\n"
+    )
+    return text + conditions(result)
+
+
+def checkpoint_cost(result: Result) -> str:
+    cells = [
+        [
+            row["model"],
+            f"{row['megabytes']:,.1f} MB",
+            f"{row['step_ms']:,.0f} ms",
+            f"{row['extra_seconds']:.3f} s",
+            f"**{row['share_at_default']:.2%}**",
+        ]
+        for row in result["rows"]
+    ]
+    heads = ["model", "checkpoint", "training step", "a checkpoint takes", "of the time, at every 5 minutes"]
+    return markdown(heads, cells) + conditions(result)
 
 
 def models() -> str:
@@ -319,7 +371,10 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "gpu": ("gpu", gpu),
     "studies": ("study", study),
-    "reliability": ("reliability", reliability),
+    "reliability": ("reliability-[kdhi]", reliability),  # kills, disk-full, hostile, images
+    "catalog": ("reliability-catalog", catalog),
+    "memory": ("reliability-memory", memory),
+    "checkpoint-cost": ("reliability-checkpoints", checkpoint_cost),
 }
 FROM_CODE: dict[str, Callable[[], str]] = {"models": models, "recipes": recipes, "keys": keys}
 

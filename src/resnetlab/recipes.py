@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from resnetlab.errors import UsageError, unknown_name
+from resnetlab.untrusted import parse_json
 
 # How an image becomes the network's input: the fields that are kept with the weights on import and transfer.
 INPUT_KEYS = ("image_size", "crop_pct", "interpolation", "preprocessing")
@@ -370,8 +371,8 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         if not separator:
             raise UsageError(f"Received --set {setting!r}, expected key=value, such as --set epochs=5.")
         try:
-            changes[key.strip()] = json.loads(text)
-        except json.JSONDecodeError:
+            changes[key.strip()] = parse_json(text)
+        except ValueError:
             changes[key.strip()] = text.strip()
     return changes
 
@@ -385,6 +386,7 @@ def _explain(error: ValidationError) -> str:
     return "Recipe: " + "; ".join(lines) + "."
 
 
+CHARACTERS_MOST = 16_384  # of a recipe file
 BASE = Recipe()
 
 ANIMALS = BASE.changed(
@@ -571,6 +573,18 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def _parse(text: str, *, toml: bool) -> Any:
+    """The content of a recipe file. Raises ValueError if it is not valid."""
+    if len(text) > CHARACTERS_MOST:
+        raise ValueError(f"it has {len(text):,} characters, expected at most {CHARACTERS_MOST:,}")
+    if not toml:
+        return parse_json(text)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def recipe(name_or_file: str, *, _above: tuple[Path, ...] = ()) -> Recipe:
     """A named recipe, or one from a .toml or .json file that may name its `base`: a recipe, or a file beside it.
 
@@ -584,7 +598,7 @@ def recipe(name_or_file: str, *, _above: tuple[Path, ...] = ()) -> Recipe:
         return RECIPES[name_or_file]
     try:
         text = path.read_text(encoding="utf-8")
-        fields = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        fields = _parse(text, toml=path.suffix == ".toml")
     except OSError as error:
         raise UsageError(f"Recipe file {path}: {error.strerror}.") from None
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -51,8 +50,9 @@ class Export:
     @property
     def details(self) -> dict[str, Any]:
         """All that is recorded with the export: input, preprocessing, classes, versions."""
-        content: dict[str, Any] = json.loads((self.path / "export.json").read_text("utf-8"))
-        return content
+        from resnetlab.inference.engines import export_facts
+
+        return export_facts(self.path)
 
     @property
     def summary(self) -> list[str]:
@@ -406,7 +406,7 @@ class Run:
         """
         from resnetlab.data.loading import open_data, open_run_data
         from resnetlab.inference import export as exports
-        from resnetlab.inference.engines import EXPORT_FILE
+        from resnetlab.inference.engines import export_facts
 
         if format == "safetensors":
             return self._share(names, None if output is None else Path(output), license, progress)
@@ -431,17 +431,17 @@ class Run:
             output=None if output is None else Path(output),
             pack=pack,
         )
-        details = json.loads((target / EXPORT_FILE).read_text("utf-8"))
+        details = export_facts(target)
         return Export(target, details["model"], format, precision, details["bytes"], details["verified"])
 
     def _share(self, names: str, output: Path | None, license: str | None, progress: Progress | str | None) -> Export:
-        from resnetlab.inference.engines import EXPORT_FILE
+        from resnetlab.inference.engines import export_facts
         from resnetlab.inference.sharing import share
 
         self.folder.weights()
         start(Placement(self._backend, self._device), progress=make_progress(progress))
         target = share(self.folder, names=names, output=output, license=license)
-        details = json.loads((target / EXPORT_FILE).read_text("utf-8"))
+        details = export_facts(target)
         return Export(target, details["model"], "safetensors", "float32", details["bytes"], details["verified"])
 
     def push_to_hub(

@@ -37,6 +37,7 @@ from resnetlab.atomic import atomic_file, flush, locked, remove_leftovers
 from resnetlab.checksums import add_checksum
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.recipes import Recipe
+from resnetlab.untrusted import parse_json
 
 FORMAT = 2
 DIGITS = 16  # of a content hash, as kept in a run folder
@@ -236,7 +237,7 @@ class RunFolder:
 
     def read_json(self, name: str) -> dict[str, Any]:
         try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+            value = parse_json((self.path / name).read_text(encoding="utf-8"))
             if not isinstance(value, dict):
                 raise ValueError(f"received a {type(value).__name__}, expected an object")
         except (OSError, ValueError) as error:
@@ -253,7 +254,7 @@ class RunFolder:
         if not self.metrics_file.exists():
             return []
         try:
-            return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+            return [parse_json(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
         except (OSError, ValueError) as error:
             raise ResnetlabError(f"{self.metrics_file} cannot be read: {error}.") from None
 
@@ -322,6 +323,17 @@ class RunFolder:
         return self.ancestors() if origin is None else origin.used_images()
 
     def _origin(self) -> RunFolder | None:
+        """The run that the initial weights are of, if it still exists."""
+        origin = run = self._parent()
+        seen = {self.path.resolve()}
+        while run is not None:
+            if run.path.resolve() in seen:
+                raise ResnetlabError(f"{self.path / 'run.json'} is damaged: its `weights` lead back to {run.path}.")
+            seen.add(run.path.resolve())
+            run = run._parent()
+        return origin
+
+    def _parent(self) -> RunFolder | None:
         path = self.info().weights
         return RunFolder.open(Path(path)) if path is not None and (Path(path) / "run.json").is_file() else None
 

@@ -159,14 +159,13 @@ def test_interpolations_are_pillows() -> None:
 
 @pytest.mark.long
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed: make test EXTRAS=torch")
-@pytest.mark.parametrize("model", ["resnet18", "resnet50-v1"])
-def test_transformers_loads_it_and_computes_the_same(tmp_path: Path, model: str) -> None:
-    run = make_run(tmp_path / "run", model, crop="resized", crop_pct=0.8)
+def test_transformers_loads_it_and_computes_the_same(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "resnet50-v1", crop="resized", crop_pct=0.8)
     made = run.export("safetensors", names="transformers")
     assert made.verification["library"].startswith("transformers ")
     assert made.verification["largest_difference"] < 1e-4
     again = rl.from_pretrained(made.path, run=tmp_path / "again")
-    assert again.info.model == model
+    assert again.info.model == "resnet50-v1"
     assert (again.recipe.test_size, again.recipe.pack_size) == (32, 40)
 
 

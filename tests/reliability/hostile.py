@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,10 +56,7 @@ def groups() -> dict[str, Group]:
     """All cases, by what they are."""
     images = hostile_images.as_makers(hostile_images.files())
     odd = hostile_images.as_makers(hostile_images.accepted())
-    large = {
-        name: hostile_weights.written(name, lambda _, content=content: content)
-        for name, content in hostile_images.large().items()
-    }
+    large = hostile_images.as_makers(hostile_images.large())
     texts = {name: (loader, cases) for loader, cases in hostile_texts.makers() for name in (f"texts: {loader}",)}
     preloads = {
         "recipe": ("resnetlab.recipes",),
@@ -100,7 +97,7 @@ def groups() -> dict[str, Group]:
     }
 
 
-def examine(group: Group, *, only: frozenset[str] | None = None) -> list[dict[str, Any]]:
+def examine(group: Group, *, only: Set[str] | None = None) -> list[dict[str, Any]]:
     """What became of each case of a group: one row per case, with the problem if there is one."""
     rows = []
     environment = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": ""}

@@ -45,14 +45,14 @@ def png_of_zeros(width: int, height: int, *, bits: int = 8, colour: int = 2, int
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-def large() -> dict[str, bytes]:
+def large() -> dict[str, tuple[str, Callable[[], bytes]]]:
     """Images of 100 million pixels, sound and below the limit, at their most expensive."""
     return {
-        "RGBA of 16 bits.png": png_of_zeros(SIDE, SIDE, bits=16, colour=6),
-        "RGB of 16 bits, interlaced.png": png_of_zeros(SIDE, SIDE, bits=16, interlaced=True),
-        "grey of 16 bits.png": png_of_zeros(SIDE, SIDE, bits=16, colour=0),
-        "RGBA, interlaced.png": png_of_zeros(SIDE, SIDE, colour=6, interlaced=True),
-        "floats.tif": tiff(np.zeros((SIDE, SIDE), np.float32), deflate=True),
+        "RGBA of 16 bits": ("x.png", lambda: png_of_zeros(SIDE, SIDE, bits=16, colour=6)),
+        "RGB of 16 bits, interlaced": ("x.png", lambda: png_of_zeros(SIDE, SIDE, bits=16, interlaced=True)),
+        "grey of 16 bits": ("x.png", lambda: png_of_zeros(SIDE, SIDE, bits=16, colour=0)),
+        "RGBA, interlaced": ("x.png", lambda: png_of_zeros(SIDE, SIDE, colour=6, interlaced=True)),
+        "floats": ("x.tif", lambda: tiff(np.zeros((SIDE, SIDE), np.float32), deflate=True)),
     }
 
 

@@ -86,13 +86,11 @@ def accuracies(data: Pack, ema: float, steps: int, seed: int) -> tuple[list[floa
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("ema", "steps", "seeds"), [(0.99, 200, 3), (0.99, 400, 1), (0.999, 600, 1)])
-def test_averaged_weights_are_at_most_half_a_point_worse_than_live_ones(
-    digits: Pack, ema: float, steps: int, seeds: int
-) -> None:
-    """Means over seeds and the last five steps: early on, one step changes the live accuracy by ten points and more."""
-    found = [accuracies(digits, ema, steps, seed) for seed in range(seeds)]
-    live, averaged = np.mean([f[0] for f in found]), np.mean([f[1] for f in found])
+@pytest.mark.parametrize(("ema", "steps"), [(0.99, 200), (0.999, 400)])
+def test_averaged_weights_are_at_most_half_a_point_worse_than_live_ones(digits: Pack, ema: float, steps: int) -> None:
+    """Means over the last five steps: early on, one step changes the live accuracy by ten points and more."""
+    found = accuracies(digits, ema, steps, seed=0)
+    live, averaged = np.mean(found[0]), np.mean(found[1])
     assert averaged > 0.85
     assert averaged >= live - 0.005, found
 

@@ -31,6 +31,7 @@ from resnetlab.data.split import check_fractions, split
 from resnetlab.environment import cache_folder
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.recipes import Recipe
+from resnetlab.untrusted import parse_json
 
 FORMAT = 2  # increased whenever the same files would give different bytes
 
@@ -230,7 +231,7 @@ def _stat(path: Path) -> tuple[int, int]:
 def _load(folder: Path, key: str) -> tuple[NDArray[np.uint8], dict[str, Any]] | None:
     """The images and the description of a whole pack with that key; None if there is none."""
     try:
-        meta = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
+        meta = parse_json((folder / "pack.json").read_text(encoding="utf-8"))
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)  # fails if it is too short
     except (OSError, ValueError):
         return None

@@ -5,7 +5,6 @@ So prediction with ONNX Runtime or OpenVINO never loads Keras. The engine of an 
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from resnetlab.checksums import verify_checksum
 from resnetlab.environment import usable_cores
 from resnetlab.errors import ResnetlabError
 from resnetlab.run_folder import RunFolder
+from resnetlab.untrusted import parse_json
 
 if TYPE_CHECKING:
     import keras
@@ -69,6 +69,16 @@ def keras_engine(network: keras.Model, size: int) -> Engine:
     return engine
 
 
+def export_facts(folder: Path) -> dict[str, Any]:
+    """What is recorded with an export: input, preprocessing, classes, versions.
+
+    Raises:
+        ValueError, OSError: the file is missing or damaged.
+    """
+    facts: dict[str, Any] = parse_json((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+    return facts
+
+
 def exported_engine(folder: Path) -> Engine:
     """The engine for the export in `folder`: the runtime of its format.
 
@@ -76,7 +86,7 @@ def exported_engine(folder: Path) -> Engine:
         ResnetlabError: a package is missing, or the folder is not an export.
     """
     try:
-        facts: dict[str, Any] = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+        facts = export_facts(folder)
         open_engine, batch_size = _EXPORTED[facts["format"]], facts["batch_size"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ResnetlabError(f"{folder} is not an export: expected a folder made by `resnetlab export`.") from None

@@ -38,6 +38,7 @@ from resnetlab.inference import serving, verification
 from resnetlab.inference.engines import (
     EXPORT_FILE,
     PACKAGES,
+    export_facts,
     exported_engine,
     load_network,
     require_packages,
@@ -156,7 +157,7 @@ def default_folder(run: RunFolder, format: str, precision: str) -> Path:
 def is_current(folder: Path, run: RunFolder) -> bool:
     """Whether there is an export in `folder` of the weights that the run has now."""
     try:
-        facts = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+        facts = export_facts(folder)
         return bool(facts["weights_sha256"] == weights_hash(run) and facts["bytes"] == _artefact_bytes(folder))
     except (OSError, ValueError, KeyError, TypeError):
         return False

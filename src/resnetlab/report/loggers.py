@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import importlib
 import importlib.util
-import json
 import os
 import sys
 import time
@@ -228,7 +227,7 @@ def _remembered(run: RunFolder, name: str, create: Any) -> dict[str, str]:
     """What identifies the run at the service, kept in the run folder, so that a resumed run is the same one there."""
     path = run.path / f"{name}.json"
     if path.exists():
-        kept: dict[str, str] = json.loads(path.read_text("utf-8"))
+        kept: dict[str, str] = run.read_json(path.name)
         return kept
     made: dict[str, str] = create()
     run.write_json(path.name, made)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from resnetlab.data.preprocess import Pixels, load_image
-from resnetlab.inference.engines import EXPORT_FILE, Engine, exported_engine
+from resnetlab.inference.engines import Engine, export_facts, exported_engine
 from resnetlab.inference.export import load_settings
 from resnetlab.inference.predictor import Predictor
 from resnetlab.inference.verification import LoadSettings
@@ -93,7 +91,7 @@ def of_run(predictor: Predictor, engine: str, precision: str, *, explainer: Pred
 def of_export(folder: Path) -> ServedModel:
     """The network of an export. Raises ResnetlabError where the folder is none, or its runtime is missing."""
     engine = exported_engine(folder)
-    facts: dict[str, Any] = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+    facts = export_facts(folder)
     return ServedModel(
         name=facts["model"],
         folder=folder.resolve().name,

@@ -321,7 +321,7 @@ def _stated(**settings: Any) -> dict[str, Any]:
 
 def _side(size: Any) -> int | None:
     """Of {"shortest_edge": 224}, {"height": 224, "width": 224} or 224."""
-    return next(iter(size.values())) if isinstance(size, dict) else size
+    return next(iter(size.values()), None) if isinstance(size, dict) else size
 
 
 def _preprocessing(mean: Any, std: Any) -> str | None:
