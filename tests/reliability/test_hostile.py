@@ -49,7 +49,6 @@ QUICK: dict[str, Set[str] | None] = {
     "checkpoints": hostile.groups()["checkpoints"].cases.keys() - {"a checkpoint that is a zip bomb"},  # slow to make
     "images": None,
     "odd images": None,
-    "folders": None,
     "archives": frozenset({"a zip with paths that leave it", "a zip with a symbolic link", "a zip cut short"}),
     "texts: recipe": QUICK_TEXTS,
     "texts: run": QUICK_TEXTS,
@@ -67,6 +66,13 @@ def test_hostile_files_are_refused(name: str) -> None:
     assert [f"{row['case']}: {row['problem']}" for row in rows if row["problem"]] == []
     expected = group.cases.keys() if chosen is None else group.cases.keys() & chosen
     assert {row["case"] for row in rows} == set(expected) != set()
+
+
+def test_a_folder_of_traps_gives_its_good_images() -> None:
+    (row,) = examine(hostile.groups()["folders"])
+    assert row["message"].startswith("32 usable; ")
+    assert "'two/link to zeros.jpg': not a regular file" in row["message"]
+    assert "'two/sparse.jpg': too large" in row["message"]
 
 
 def test_the_harness_notices_a_program_that_runs() -> None:

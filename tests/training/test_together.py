@@ -69,6 +69,25 @@ def test_no_cluster_and_one() -> None:
     assert Cluster.of("[::1]:80", 2, 1) == Cluster("[::1]:80", 2, 1)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [("n1", "n1"), ("n1,n2", "n1"), ("gpu[007-015,020],n1", "gpu007"), ("gpu[3,5]", "gpu3"), ("a-b[1-2]", "a-b1")],
+)
+def test_the_cluster_of_slurm(nodes: str, host: str) -> None:
+    """As JAX, which reads the same variables, understands them."""
+    variables = {"SLURM_JOB_ID": "81920", "SLURM_STEP_NODELIST": nodes, "SLURM_NTASKS": "4", "SLURM_PROCID": "2"}
+    assert Cluster.from_environment(variables) == Cluster(f"{host}:61440", 4, 2)
+
+
+def test_the_cluster_of_cloud_tpu_and_none() -> None:
+    variables = {"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2", "TPU_WORKER_ID": "1"}
+    assert Cluster.from_environment(variables) == Cluster("10.0.0.1:61440", 2, 1)
+    with pytest.raises(UsageError, match="describes no cluster"):
+        Cluster.from_environment({"SLURM_JOB_ID": "1"})
+    with pytest.raises(UsageError, match="need all of"):
+        Cluster.of("auto", 2, None)
+
+
 def start(folder: Path, *arguments: str, backend: str = "jax", cwd: Path = ROOT) -> subprocess.Popen[str]:
     program = ["train", "--backend", backend, "--device", "cpu", *arguments]
     code = f"import sys; sys.argv[1:] = {program!r}; from resnetlab.cli import main; main()"

@@ -93,7 +93,10 @@ Devices = Annotated[
 ]
 Coordinator = Annotated[
     str | None,
-    typer.Option(metavar="HOST:PORT", help="Of process 0 of several that train together, with the next two."),
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Of process 0 of several that train together, with the next two; auto: as Slurm or Cloud TPU says.",
+    ),
 ]
 NumProcesses = Annotated[int | None, typer.Option(metavar="N", help="How many processes train together.")]
 ProcessId = Annotated[int | None, typer.Option(metavar="I", help="The number of this process, from 0.")]

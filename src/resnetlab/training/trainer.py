@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import keras
@@ -403,6 +403,23 @@ class _Training:
             )
         return ResnetlabError(f"{advice}.")
 
+    def _batch_that_fits(self) -> int | None:
+        """The largest half, quarter, ... of the batch of which a training step has enough memory; None if unknown.
+
+        The run has stopped: its state is in the checkpoints, and that of the trainer is not used any more.
+        """
+        size = self.recipe.batch_size // 2
+        while self.together.alone and size:
+            try:
+                self.trainer.train_on_batch(*replace(self.stream, batch_size=size).batch(self.state.step))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    return None  # the backend cannot go on after the first error
+                size //= 2
+            else:
+                return size
+        return None
+
     @contextmanager
     def explained_failures(self) -> Iterator[None]:
         """Say what to do when the disk is full or memory does not suffice; checkpoints are whole in both cases."""
@@ -419,7 +436,7 @@ class _Training:
             raise
         except Exception as error:
             if is_out_of_memory(error):
-                raise ResnetlabError(_out_of_memory(self.recipe, error)) from error
+                raise ResnetlabError(_out_of_memory(self.recipe, error, self._batch_that_fits())) from error
             if self.together.alone:
                 raise
             raise ProcessLost(
@@ -428,11 +445,13 @@ class _Training:
             ) from error
 
 
-def _out_of_memory(recipe: Recipe, error: Exception) -> str:
-    side, half = recipe.image_size, max(recipe.batch_size // 2, 1)
+def _out_of_memory(recipe: Recipe, error: Exception, fits: int | None) -> str:
+    side, smaller = recipe.image_size, fits or max(recipe.batch_size // 2, 1)
+    rate = f"{recipe.learning_rate * smaller / recipe.batch_size:g}"
+    tried = f" A step with {fits} images was tried, and fits." if fits else ""
     return (
         f"Out of memory: training {recipe.model} on batches of {recipe.batch_size} images of {side}x{side} in "
-        f"{recipe.precision} ({first_informative_line(error)}). Use a smaller batch, and a learning rate in proportion "
-        f"to it: --batch-size {half} --learning-rate {recipe.learning_rate * half / recipe.batch_size:g}; or smaller "
-        "images, or a smaller model. `resnetlab compare` shows which batch sizes fit."
+        f"{recipe.precision} ({first_informative_line(error)}).{tried} Use a smaller batch, and a learning rate in "
+        f"proportion to it: --batch-size {smaller} --learning-rate {rate}; or smaller images, or a smaller model. "
+        "`resnetlab compare` shows which batch sizes fit."
     )
