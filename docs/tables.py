@@ -318,6 +318,43 @@ def checkpoint_cost(result: Result) -> str:
     return markdown(heads, cells) + conditions(result)
 
 
+def scale(result: Result) -> str:
+    """Two processes beside one, and what that is expected to be; then the model of many GPUs."""
+    rows = result["rows"]
+    speed = {(r["job"], r["processes"]): r["median"] for r in rows if r["part"] == "processes"}
+    measured = [
+        [
+            r["job"],
+            f"{speed[r['job'], 1]:.1f}",
+            f"{speed[r['job'], 2]:.1f}",
+            f"**{r['median']:.2f} x**",
+            f"{r['minimum']:.2f} - {r['maximum']:.2f}",
+            f"{r['gradient_mb']:.1f} MB in {r['add_up_ms']:.0f} ms",
+            f"{r['expected']:.2f} x",
+        ]
+        for r in rows
+        if r["part"] == "ratio"
+    ]
+    heads = ["job", "one process, images/s", "two", "ratio", "range", "gradients added up", "expected by the model"]
+    computed = [
+        [
+            r["network"],
+            str(r["gpus"]),
+            f"{r['images_per_second_of_one']:,}",
+            f"{r['step_ms']:.0f} ms",
+            f"{r['transfer_ms']:.1f} ms",
+            f"{r['efficiency_without_overlap']:.0%}",
+            f"**{r['efficiency']:.0%}**",
+            f"{r['input_mb_per_second_of_a_node'] / 1000:.1f} GB/s",
+        ]
+        for r in rows
+        if r["part"] == "model"
+    ]
+    model_heads = ["network", "GPUs", "images/s of one", "step", "transfer", "efficiency without overlap"]
+    model_heads += ["with overlap", "input of a node"]
+    return markdown(heads, measured) + conditions(result) + "\nComputed:\n\n" + markdown(model_heads, computed)
+
+
 def models() -> str:
     """All architectures, a row for each paper and kind."""
     from resnetlab.models import VARIANTS, summarize
@@ -372,6 +409,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "gpu": ("gpu", gpu),
     "studies": ("study", study),
     "reliability": ("reliability-[kdhi]", reliability),  # kills, disk-full, hostile, images
+    "scale": ("scale", scale),
     "catalog": ("reliability-catalog", catalog),
     "memory": ("reliability-memory", memory),
     "checkpoint-cost": ("reliability-checkpoints", checkpoint_cost),

@@ -77,6 +77,15 @@ def test_recipe_files_of_a_page_are_valid(page: Path, tmp_path: Path) -> None:
             assert key == "base" or getattr(chosen, key) == (tuple(value) if isinstance(value, list) else value)
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "cluster").iterdir()), ids=lambda file: file.name)
+def test_options_in_the_cluster_examples_exist(file: Path) -> None:
+    help_text = run([sys.executable, "-m", "resnetlab.cli", "train", "--help"], ROOT)
+    lines = [line for line in file.read_text("utf-8").splitlines() if not line.lstrip().startswith("#")]
+    used = set(re.findall(r"(?<=\s|\()--[a-z][a-z-]+", "\n".join(lines)))
+    assert used >= {"--backend", "--coordinator", "--resume"}
+    assert used <= set(re.findall(r"--[a-z-]+", help_text))
+
+
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
 def test_links_lead_to_files(page: Path) -> None:
     text = page.read_text("utf-8")

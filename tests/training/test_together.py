@@ -7,13 +7,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from resnetlab.cluster import Cluster
+from resnetlab.cluster import FIRST_PORT, Cluster
 from resnetlab.environment import installed
 from resnetlab.errors import UsageError
 from resnetlab.training.trainer import make_stream
@@ -88,12 +90,14 @@ def test_the_cluster_of_cloud_tpu_and_none() -> None:
         Cluster.of("auto", 2, None)
 
 
-def start(folder: Path, *arguments: str, backend: str = "jax", cwd: Path = ROOT) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *arguments: str, backend: str = "jax", cwd: Path = ROOT, variables: Mapping[str, str] = {}
+) -> subprocess.Popen[str]:
     program = ["train", "--backend", backend, "--device", "cpu", *arguments]
     code = f"import sys; sys.argv[1:] = {program!r}; from resnetlab.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code],
-        env=ENVIRONMENT | {"RESNETLAB_CACHE": str(folder / "cache")},
+        env=ENVIRONMENT | {"RESNETLAB_CACHE": str(folder / "cache")} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -108,6 +112,19 @@ def together(folder: Path, count: int, *arguments: str) -> list[subprocess.Popen
         address = f"127.0.0.1:{free.getsockname()[1]}"
     shared = ("--coordinator", address, "--num-processes", str(count))
     return [start(folder, *arguments, *shared, "--process-id", str(number)) for number in range(count)]
+
+
+def by_slurm(folder: Path, count: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    """The processes of a cluster on this machine, each with the variables that srun would set."""
+    for job in range(1, 4096):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", FIRST_PORT + job))
+            break
+    shared = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": str(count)}
+    return [
+        start(folder, *arguments, "--coordinator", "auto", variables=shared | {"SLURM_PROCID": str(number)})
+        for number in range(count)
+    ]
 
 
 def finish(*processes: subprocess.Popen[str]) -> list[str]:
@@ -179,7 +196,7 @@ def test_where_one_process_is_killed_the_others_stop_and_the_run_can_be_resumed(
 @pytest.mark.long
 def test_ctrl_c_at_one_process_stops_all_at_the_same_step(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first, second = together(tmp_path, 2, "digits", "--run", str(run), *OPTIONS)
+    first, second = by_slurm(tmp_path, 2, "digits", "--run", str(run), *OPTIONS)
     wait_for(lambda: any((run / "checkpoints").glob("step-*.npz")), first)
     time.sleep(5)
     os.kill(second.pid, signal.SIGINT)
