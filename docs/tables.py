@@ -269,10 +269,9 @@ def reliability(result: Result) -> str:
             found.append(f"at most {row['slowest_seconds']:.1f} s")
         if "peak_mb" in row:
             found.append(f"at most {row['peak_mb']:,.0f} MB")
-        name = row.get("backend") or row.get("group") or ""
-        cells.append(
-            [result["what"] + (f": {name}" if name else ""), "; ".join(found), f"**{len(row['problems']) or 'none'}**"]
-        )
+        what = result["what"] + (f": {row['backend']}" if "backend" in row else "")
+        what = f"Hostile files: {row['group']}" if "group" in row else what
+        cells.append([what, "; ".join(found), f"**{len(row['problems']) or 'none'}**"])
     return markdown(["what", "measured", "problems"], cells, numbers=False) + conditions(result)
 
 
