@@ -7,7 +7,7 @@ import pytest
 from tests.workers import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import scale  # noqa: E402
+import scale
 
 
 def test_a_ring_of_two_sends_everything_once_and_a_long_one_twice() -> None:
