@@ -69,7 +69,9 @@ audit: ## Look the dependencies up in the databases of known vulnerabilities (ne
 	python3 -m venv build/audit && build/audit/bin/pip install --quiet pip-audit
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $(CONSTRAINTS)
 
-check: $(FOR_CHECK) run-lint run-docs run-tests run-long ## All that must hold: lint, types, import contracts, documentation, all tests
+LONG := long
+check: LONG := long and not benchmark
+check: $(FOR_CHECK) run-lint run-docs run-tests run-long ## All that must hold: lint, types, import contracts, documentation, tests
 
 lint: $(FOR_LINT) run-lint ## The quick part of check: format, lint, types, import contracts
 
@@ -90,7 +92,7 @@ run-tests:
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long" $(ARGS)
 
 run-long:
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m long $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(LONG)" $(ARGS)
 
 constraints: ## Renew requirements/constraints.txt: the newest of everything, resolved in a fresh environment
 	rm -rf build/constraints

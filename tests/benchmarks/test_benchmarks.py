@@ -75,6 +75,7 @@ def test_the_tables_of_the_pages_are_up_to_date(tables: ModuleType) -> None:
     assert tables.main(["--check"]) == 0
 
 
+@pytest.mark.benchmark
 @pytest.mark.long
 def test_the_gpu_benchmark_has_a_smoke_run(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--smoke", "--out", str(tmp_path)]
@@ -90,6 +91,7 @@ def test_the_gpu_benchmark_has_a_smoke_run(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.benchmark
 @pytest.mark.long
 def test_the_gpu_benchmark_keeps_its_time(tmp_path: Path) -> None:
     """With a sixtieth of its time nothing can be measured: each part says so, and all of it ends soon."""
@@ -102,6 +104,7 @@ def test_the_gpu_benchmark_keeps_its_time(tmp_path: Path) -> None:
     assert any("no answer within" in row.get("failed", "") or "no time left" in row.get("failed", "") for row in rows)
 
 
+@pytest.mark.benchmark
 @pytest.mark.long
 def test_the_training_benchmark_runs(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "throughput.py"), "--job", "resnet20-32-b128", "--only", "tensorflow"]
@@ -116,6 +119,7 @@ def test_the_training_benchmark_runs(tmp_path: Path) -> None:
     assert rows["matrix product, tensorflow"]["unit"] == "GFLOP/s"
 
 
+@pytest.mark.benchmark
 @pytest.mark.long
 def test_the_input_benchmark_runs(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "input_pipeline.py"), "--part", "stream", "--repeats", "1"]
@@ -128,6 +132,7 @@ def test_the_input_benchmark_runs(tmp_path: Path) -> None:
     assert all(row["median"] > 100 for row in rows)
 
 
+@pytest.mark.benchmark
 @pytest.mark.long
 def test_the_gpu_tests_have_a_rehearsal() -> None:
     """On the CPU in place of the GPU: what needs a real one is skipped, the rest passes."""

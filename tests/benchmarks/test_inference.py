@@ -13,6 +13,7 @@ import pytest
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "inference.py"
 
 
+@pytest.mark.benchmark
 @pytest.mark.long
 def test_exports_and_engines_have_a_smoke_run(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")

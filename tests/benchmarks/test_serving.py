@@ -13,6 +13,7 @@ import pytest
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "serving.py"
 
 
+@pytest.mark.benchmark
 @pytest.mark.long
 def test_the_benchmark_of_the_server_has_a_smoke_run(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")

@@ -333,26 +333,26 @@ def test_our_own_whitening_stem_is_read_back(ending: str, tmp_path: Path) -> Non
         np.testing.assert_array_equal(array, saved)
 
 
-@pytest.mark.parametrize(("file", "right"), [("resnet20-12fca82f.th", 9173), ("resnet56-4bfd9763.th", 9339)])
 def test_public_cifar_weights_give_their_published_errors_to_the_image(
-    on: Workers, tmp_path: Path, file: str, right: int, monkeypatch: pytest.MonkeyPatch
+    on: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Path(os.environ.get("RESNETLAB_DATA", "-"), "weights", file)
-    if not source.is_file():
-        pytest.skip("RESNETLAB_DATA is not set: no public weights here")
     from resnetlab.data.pack import prepare_pack
     from resnetlab.data.sources import resolve
     from resnetlab.inference.predictor import Predictor
 
     monkeypatch.setenv("RESNETLAB_CACHE", str(tmp_path))
-    run = import_checkpoint(on("torch")(read, source=str(source)), tmp_path / "run")
-    predictor = Predictor(RunFolder.open(run.path))
-    assert predictor.class_names == CIFAR10
-    pack = prepare_pack(resolve("cifar10"), predictor.recipe)
-    assert sorted(pack.class_names) == sorted(CIFAR10)
-    test = pack.indices("test")
-    found = np.array([CIFAR10.index(name) for name in pack.class_names])[pack.labels[test]]
-    logits = predictor.logits(pack.images, test)
-    assert (len(test), int((logits.argmax(axis=1) == found).sum())) == (10_000, right)
-    told = json.loads((run.path / "import.json").read_text())
-    assert told["assumed"][0] == "shortcut padding both"
+    for file, right in (("resnet20-12fca82f.th", 9173), ("resnet56-4bfd9763.th", 9339)):
+        source = Path(os.environ.get("RESNETLAB_DATA", "-"), "weights", file)
+        if not source.is_file():
+            pytest.skip("RESNETLAB_DATA is not set: no public weights here")
+        run = import_checkpoint(on("torch")(read, source=str(source)), tmp_path / file)
+        predictor = Predictor(RunFolder.open(run.path))
+        assert predictor.class_names == CIFAR10
+        pack = prepare_pack(resolve("cifar10"), predictor.recipe)
+        assert sorted(pack.class_names) == sorted(CIFAR10)
+        test = pack.indices("test")
+        found = np.array([CIFAR10.index(name) for name in pack.class_names])[pack.labels[test]]
+        logits = predictor.logits(pack.images, test)
+        assert (len(test), int((logits.argmax(axis=1) == found).sum())) == (10_000, right)
+        told = json.loads((run.path / "import.json").read_text())
+        assert told["assumed"][0] == "shortcut padding both"
