@@ -35,7 +35,7 @@ from resnetlab.cluster import Cluster
 from resnetlab.models import VARIANTS, summarize
 
 JOBS = {
-    "resnet20-cifar, 32x32, batch size 128": ("resnet20-cifar", 32, 128, 11),
+    "resnet20, 32x32, batch size 128": ("resnet20", 32, 128, 11),
     "resnet50, 64x64, batch size 32": ("resnet50", 64, 32, 5),
 }
 # Inputs of the model: assumptions, not measurements.

@@ -38,7 +38,7 @@ from resnetlab.training.trainer import make_trainer  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 SHARE_MOST = 0.01
-NETWORKS = (("resnet20-cifar", "cifar", 32, 128, 20), ("resnet50", "imagenet", 64, 32, 8))
+NETWORKS = (("resnet20", "cifar", 32, 128, 20), ("resnet50", "imagenet", 64, 32, 8))
 
 
 def measure(model: str, recipe_name: str, side: int, batch_size: int, steps: int, rounds: int) -> dict[str, Any]:
