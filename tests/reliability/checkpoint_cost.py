@@ -27,14 +27,13 @@ import numpy as np  # noqa: E402
 
 from resnetlab import results  # noqa: E402
 from resnetlab.comparison.timing import interleave  # noqa: E402
-from resnetlab.data.augmentation import Augmentation  # noqa: E402
 from resnetlab.data.stream import Stream  # noqa: E402
 from resnetlab.models.from_recipe import build_network  # noqa: E402
 from resnetlab.recipes import RECIPES  # noqa: E402
 from resnetlab.run_folder import RunFolder, RunInfo  # noqa: E402
 from resnetlab.training.checkpoint import Checkpoints  # noqa: E402
 from resnetlab.training.interval import EVERY_FIVE_MINUTES  # noqa: E402
-from resnetlab.training.trainer import make_trainer  # noqa: E402
+from resnetlab.training.trainer import make_augmentation, make_trainer  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 SHARE_MOST = 0.01
@@ -43,7 +42,8 @@ NETWORKS = (("resnet20", "cifar", 32, 128, 20), ("resnet50", "imagenet", 64, 32,
 
 def measure(model: str, recipe_name: str, side: int, batch_size: int, steps: int, rounds: int) -> dict[str, Any]:
     recipe = RECIPES[recipe_name].changed(model=model, image_size=side, batch_size=batch_size, precision="float32")
-    images = np.random.default_rng(0).integers(0, 256, (512, side, side, 3), np.uint8)
+    stored = (512, recipe.pack_size, recipe.pack_size, 3)
+    images = np.random.default_rng(0).integers(0, 256, stored, np.uint8)
     stream = Stream(
         images=images,
         labels=np.arange(512) % 10,
@@ -51,7 +51,7 @@ def measure(model: str, recipe_name: str, side: int, batch_size: int, steps: int
         num_classes=10,
         batch_size=batch_size,
         seed=0,
-        augmentation=Augmentation(source_size=side, size=side),
+        augmentation=make_augmentation(recipe),
     )
     trainer = make_trainer(build_network(recipe, 10), recipe, stream)
     batches = [stream.batch(step)[:2] for step in range(4)]
