@@ -11,6 +11,7 @@ which is `benchmark` in the parent, and the maker that was asked for in a child.
 from __future__ import annotations
 
 import re
+import socket
 import statistics
 import sys
 import time
@@ -106,6 +107,13 @@ class Alive:
 
     def _ask(self, request: Row, limit: float) -> Row:
         return self.child.ask_one(request, limit=limit)
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def start(contenders: Sequence[Contender], job: Job, *, where: Row, rows: list[Row]) -> list[Alive]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -88,12 +87,6 @@ def model() -> list[Row]:
     return rows
 
 
-def free_address() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
-
-
 def processes(commands: list[list[str]], *, own_core: bool, folder: Path) -> list[str]:
     """Run commands at the same time, each on a core of its own if asked; their outputs."""
     cores = sorted(os.sched_getaffinity(0))
@@ -130,7 +123,7 @@ def train(job: str, count: int, folder: Path, number: int) -> float:
     program += ["--device", "cpu", "--run", str(run), *options]
     commands = [program]
     if count > 1:
-        shared = ["--coordinator", free_address(), "--num-processes", str(count), "--process-id"]
+        shared = ["--coordinator", f"127.0.0.1:{harness.free_port()}", "--num-processes", str(count), "--process-id"]
         commands = [[*program, *shared, str(process)] for process in range(count)]
     processes(commands, own_core=count > 1, folder=folder)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -171,7 +164,7 @@ def measured(rounds: int) -> list[Row]:
                     say(f"{job}, {count} processes: {rates[count][-1]:.1f} images/s")
             ratios = [two / one for one, two in zip(rates[1], rates[2], strict=True)]
             gradients = 4 * summarize(VARIANTS[name], 32, 10).parameters / 1e6
-            address = free_address()
+            address = f"127.0.0.1:{harness.free_port()}"
             commands = [[sys.executable, __file__, "--add-up", address, str(n), str(gradients)] for n in range(2)]
             outputs = processes(commands, own_core=True, folder=folder)
             transfer = float(outputs[0].split("seconds ")[-1].split()[0])

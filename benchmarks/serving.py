@@ -70,12 +70,6 @@ def ours(folder: Path, port: int, *options: object) -> list[str]:
     return ["-m", "resnetlab.cli", "serve", str(folder), "--port", str(port), *map(str, options)]
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def post(port: int, content: bytes) -> Any:
     request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", content, {"Content-Type": "image/jpeg"})
     with urllib.request.urlopen(request, timeout=120) as answer:
@@ -84,7 +78,7 @@ def post(port: int, content: bytes) -> Any:
 
 def loads(folder: Path, job: Job, photo: Path, rounds: int, seconds: float) -> list[Row]:
     """The engine alone, the server and the bare handler in turns; nothing else of ours computes meanwhile."""
-    ports = {SERVER: free_port(), BARE: free_port()}
+    ports = {SERVER: harness.free_port(), BARE: harness.free_port()}
     engines: dict[str, list[Elapsed]] = {}
     turns: dict[str, list[Row]] = {SERVER: [], BARE: []}
     with ExitStack() as stack:
@@ -171,7 +165,7 @@ def peak_megabytes(process: Process) -> int:
 
 
 def attack(folder: Path, photo: bytes, count: int) -> Row:
-    port = free_port()
+    port = harness.free_port()
     with serving(ours(folder, port, "--timeout", TIMEOUT), port) as process:
         before, peak_before = post(port, photo), peak_megabytes(process)
         say(f"hostile: {count:,} requests")

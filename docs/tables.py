@@ -279,16 +279,13 @@ def catalog(result: Result) -> str:
     """Time and memory of each step by the number of images."""
     steps = ("scan", "audit", "split", "pack", "reuse")
     cells = [
-        [f"{row['images']:,}"]
-        + [
-            f"{row[f'{step}_seconds']:,.1f} s, {row[f'{step}_peak_mb']:,.0f} MB"
-            for step in steps
-            if f"{step}_seconds" in row
+        [
+            f"{row['images']:,}",
+            *(f"{row[f'{step}_seconds']:,.1f} s, {row[f'{step}_peak_mb']:,.0f} MB" for step in steps),
         ]
         for row in result["rows"]
     ]
-    heads = ["images", *(step for step in steps if f"{step}_seconds" in result["rows"][0])]
-    return markdown(heads, cells) + conditions(result)
+    return markdown(["images", *steps], cells) + conditions(result)
 
 
 def memory(result: Result) -> str:

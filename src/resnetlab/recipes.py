@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -11,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from resnetlab.errors import UsageError, unknown_name
-from resnetlab.untrusted import parse_json
+from resnetlab.untrusted import parse_json, parse_toml
 
 # How an image becomes the network's input: the fields that are kept with the weights on import and transfer.
 INPUT_KEYS = ("image_size", "crop_pct", "interpolation", "preprocessing")
@@ -577,12 +576,7 @@ def _parse(text: str, *, toml: bool) -> Any:
     """The content of a recipe file. Raises ValueError if it is not valid."""
     if len(text) > CHARACTERS_MOST:
         raise ValueError(f"it has {len(text):,} characters, expected at most {CHARACTERS_MOST:,}")
-    if not toml:
-        return parse_json(text)
-    try:
-        return tomllib.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    return parse_toml(text) if toml else parse_json(text)
 
 
 def recipe(name_or_file: str, *, _above: tuple[Path, ...] = ()) -> Recipe:

@@ -305,37 +305,34 @@ class RunFolder:
 
     def used_images(self) -> dict[str, str]:
         """The strongest subset by content hash in this run and all before it."""
-        return strongest((self._inherited_subsets(), self.split()))
+        subsets = []
+        for run in self._lineage():
+            subsets.append(run.split())
+            if (run.path / "ancestors.csv").exists():  # runs of earlier versions lack it
+                subsets.append(run.ancestors())
+                break
+        return strongest(reversed(subsets))
 
     def has_unknown_origin(self) -> bool:
         """Whether this run or an ancestor has imported weights, whose training images are not recorded."""
-        info = self.info()
-        if info.data is None:
-            return True
-        if info.origin_unknown is not None or info.weights is None:
-            return bool(info.origin_unknown)
-        origin = self._origin()
-        return origin is None or origin.has_unknown_origin()
+        for run in self._lineage():
+            info = run.info()
+            if info.data is None:
+                return True
+            if info.origin_unknown is not None or info.weights is None:
+                return bool(info.origin_unknown)
+        return True  # the next run no longer exists
 
-    def _inherited_subsets(self) -> dict[str, str]:
-        """`ancestors`; for runs of earlier versions, which lack the file, read from the origin if it still exists."""
-        origin = None if (self.path / "ancestors.csv").exists() else self._origin()
-        return self.ancestors() if origin is None else origin.used_images()
-
-    def _origin(self) -> RunFolder | None:
-        """The run that the initial weights are of, if it still exists."""
-        origin = run = self._parent()
-        seen = {self.path.resolve()}
-        while run is not None:
+    def _lineage(self) -> Iterator[RunFolder]:
+        """This run, the one that its initial weights are of, and so on, as far as they still exist."""
+        run, seen = self, {self.path.resolve()}
+        yield run
+        while (path := run.info().weights) is not None and (Path(path) / "run.json").is_file():
+            run = RunFolder.open(Path(path))
             if run.path.resolve() in seen:
                 raise ResnetlabError(f"{self.path / 'run.json'} is damaged: its `weights` lead back to {run.path}.")
             seen.add(run.path.resolve())
-            run = run._parent()
-        return origin
-
-    def _parent(self) -> RunFolder | None:
-        path = self.info().weights
-        return RunFolder.open(Path(path)) if path is not None and (Path(path) / "run.json").is_file() else None
+            yield run
 
     def class_counts(self) -> dict[str, Counter[str]]:
         """By class, the number of images in each subset, copies included, as it was when the run began."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,8 +24,17 @@ EXPANSION, SLACK = 20, 64 << 20  # what a file holds may be so many times its ow
 
 def parse_json(text: str | bytes) -> Any:
     """`json.loads`, with a ValueError for what is nested too deeply, too."""
+    return _parsed(json.loads, text)
+
+
+def parse_toml(text: str) -> Any:
+    """`tomllib.loads`, with a ValueError for what is nested too deeply, too."""
+    return _parsed(tomllib.loads, text)
+
+
+def _parsed(parse: Callable[[Any], Any], text: str | bytes) -> Any:
     try:
-        return json.loads(text)
+        return parse(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

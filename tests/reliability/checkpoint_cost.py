@@ -34,8 +34,8 @@ from resnetlab.run_folder import RunFolder, RunInfo  # noqa: E402
 from resnetlab.training.checkpoint import Checkpoints  # noqa: E402
 from resnetlab.training.interval import EVERY_FIVE_MINUTES  # noqa: E402
 from resnetlab.training.trainer import make_augmentation, make_trainer  # noqa: E402
+from tests.reliability.limits import ROOT  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
 SHARE_MOST = 0.01
 NETWORKS = (("resnet20", "cifar", 32, 128, 20), ("resnet50", "imagenet", 64, 32, 8))
 

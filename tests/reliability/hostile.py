@@ -57,7 +57,6 @@ def groups() -> dict[str, Group]:
     images = hostile_images.as_makers(hostile_images.files())
     odd = hostile_images.as_makers(hostile_images.accepted())
     large = hostile_images.as_makers(hostile_images.large())
-    texts = {name: (loader, cases) for loader, cases in hostile_texts.makers() for name in (f"texts: {loader}",)}
     preloads = {
         "recipe": ("resnetlab.recipes",),
         "run": ("resnetlab.listing", "resnetlab.run_folder"),
@@ -65,35 +64,24 @@ def groups() -> dict[str, Group]:
         "export": ("resnetlab.inference.engines", "onnxruntime"),
     }
     read = ("resnetlab.data.preprocess",)
-    weights = {name: maker for name, maker in hostile_weights.weights().items() if "HDF5" in name or "zeros" in name}
+    weights = hostile_weights.weights()
+    hdf5 = {name: maker for name, maker in weights.items() if "HDF5" in name or "zeros" in name}
+    traps = {"a folder of traps": hostile_images.folder_of_traps}
+    audit = ("resnetlab.data.audit",)
     return {
-        "weights": Group(
-            "weights",
-            hostile_weights.weights(),
-            ("resnetlab.weights.readers", "h5py"),
-            harmless=hostile_weights.HARMLESS,
-        ),
-        "weights of a run": Group("run_weights", weights, KERAS),
+        "weights": Group("weights", weights, ("resnetlab.weights.readers", "h5py"), harmless=hostile_weights.HARMLESS),
+        "weights of a run": Group("run_weights", hdf5, KERAS),
         "checkpoints": Group("checkpoint", hostile_weights.checkpoints(), ("resnetlab.training.checkpoint",)),
         "images": Group("image", images, read),
         "odd images": Group("image", odd, read, ACCEPTED),
         "images of 100 million pixels": Group("image", large, read, ACCEPTED, seconds=60, megabytes=5000),
-        "folders": Group(
-            "data",
-            {"a folder of traps": hostile_images.folder_of_traps},
-            ("resnetlab.data.audit",),
-            ACCEPTED,
-            seconds=60,
-        ),
-        "folders for predict": Group(
-            "predict",
-            {"a folder of traps": hostile_images.folder_of_traps},
-            ("resnetlab.inference.images",),
-            ACCEPTED,
-            seconds=60,
-        ),
-        "archives": Group("data", hostile_images.archives(), ("resnetlab.data.audit",), EITHER, seconds=60),
-        **{name: Group(loader, cases, preloads[loader], EITHER) for name, (loader, cases) in texts.items()},
+        "folders": Group("data", traps, audit, ACCEPTED, seconds=60),
+        "folders for predict": Group("predict", traps, ("resnetlab.inference.images",), ACCEPTED, seconds=60),
+        "archives": Group("data", hostile_images.archives(), audit, EITHER, seconds=60),
+        **{
+            f"texts: {loader}": Group(loader, cases, preloads[loader], EITHER)
+            for loader, cases in hostile_texts.makers()
+        },
     }
 
 

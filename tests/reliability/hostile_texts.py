@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from tests.reliability.hostile_weights import CANARY, Maker, written
+from tests.reliability.hostile_weights import Maker, written
 
 DEEP = "[" * 100_000 + "]" * 100_000
 WRONG = (
@@ -230,17 +229,9 @@ def exports() -> dict[str, Maker]:
     return found
 
 
-def canary(folder: Path) -> Path:
-    return folder.parent / CANARY
-
-
 def makers() -> Iterator[tuple[str, dict[str, Maker]]]:
     """Every group of cases here, by the loader that reads it."""
     yield "recipe", recipes()
     yield "run", run_folders()
     yield "weights", hub_folders()
     yield "export", exports()
-
-
-def allowed(message: Any) -> bool:
-    return bool(message)

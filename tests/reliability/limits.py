@@ -80,9 +80,10 @@ class Jail:
         return Outcome(**json.loads(answer))
 
 
-def _status(field: str) -> float:
-    """A field of /proc/self/status in MB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+def process_status(field: str, process: int | str = "self") -> float:
+    """A field of /proc/PROCESS/status in MiB."""
+    text = Path(f"/proc/{process}/status").read_text()
+    line = next(line for line in text.splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) / 1024
 
 
@@ -90,7 +91,7 @@ def _confined(function: Callable[[Any], Any], argument: Any, seconds: float, meg
     """One call in a fork."""
     reader, writer = os.pipe()
     began = time.monotonic()
-    space = int((_status("VmSize") + megabytes) * 2**20)
+    space = int((process_status("VmSize") + megabytes) * 2**20)
     if (child := os.fork()) == 0:
         os.close(reader)
         try:
@@ -98,7 +99,7 @@ def _confined(function: Callable[[Any], Any], argument: Any, seconds: float, meg
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.alarm(max(1, round(seconds)))
             with os.fdopen(writer, "w", buffering=1) as out:
-                out.write(json.dumps(_status("VmRSS")) + "\n")
+                out.write(json.dumps(process_status("VmRSS")) + "\n")
                 kind, message = _called(function, argument)
                 out.write(json.dumps([kind, message[:4000]]))
         finally:

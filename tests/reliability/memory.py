@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,18 +23,10 @@ from typing import Any
 import numpy as np
 
 from resnetlab import results
+from tests.reliability.limits import ROOT, process_status
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = ("model=resnet-tiny", "image_size=32", "epochs=1000000", "early_stopping=0", "batch_size=64")
 MIB_PER_HOUR = 1.0
-
-
-def resident_mib(process: int) -> float:
-    """Resident memory of a process without the files that it maps."""
-    line = next(
-        line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("RssAnon:")
-    )
-    return int(line.split()[1]) / 1024
 
 
 def slope(hours: np.ndarray, mib: np.ndarray) -> tuple[float, float]:
@@ -50,12 +41,12 @@ def run(hours: float, warm_up: float, data: str, every: float = 10.0) -> dict[st
         settings = [part for setting in SETTINGS for part in ("--set", setting)]
         command = [sys.executable, "-m", "resnetlab.cli", "train", data, "--recipe", "quick", "--run", str(folder)]
         with Path(temporary, "log").open("wb") as log:
-            process = subprocess.Popen([*command, *settings], stdout=log, stderr=log, env=os.environ)
+            process = subprocess.Popen([*command, *settings], stdout=log, stderr=log)
             began, times, found = time.monotonic(), [], []
             try:
                 while (passed := (time.monotonic() - began) / 3600) < hours and process.poll() is None:
                     times.append(passed)
-                    found.append(resident_mib(process.pid))
+                    found.append(process_status("RssAnon", process.pid))  # without the files that it maps
                     time.sleep(every)
             finally:
                 stopped_early = process.poll() is not None
