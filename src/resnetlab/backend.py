@@ -161,9 +161,21 @@ if NAME == "tensorflow":
         """A constant tensor without cost per step: folded into the graph, or copied to the device once."""
         return tf.constant(values, dtype)
 
-    def prefetch_to_device(batches: Iterator[Any]) -> Iterator[Any]:
-        """Copy batches to the device ahead of the step, on backends where this is faster than Keras's own copy."""
-        return batches
+    def feed(example: Any) -> Callable[[Iterator[Any]], Any]:
+        """A function from an iterator of batches, like `example` but for the number of rows, to what `fit` reads.
+
+        It serves many calls of `fit`, one after the other. For each plain iterator, Keras builds a `tf.data` graph, and
+        TensorFlow never frees it, nor the batches that Keras has looked at.
+        """
+        spec = keras.tree.map_structure(lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), example)
+        current: list[Iterator[Any]] = []
+        dataset = tf.data.Dataset.from_generator(current.pop, output_signature=spec).prefetch(tf.data.AUTOTUNE)
+
+        def read(batches: Iterator[Any]) -> Any:
+            current[:] = [batches]
+            return dataset
+
+        return read
 
     def set_kernel_layout(variable: keras.Variable) -> None:
         """Store a convolution kernel (k, k, in, out), or its optimizer slot, in the memory layout convolutions read."""
@@ -392,11 +404,9 @@ elif NAME == "torch":
     def _constant(values: tuple[Any, ...] | float, dtype: str, device: str) -> Tensor:
         return keras.ops.convert_to_tensor(np.array(values), dtype)
 
-    def prefetch_to_device(batches: Iterator[Any]) -> Iterator[Any]:
+    def feed(example: Any) -> Callable[[Iterator[Any]], Any]:
         """As on TensorFlow, above: from pinned memory, so that the copy does not wait for the previous step."""
-        if _device_type() != "cuda":
-            return batches
-        return _pinned(batches)
+        return lambda batches: batches if _device_type() != "cuda" else _pinned(batches)
 
     def _pinned(batches: Iterator[Any]) -> Iterator[Any]:
         def copy(array: Any) -> Any:
@@ -534,9 +544,9 @@ elif NAME == "jax":
         """As on TensorFlow, above."""
         return keras.ops.convert_to_tensor(values, dtype)
 
-    def prefetch_to_device(batches: Iterator[Any]) -> Iterator[Any]:
+    def feed(example: Any) -> Callable[[Iterator[Any]], Any]:
         """As on TensorFlow, above."""
-        return batches
+        return lambda batches: batches
 
     def set_kernel_layout(variable: keras.Variable) -> None:
         """As on TensorFlow, above."""

@@ -1,8 +1,10 @@
 """Training: an interrupted run equals one that never stopped, and what can go wrong leaves a usable run folder."""
 
+import gc
 import re
 import signal
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from resnetlab import backend as active_backend
 from resnetlab.data.pack import Pack
 from resnetlab.errors import ResnetlabError
 from resnetlab.evaluation.logits import predict_logits
@@ -24,7 +27,7 @@ from resnetlab.recipes import Recipe
 from resnetlab.run_folder import RunFolder, RunInfo
 from resnetlab.training.checkpoint import Checkpoints
 from resnetlab.training.resume import extend
-from resnetlab.training.trainer import make_loss, train
+from resnetlab.training.trainer import make_loss, make_stream, make_trainer, train
 from tests.workers import Workers
 
 TRAIN, VALIDATION = 96, 40
@@ -353,6 +356,27 @@ def test_two_steps_of_whatever_a_recipe_asks_for(
     assert record["step"] == 2
     assert 0 < record["loss"] < 10
     assert 0 < record["val_loss"] < 10
+
+
+def forgotten_batches() -> list[bool]:
+    """Of three calls of `fit` with one model, whether the batches of each could be freed afterwards."""
+    pack, recipe = digits(), BASE.changed(batch_size=48)
+    stream = make_stream(recipe, pack)
+    trainer = make_trainer(build_network(recipe, 10), recipe, stream)
+    feed, freed = active_backend.feed(stream.item(0)), []
+    for _ in range(3):
+        batches = stream.batches(0)
+        trainer.fit(feed(batches), steps_per_epoch=2, shuffle=False, verbose=0)
+        batches.close()
+        alive = weakref.ref(batches)
+        del batches
+        gc.collect()
+        freed.append(alive() is None)
+    return freed
+
+
+def test_the_batches_of_an_epoch_are_freed_after_it(on: Workers, backend: str) -> None:
+    assert on(backend)(forgotten_batches) == [True, True, True]
 
 
 def test_whoever_asks_again_after_a_second_means_it(tmp_path: Path) -> None:

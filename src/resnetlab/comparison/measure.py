@@ -88,8 +88,8 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     trainer = make_trainer(network, recipe, stream, jit_compile=job["xla"] if job["xla"] is not None else "auto")
     build = time.perf_counter() - began
 
-    inputs, targets, weights = stream.batch(0)
-    same = partial(repeat_batch, (inputs, targets) if weights is None else (inputs, targets, weights))
+    item = stream.item(0)
+    same = partial(repeat_batch, item)
     timer = FitTimer(trainer, job["device"])
     first = timer.call(same(), 1).seconds
     timer.call(same(), 1)  # TensorFlow's second step still includes one-time work
@@ -104,9 +104,9 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     def rate(make: Callable[[], Iterator[Any]]) -> float:
         return steps * batch_size / timer.steps(make, steps).seconds
 
-    feeds = {"train": same, "end_to_end": partial(stream.batches, 0)}
+    feeds: dict[str, Callable[[], Iterator[Any]]] = {"train": same, "end_to_end": partial(stream.batches, 0)}
     rates = interleave({kind: partial(rate, make) for kind, make in feeds.items()}, repeats)
-    images = centre_crop(inputs["image"], recipe.image_size)
+    images = centre_crop(item[0]["image"], recipe.image_size)
     inference = _rates(lambda: network.predict_on_batch(images), batch_size, job)
     began = time.perf_counter()
     count = sum(1 for _ in islice(stream.batches(0), 1 + min(steps * 4, MAX_STEPS)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -88,7 +88,12 @@ class Stream:
             None if weights is None else weights[mine],
         )
 
-    def batches(self, start: int, *, ahead: int = 4, spent: list[float] | None = None) -> Iterator[Any]:
+    def item(self, step: int) -> tuple[Any, ...]:
+        """A step's batch as `keras.Model.fit` takes it: without weights where there are none."""
+        inputs, targets, weights = self.batch(step)
+        return (inputs, targets) if weights is None else (inputs, targets, weights)
+
+    def batches(self, start: int, *, ahead: int = 4, spent: list[float] | None = None) -> Generator[tuple[Any, ...]]:
         """Batches from step `start` on, for `keras.Model.fit`; a thread prepares up to `ahead` of them in advance.
 
         The seconds that it takes for each are appended to `spent`.
@@ -101,10 +106,10 @@ class Stream:
             try:
                 while not closed.is_set():
                     began = time.perf_counter()
-                    inputs, targets, weights = self.batch(step)
+                    item = self.item(step)
                     if spent is not None:
                         spent.append(time.perf_counter() - began)
-                    _put((inputs, targets) if weights is None else (inputs, targets, weights))
+                    _put(item)
                     step += 1
             except Exception as error:  # re-raised in the consumer
                 _put(error)

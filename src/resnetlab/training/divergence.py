@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-Batches = Callable[[int], Iterator[Any]]
+Batches = Callable[[int], Generator[tuple[Any, ...]]]
 
 
 def first_nonfinite_weight(network: keras.Model) -> str | None:
@@ -28,7 +28,7 @@ def locate(trainer: keras.Model, network: keras.Model, batches: Batches, *, star
     if step - 1 > start:
         again = batches(start)
         trainer.fit(again, steps_per_epoch=step - 1 - start, shuffle=False, verbose=0)
-        again.close()  # type: ignore[attr-defined]
+        again.close()
     if weight := first_nonfinite_weight(network):
         return f"the update of step {step - 1} made the weight {weight} non-finite"
     inputs = next(batches(step - 1))[0]

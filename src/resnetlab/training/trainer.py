@@ -229,6 +229,7 @@ class _Training:
         self.every = every
         self.stream = make_stream(recipe, pack)
         self.steps = self.stream.steps_per_epoch
+        self.feed = backend.feed(self.stream.item(0))
         self.validation = pack.indices("validation")
         self.together = Together()
         self.checkpoints = Checkpoints(run)
@@ -339,17 +340,14 @@ class _Training:
 
         watch = StepCallback(self.trainer, first, self.progress, pause, self.partial)
         watch.async_safe = self.together.alone
-        batches = self._batches(first, spent)
-        left = last - first
-        history = self.trainer.fit(batches, steps_per_epoch=left, shuffle=False, verbose=0, callbacks=[watch]).history
-        batches.close()  # type: ignore[attr-defined]
+        batches = self.stream.batches(first, spent=spent)
+        read = {"x": self.feed(batches), "steps_per_epoch": last - first, "shuffle": False}
+        history = self.trainer.fit(**read, verbose=0, callbacks=[watch]).history
+        batches.close()
         self.state.step, self.partial = first + watch.steps, None
         if watch.diverged is not None:
             raise self._diverged_at(first + watch.diverged)
         return history
-
-    def _batches(self, step: int, spent: list[float] | None = None) -> Iterator[Any]:
-        return backend.prefetch_to_device(self.stream.batches(step, spent=spent))
 
     def _validate(self, epoch: int) -> Record:
         """Loss and accuracy on the validation images; nothing where there are none."""
@@ -383,7 +381,7 @@ class _Training:
         saved, arrays = self.checkpoints.newest(self.progress.warning)
         self.trainer = make_trainer(self.network, self.recipe, self.stream, step=saved["step"])
         checkpoint.restore(self.trainer, arrays)
-        found = locate(self.trainer, self.network, self._batches, start=saved["step"], step=step)
+        found = locate(self.trainer, self.network, self.stream.batches, start=saved["step"], step=step)
         return self._diverged(
             f"The loss is not finite at step {step} (epoch {epoch}, batch {batch} of {self.steps}, learning rate "
             f"{rate:.3g}): {found}"
