@@ -16,7 +16,7 @@ import numpy as np
 
 from resnetlab.data.loading import check_inheritance, describe_split, open_data, open_run_data, split_rows
 from resnetlab.devices import Placement, Started, resolve_precision, start
-from resnetlab.errors import UsageError
+from resnetlab.errors import ResnetlabError, UsageError, is_out_of_memory
 from resnetlab.models.shapes import summarize
 from resnetlab.models.variants import architecture
 from resnetlab.progress import Progress
@@ -142,6 +142,8 @@ def prepare(
     initial = "from scratch"
     if origin is not None:
         initial = f"from the weights of {origin.path} ({'and its head' if with_head else 'under a new head'})"
+    if chosen.accumulate == "auto":
+        chosen = chosen.changed(accumulate=parts_that_fit(chosen, pack, network))
     _describe(report, chosen, source, pack, started, initial, notes, inherited=bool(inherited))
     return Prepared(chosen, source, pack, started, origin, network)
 
@@ -266,7 +268,8 @@ def _describe(
     """What is trained, from which weights, on which images, and where: before anything is computed."""
     report.info(
         f"{recipe.model} {initial}, recipe {recipe.name}: {recipe.image_size}x{recipe.image_size}, "
-        f"batch {recipe.batch_size}, {recipe.epochs} epochs, {recipe.precision}"
+        f"batch {recipe.batch_size}{f' in {recipe.parts} parts' if recipe.parts > 1 else ''}, {recipe.epochs} epochs, "
+        f"{recipe.precision}"
     )
     counts = ", ".join(f"{len(pack.indices(s)):,} {s}" for s in ("train", "validation", "test"))
     report.info(f"{source.name}: {len(pack.class_names)} classes, {counts} images")
@@ -290,6 +293,45 @@ def _initial_weights(weights: PathOrStr | Run, *, backend: str | None, device: s
     if (path / "run.json").is_file():
         return RunFolder.open(path)
     return import_to_cache(str(weights), None, {"new_head": True}, backend=backend, device=device)
+
+
+def parts_that_fit(recipe: Recipe, pack: Pack, network: keras.Model | None) -> int:
+    """In how few parts a batch fits the memory of the GPU, found by training steps; 1 on a CPU.
+
+    Raises:
+        ResnetlabError: not even single images fit.
+    """
+    import keras
+
+    from resnetlab import backend
+    from resnetlab.models.from_recipe import build_network
+    from resnetlab.training.memory import divisors, out_of_memory
+    from resnetlab.training.trainer import make_stream, make_trainer
+
+    if backend.process()[1] > 1:
+        raise UsageError('accumulate="auto" tries steps on one machine: give several processes a number.')
+    if backend.device() == "cpu":
+        return 1
+    failure: Exception | None = None
+    for parts in divisors(recipe.batch_size):
+        tried = recipe.changed(accumulate=parts, progressive=())
+        if tried.batch_size // parts % backend.replicas():
+            continue
+        stream = make_stream(tried, pack)
+        model = network or build_network(tried, len(pack.class_names))
+        initial = [np.array(keras.ops.convert_to_numpy(variable)) for variable in model.variables]
+        try:
+            make_trainer(model, tried, stream).train_on_batch(*stream.batch(0))
+            return parts
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = error
+        finally:
+            for variable, value in zip(model.variables, initial, strict=True):
+                variable.assign(value)
+    assert failure is not None
+    raise ResnetlabError(out_of_memory(recipe.changed(accumulate=recipe.batch_size), failure, None)) from failure
 
 
 def time_step(prepared: Prepared, seconds: float) -> tuple[float, Stream]:

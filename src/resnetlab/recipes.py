@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -103,6 +103,11 @@ class Recipe(BaseModel):
     )
     interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="filter for resizing the image files")
     batch_size: int = Field(32, ge=1, description="images of one training step")
+    accumulate: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="parts that a batch is computed in, one after the other, with less memory; auto: as few as fit the "
+        "GPU; batch norms see one part at a time",
+    )
     validation: float = Field(
         0.1, ge=0.0, lt=1.0, description="fraction of the images held out to choose the best epoch"
     )
@@ -208,8 +213,13 @@ class Recipe(BaseModel):
             raise ValueError(f"frozen_epochs={self.frozen_epochs} exceeds epochs={self.epochs}")
         if self.frozen_stages is not None and not self.frozen_epochs:
             raise ValueError("frozen_stages are frozen for frozen_epochs: set those above 0")
-        if (self.mixup or self.cutmix) and self.batch_size == 1:
-            raise ValueError("mixing images needs a batch_size of at least 2")
+        parts = self.parts
+        if self.batch_size % parts:
+            raise ValueError(f"batch_size={self.batch_size} cannot be divided into accumulate={parts} equal parts")
+        if self.accumulate != 1 and self.precision == "float16":
+            raise ValueError('accumulate is not for precision="float16", which skips parts whose gradients overflow')
+        if (self.mixup or self.cutmix) and self.batch_size == parts:
+            raise ValueError("mixing images needs a batch_size of at least 2, and parts of it as large")
         ends = [0.0, *(fraction for _, fraction in self.progressive), 1.0]
         sides = [7, *(side for side, _ in self.progressive), self.image_size]
         if any(sorted(set(values)) != values for values in (ends, sides)):
@@ -239,6 +249,11 @@ class Recipe(BaseModel):
         if self.gradient_clip and self.optimizer == "muon":
             raise ValueError('gradient_clip is not for optimizer="muon", whose steps do not depend on the norm')
         return self
+
+    @property
+    def parts(self) -> int:
+        """The parts that a batch is computed in; 1 where "auto" is not resolved yet."""
+        return 1 if self.accumulate == "auto" else self.accumulate
 
     @property
     def pack_size(self) -> int:
@@ -289,6 +304,7 @@ class RecipeFields(TypedDict, total=False):
     crop_pct: float
     interpolation: Literal["bilinear", "bicubic"]
     batch_size: int
+    accumulate: int | Literal["auto"]
     validation: float
     test: float
     class_weights: bool
@@ -352,6 +368,8 @@ def _describe_values(schema: dict[str, Any]) -> str:
     """What a part of a JSON schema allows."""
     if "enum" in schema:
         return f"one of {', '.join(value if isinstance(value, str) else json.dumps(value) for value in schema['enum'])}"
+    if "const" in schema:
+        return str(schema["const"])
     others = {"boolean": "true or false", "null": "null", "array": "a list of numbers", "string": "a name"}
     if schema["type"] == "array" and schema.get("items", {}).get("type") == "array":
         return "a list of pairs of numbers"

@@ -205,8 +205,8 @@ def test_too_little_memory_is_told_with_what_to_try(tmp_path: Path) -> None:
         np.empty((1 << 50,), np.uint8)
 
     run = new_run(tmp_path / "run", BASE)
-    message = r"Out of memory: training resnet-tiny on batches of 16 images of 16x16 in float32 .*\. A step with 8 "
-    message += r"images was tried, and fits\. .*--batch-size 8 "
+    message = r"Out of memory: training resnet-tiny on 16 images of 16x16 at a time in float32 .*\. A step with 8 "
+    message += r"images was tried, and fits\. Use --accumulate 2, .*--batch-size 8 "
     with pytest.raises(ResnetlabError, match=message + r"--learning-rate 0\.025"):
         train(digits(), BASE, run, progress=Failing(fail))
     train(digits(), BASE, run, progress=Quiet(), resume=True)

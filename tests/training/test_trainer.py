@@ -67,7 +67,7 @@ FAST = BASE.changed(
     crop_border="reflect",
     progressive=((12, 0.5),),  # 12 pixels in the first epoch, 16 in the second
 )
-RECIPES = {"everything": EVERYTHING, "fast": FAST}
+RECIPES = {"everything": EVERYTHING, "fast": FAST, "in parts": EVERYTHING.changed(accumulate=2)}
 
 
 class Quiet(LogProgress):

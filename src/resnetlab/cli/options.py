@@ -57,6 +57,10 @@ Epochs = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Passes over the images; may be raised with --resume.")
 ]
 BatchSize = Annotated[int | None, typer.Option(metavar="N", min=1, help="Images of one training step.")]
+Accumulate = Annotated[
+    str | None,
+    typer.Option(metavar="N|auto", help="Compute each batch in N parts, for less memory; auto: as few as fit the GPU."),
+]
 ImageSize = Annotated[int | None, typer.Option(metavar="N", help="Side of the images in pixels.")]
 LearningRate = Annotated[float | None, typer.Option(metavar="RATE", help="The peak learning rate.")]
 Precision = Annotated[

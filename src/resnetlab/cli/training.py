@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from resnetlab.cli.options import (
+    Accumulate,
     AllowLosses,
     Backend,
     BatchSize,
@@ -60,6 +61,7 @@ def train(
     recipe: Recipe = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
     image_size: ImageSize = None,
     learning_rate: LearningRate = None,
     precision: Precision = None,
@@ -91,6 +93,7 @@ def train(
         "model": model,
         "epochs": epochs,
         "batch_size": batch_size,
+        "accumulate": accumulate if accumulate is None or not accumulate.isdecimal() else int(accumulate),
         "image_size": image_size,
         "seed": seed,
     }

@@ -75,12 +75,13 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
 
     from resnetlab.data.pack import prepare_pack
     from resnetlab.data.sources import resolve
+    from resnetlab.data.stream import as_item
     from resnetlab.evaluation.logits import centre_crop
     from resnetlab.models.from_recipe import build_network
     from resnetlab.training.trainer import make_stream, make_trainer
 
     precision = job["precision"] if job["precision"] in ("bfloat16", "float16") else "float32"
-    recipe = Recipe(**job["recipe"]).changed(batch_size=batch_size, precision=precision, progressive=())
+    recipe = Recipe(**job["recipe"]).changed(batch_size=batch_size, accumulate=1, precision=precision, progressive=())
     packed = prepare_pack(resolve(job["data"]), recipe, allow_losses=True)
     stream = make_stream(recipe, packed)
     began = time.perf_counter()
@@ -88,7 +89,7 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     trainer = make_trainer(network, recipe, stream, jit_compile=job["xla"] if job["xla"] is not None else "auto")
     build = time.perf_counter() - began
 
-    item = stream.item(0)
+    item = as_item(stream.batch(0))
     same = partial(repeat_batch, item)
     timer = FitTimer(trainer, job["device"])
     first = timer.call(same(), 1).seconds

@@ -23,6 +23,7 @@ from resnetlab.data.augmentation import Augmentation, sample_parameters
 _ORDER, _PARAMETERS, _FLIPS = 0, 1, 2
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]
+_Sampled = tuple[np.ndarray, dict[str, np.ndarray], np.ndarray, np.ndarray | None]  # sample numbers, then as a `Batch`
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,6 +39,7 @@ class Stream:
         label_smoothing: fraction of a target that is spread over all classes.
         aspect: (n,) width / height of the images before they were squeezed to squares; None where they were not.
         class_weights: (num_classes,) weights of the samples of each class, or None.
+        accumulate: the parts that a batch is divided into; their gradients are added up. Images are mixed within them.
         process: the number of this process, and how many share each batch: it makes its own rows of it only.
     """
 
@@ -50,6 +52,7 @@ class Stream:
     label_smoothing: float = 0.0
     aspect: np.ndarray | None = None
     class_weights: np.ndarray | None = None
+    accumulate: int = 1
     process: tuple[int, int] = (0, 1)
     seed: int = 0
 
@@ -57,30 +60,41 @@ class Stream:
     def steps_per_epoch(self) -> int:
         return max(1, round(len(self.indices) / self.batch_size))
 
-    def batch(self, step: int) -> Batch:
-        """A step's batch: {"image": bytes, **parameters}, targets (batch, num_classes), weights (batch,) or None.
+    def batch(self, step: int, part: int = 0) -> Batch:
+        """A part of a step's batch: {"image": bytes, **parameters}, targets (rows, num_classes), weights or None.
 
         Of several processes, the rows of this one; which they are does not depend on how many processes there are.
         """
+        return self._rows(self._sampled(step), part)
+
+    def _sampled(self, step: int) -> _Sampled:
+        """What a step's whole batch is made of."""
         chosen, passes = self._samples(step)
         rng = _generator(self.seed, _PARAMETERS, step)
         aspect = None if self.aspect is None else self.aspect[chosen]
         mirrored = None
         if self.augmentation.flip == "alternating":  # Jordan 2024, arXiv:2404.00498, section 3.6
             mirrored = _first_flips(self.seed, len(self.labels))[chosen] ^ (passes % 2 == 1)
-        parameters, own = sample_parameters(self.augmentation, self.batch_size, rng, aspect, mirrored)
+        parameters, own = sample_parameters(self.augmentation, self.batch_size, rng, aspect, mirrored, self.accumulate)
         labels = self.labels[chosen]
         rows = np.arange(self.batch_size)
         targets = np.zeros((self.batch_size, self.num_classes), np.float32)
         targets[rows, labels] = own
         if "permutation" in parameters:
-            targets[rows, labels[parameters["permutation"]]] += 1 - own
+            size = self.batch_size // self.accumulate
+            partner = rows // size * size + parameters["permutation"]  # which is numbered within its part
+            targets[rows, labels[partner]] += 1 - own
         # The weight of a mixed image is the average of its class weights, by their fractions.
         weights = None if self.class_weights is None else targets @ self.class_weights
         if self.label_smoothing:
             targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
-        number, count = self.process
-        mine = slice(number * self.batch_size // count, (number + 1) * self.batch_size // count)
+        return chosen, parameters, targets, weights
+
+    def _rows(self, sampled: _Sampled, part: int) -> Batch:
+        """This process's rows of a part of a batch."""
+        chosen, parameters, targets, weights = sampled
+        (number, count), size = self.process, self.batch_size // self.accumulate
+        mine = slice(part * size + number * size // count, part * size + (number + 1) * size // count)
         inputs = {name: values[mine] for name, values in parameters.items()}
         return (
             {"image": self.images[chosen[mine]], **inputs},
@@ -88,13 +102,8 @@ class Stream:
             None if weights is None else weights[mine],
         )
 
-    def item(self, step: int) -> tuple[Any, ...]:
-        """A step's batch as `keras.Model.fit` takes it: without weights where there are none."""
-        inputs, targets, weights = self.batch(step)
-        return (inputs, targets) if weights is None else (inputs, targets, weights)
-
     def batches(self, start: int, *, ahead: int = 4, spent: list[float] | None = None) -> Generator[tuple[Any, ...]]:
-        """Batches from step `start` on, for `keras.Model.fit`; a thread prepares up to `ahead` of them in advance.
+        """Batches from step `start` on, part by part, for `keras.Model.fit`; a thread prepares `ahead` in advance.
 
         The seconds that it takes for each are appended to `spent`.
         """
@@ -106,10 +115,13 @@ class Stream:
             try:
                 while not closed.is_set():
                     began = time.perf_counter()
-                    item = self.item(step)
-                    if spent is not None:
-                        spent.append(time.perf_counter() - began)
-                    _put(item)
+                    sampled = self._sampled(step)
+                    for part in range(self.accumulate):
+                        item = as_item(self._rows(sampled, part))
+                        if spent is not None:
+                            spent.append(time.perf_counter() - began)
+                        _put(item)
+                        began = time.perf_counter()
                     step += 1
             except Exception as error:  # re-raised in the consumer
                 _put(error)
@@ -138,6 +150,12 @@ class Stream:
         rounds = places // count
         orders = {int(r): _permutation(self.seed, int(r), count) for r in np.unique(rounds)}
         return self.indices[[orders[int(r)][p] for r, p in zip(rounds, places % count, strict=True)]], rounds
+
+
+def as_item(batch: Batch) -> tuple[Any, ...]:
+    """A batch as `keras.Model.fit` takes it: without weights where there are none."""
+    inputs, targets, weights = batch
+    return (inputs, targets) if weights is None else (inputs, targets, weights)
 
 
 def _generator(seed: int, purpose: int, counter: int) -> np.random.Generator:

@@ -20,13 +20,14 @@ class Averages(keras.layers.Layer):
 
     It is placed before the network. The momentum at step t is min(momentum, (1 + t) / (10 + t)), so that the initial
     weights soon lose influence. Running statistics are averaged too, as those of the current network do not match
-    averaged weights. The averages are variables of this layer, not of the network: they are saved in checkpoints, but
-    not in weights files.
+    averaged weights. Where a batch is computed in `parts`, the same weights are added once for each of them, and so
+    with a root of the momentum. The averages are variables of this layer, not of the network: they are saved in
+    checkpoints, but not in weights files.
     """
 
-    def __init__(self, network: keras.Model, momentum: float, **kwargs: Any) -> None:
+    def __init__(self, network: keras.Model, momentum: float, *, parts: int = 1, **kwargs: Any) -> None:
         super().__init__(dtype="float32", trainable=False, **kwargs)
-        self.momentum = momentum
+        self.momentum, self.parts = momentum, parts
         self.live = lambda: network.weights  # a function, so that Keras does not track the network twice
         self.steps = self.add_weight(name="steps", shape=(), initializer="zeros", trainable=False)
         self.values = [
@@ -39,13 +40,14 @@ class Averages(keras.layers.Layer):
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         if training:
-            backend.update_averages(self.values, self.live(), self._weight(ops.convert_to_tensor(self.steps)))
+            momentum = self._momentum() if self.parts == 1 else self._momentum() ** (1.0 / self.parts)
+            backend.update_averages(self.values, self.live(), 1.0 - momentum)
             self.steps.assign(self.steps + 1.0)
         return x
 
-    def _weight(self, steps: Any) -> Any:
-        """The weight of the current weights in the average."""
-        return 1.0 - ops.minimum(self.momentum, (1.0 + steps) / (10.0 + steps))
+    def _momentum(self) -> Any:
+        step = ops.floor((ops.convert_to_tensor(self.steps) + 0.5) / self.parts)
+        return ops.minimum(self.momentum, (1.0 + step) / (10.0 + step))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape
@@ -54,7 +56,7 @@ class Averages(keras.layers.Layer):
     def applied(self) -> Iterator[None]:
         """Within the context, the network has the averaged weights, including the current ones."""
         live = [keras.ops.convert_to_numpy(variable).copy() for variable in self.live()]
-        weight = np.float32(keras.ops.convert_to_numpy(self._weight(ops.convert_to_tensor(self.steps))))
+        weight = np.float32(keras.ops.convert_to_numpy(1.0 - self._momentum()))
         for variable, average, value in zip(self.live(), self.values, live, strict=True):
             before = keras.ops.convert_to_numpy(average)
             variable.assign(before + (value - before) * weight)

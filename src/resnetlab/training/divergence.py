@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-Batches = Callable[[int], Generator[tuple[Any, ...]]]
+from resnetlab.data.stream import Stream
 
 
 def first_nonfinite_weight(network: keras.Model) -> str | None:
@@ -20,20 +20,20 @@ def first_nonfinite_weight(network: keras.Model) -> str | None:
     return None
 
 
-def locate(trainer: keras.Model, network: keras.Model, batches: Batches, *, start: int, step: int) -> str:
+def locate(trainer: keras.Model, network: keras.Model, stream: Stream, *, start: int, step: int) -> str:
     """Where the loss of step number `step` (from 1) stopped being finite, in words.
 
     `trainer` has the state after `start` steps; it is trained again up to the step before, and is of no use then.
     """
     if step - 1 > start:
-        again = batches(start)
-        trainer.fit(again, steps_per_epoch=step - 1 - start, shuffle=False, verbose=0)
+        again = stream.batches(start)
+        trainer.fit(again, steps_per_epoch=(step - 1 - start) * stream.accumulate, shuffle=False, verbose=0)
         again.close()
     if weight := first_nonfinite_weight(network):
         return f"the update of step {step - 1} made the weight {weight} non-finite"
-    inputs = next(batches(step - 1))[0]
-    if layer := _first_nonfinite_layer(trainer, network, inputs):
-        return f"the first layer whose output is not finite is {layer}, with finite weights"
+    for part in range(stream.accumulate):
+        if layer := _first_nonfinite_layer(trainer, network, stream.batch(step - 1, part)[0]):
+            return f"the first layer whose output is not finite is {layer}, with finite weights"
     return "repeating the steps since the last checkpoint, on this device, gave finite values"
 
 

@@ -19,12 +19,13 @@ def make_optimizer(
 ) -> keras.optimizers.Optimizer:
     """The optimizer of a recipe.
 
-    Its step counter starts at step `start` of the run. `factors` maps the `id` of each variable to its fraction of the
-    learning rate; None where all are 1.
+    Its step counter starts at step `start` of the run, and counts whole batches, not their parts. `factors` maps the
+    `id` of each variable to its fraction of the learning rate; None where all are 1.
     """
     shared: dict[str, Any] = {
         "learning_rate": Schedule.of(recipe, steps_per_epoch, start=start),
         "factors": factors,
+        "gradient_accumulation_steps": recipe.parts if recipe.parts > 1 else None,
     }
     clip = recipe.gradient_clip or None
     if recipe.optimizer == "sgd":
@@ -52,13 +53,22 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     "constant" is flat; "cosine" and "linear" reach zero at the last step (Loshchilov 2016, arXiv:1608.03983); "steps"
     falls to a tenth at each milestone. An optimizer that begins later in the run counts its steps from `start`.
+    Keras counts the `parts` of a batch.
     """
 
     def __init__(
-        self, kind: str, peak: float, *, warmup: float, total: float, milestones: Sequence[float] = (), start: int = 0
+        self,
+        kind: str,
+        peak: float,
+        *,
+        warmup: float,
+        total: float,
+        milestones: Sequence[float] = (),
+        start: int = 0,
+        parts: int = 1,
     ) -> None:
         self.kind, self.peak, self.warmup, self.total = kind, peak, warmup, total
-        self.milestones, self.start = tuple(milestones), start
+        self.milestones, self.start, self.parts = tuple(milestones), start, parts
 
     @classmethod
     def of(cls, recipe: Recipe, steps_per_epoch: int, *, start: int = 0) -> Schedule:
@@ -69,10 +79,11 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
             total=float(recipe.epochs * steps_per_epoch),
             milestones=[epoch * steps_per_epoch for epoch in recipe.milestones],
             start=start,
+            parts=recipe.parts,
         )
 
     def __call__(self, step: Tensor) -> Tensor:
-        step = ops.cast(step, "float32") + self.start
+        step = ops.floor((ops.cast(step, "float32") + 0.5) / self.parts) + self.start
         progress = ops.clip((step - self.warmup) / max(self.total - self.warmup, 1.0), 0.0, 1.0)
         if self.kind == "cosine":
             factor = 0.5 * (1.0 + ops.cos(progress * 3.141592653589793))
@@ -86,7 +97,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return self.peak * factor * warming
 
     def get_config(self) -> dict[str, Any]:
-        keys = ("kind", "peak", "warmup", "total", "milestones", "start")
+        keys = ("kind", "peak", "warmup", "total", "milestones", "start", "parts")
         return {key: getattr(self, key) for key in keys}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from resnetlab.data.pack import Pack
 from resnetlab.errors import UsageError
-from resnetlab.recipes import Recipe
+from resnetlab.recipes import BASE, Recipe
 from resnetlab.run_folder import RunFolder
 
 
@@ -53,7 +53,10 @@ def require_same_origin(saved: Mapping[str, Any] | None, current: Mapping[str, A
     """Raise UsageError where a checkpoint belongs to another recipe or to other images; checkpoints of 0.1 pass."""
     if saved is None or force:
         return
-    before, now = saved["recipe"], current["recipe"]
+    now = current["recipe"]
+    before = {key: getattr(BASE, key) for key in now if key in Recipe.model_fields} | saved[
+        "recipe"
+    ]  # a key may be new
     changed = [
         f"{key} {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

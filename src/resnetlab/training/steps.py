@@ -37,8 +37,11 @@ class StepCallback(keras.callbacks.Callback):
         progress: Progress,
         pause: Callable[[int], bool],
         partial: list[np.ndarray] | None,
+        parts: int = 1,
     ) -> None:
+        """A step is a batch of Keras, or so many `parts` of one."""
         super().__init__()
+        self.parts = parts
         # Not `self.model`: on JAX this property writes the state back, while the main thread donates it to a step.
         self.trainer = trainer
         self.start, self.progress, self.pause, self.partial = start, progress, pause, partial
@@ -52,9 +55,12 @@ class StepCallback(keras.callbacks.Callback):
                 variable.assign(value)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.steps = max(self.steps, batch + 1)  # calls may overtake each other
-        self.progress.step(self.start + batch + 1, logs or {})
-        self._losses.append((batch + 1, (logs or {}).get("loss", 0.0)))
+        step, rest = divmod(batch + 1, self.parts)
+        if rest:
+            return
+        self.steps = max(self.steps, step)  # calls may overtake each other
+        self.progress.step(self.start + step, logs or {})
+        self._losses.append((step, (logs or {}).get("loss", 0.0)))
         if len(self._losses) > DELAY:
             self._read_loss()
         if self.diverged is not None or self.pause(self.steps):

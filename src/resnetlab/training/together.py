@@ -20,11 +20,12 @@ AGREE_EVERY = 10  # steps: to ask the other processes at each would slow them
 
 
 def require_whole_parts(recipe: Recipe) -> None:
-    """Raise UsageError where the devices cannot have equal parts of a batch."""
-    if recipe.batch_size % backend.replicas():
+    """Raise UsageError where the devices cannot have equal parts of what is computed at once."""
+    if recipe.batch_size // recipe.parts % backend.replicas():
+        each = f" in {recipe.parts} parts" if recipe.parts > 1 else ""
         raise UsageError(
-            f"Received batch_size={recipe.batch_size} for {backend.replicas()} devices, expected a multiple of their "
-            "number: each has an equal part of every batch."
+            f"Received batch_size={recipe.batch_size}{each} for {backend.replicas()} devices, expected a multiple of "
+            "their number: each has an equal part of every batch."
         )
 
 

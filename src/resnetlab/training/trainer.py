@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import keras
@@ -24,7 +24,7 @@ from resnetlab.checksums import verify_checksum
 from resnetlab.data.augment import Augment
 from resnetlab.data.augmentation import Augmentation
 from resnetlab.data.pack import Pack
-from resnetlab.data.stream import Stream, balanced_weights
+from resnetlab.data.stream import Stream, as_item, balanced_weights
 from resnetlab.errors import ProcessLost, ResnetlabError, WriteError, first_informative_line, is_out_of_memory
 from resnetlab.evaluation.metrics import evaluate_logits
 from resnetlab.models.from_recipe import build_network, resolve_architecture
@@ -37,6 +37,7 @@ from resnetlab.training.averages import Averages
 from resnetlab.training.checkpoint import Checkpoints
 from resnetlab.training.divergence import first_nonfinite_weight, locate
 from resnetlab.training.interval import EVERY_FIVE_MINUTES, Interval
+from resnetlab.training.memory import out_of_memory, rows_that_fit
 from resnetlab.training.optimizers import make_optimizer
 from resnetlab.training.resume import fingerprint, require_same_origin
 from resnetlab.training.steps import StepCallback, metric_values, stop_requests
@@ -65,6 +66,7 @@ def make_stream(recipe: Recipe, pack: Pack) -> Stream:
         augmentation=make_augmentation(recipe),
         label_smoothing=recipe.label_smoothing,
         class_weights=balanced_weights(pack.labels[indices], num_classes) if recipe.class_weights else None,
+        accumulate=recipe.parts,
         process=backend.process(),
         seed=recipe.seed,
     )
@@ -115,7 +117,7 @@ def make_trainer(
     if "keep" in inputs:
         augmented = SupplyMasks(network, name="masks")(augmented, inputs["keep"])
     if recipe.ema:
-        augmented = Averages(network, recipe.ema, name="averages")(augmented)
+        augmented = Averages(network, recipe.ema, parts=recipe.parts, name="averages")(augmented)
     trainer = keras.Model(inputs, network(augmented), name="trainer")
     optimizer = make_optimizer(
         recipe, stream.steps_per_epoch, start=start, factors=transfer.learning_rate_factors(network, recipe)
@@ -229,7 +231,7 @@ class _Training:
         self.every = every
         self.stream = make_stream(recipe, pack)
         self.steps = self.stream.steps_per_epoch
-        self.feed = backend.feed(self.stream.item(0))
+        self.feed = backend.feed(as_item(self.stream.batch(0)))
         self.validation = pack.indices("validation")
         self.together = Together()
         self.checkpoints = Checkpoints(run)
@@ -338,10 +340,11 @@ class _Training:
             wanted = stop.is_set() or self.every.passed(steps, time.monotonic() - self.saved)
             return self.together.agree(wanted, steps)
 
-        watch = StepCallback(self.trainer, first, self.progress, pause, self.partial)
-        watch.async_safe = self.together.alone
+        parts = self.stream.accumulate
+        watch = StepCallback(self.trainer, first, self.progress, pause, self.partial, parts)
+        watch.async_safe = self.together.alone and parts == 1  # otherwise `fit` must end after a certain batch
         batches = self.stream.batches(first, spent=spent)
-        read = {"x": self.feed(batches), "steps_per_epoch": last - first, "shuffle": False}
+        read = {"x": self.feed(batches), "steps_per_epoch": (last - first) * parts, "shuffle": False}
         history = self.trainer.fit(**read, verbose=0, callbacks=[watch]).history
         batches.close()
         self.state.step, self.partial = first + watch.steps, None
@@ -381,7 +384,7 @@ class _Training:
         saved, arrays = self.checkpoints.newest(self.progress.warning)
         self.trainer = make_trainer(self.network, self.recipe, self.stream, step=saved["step"])
         checkpoint.restore(self.trainer, arrays)
-        found = locate(self.trainer, self.network, self.stream.batches, start=saved["step"], step=step)
+        found = locate(self.trainer, self.network, self.stream, start=saved["step"], step=step)
         return self._diverged(
             f"The loss is not finite at step {step} (epoch {epoch}, batch {batch} of {self.steps}, learning rate "
             f"{rate:.3g}): {found}"
@@ -401,23 +404,6 @@ class _Training:
             )
         return ResnetlabError(f"{advice}.")
 
-    def _batch_that_fits(self) -> int | None:
-        """The largest half, quarter, ... of the batch of which a training step has enough memory; None if unknown.
-
-        The run has stopped: its state is in the checkpoints, and that of the trainer is not used any more.
-        """
-        size = self.recipe.batch_size // 2
-        while self.together.alone and size:
-            try:
-                self.trainer.train_on_batch(*replace(self.stream, batch_size=size).batch(self.state.step))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    return None  # the backend cannot go on after the first error
-                size //= 2
-            else:
-                return size
-        return None
-
     @contextmanager
     def explained_failures(self) -> Iterator[None]:
         """Say what to do when the disk is full or memory does not suffice; checkpoints are whole in both cases."""
@@ -434,22 +420,11 @@ class _Training:
             raise
         except Exception as error:
             if is_out_of_memory(error):
-                raise ResnetlabError(_out_of_memory(self.recipe, error, self._batch_that_fits())) from error
+                fits = rows_that_fit(self.trainer, self.stream, self.state.step) if self.together.alone else None
+                raise ResnetlabError(out_of_memory(self.recipe, error, fits)) from error
             if self.together.alone:
                 raise
             raise ProcessLost(
                 f"Process {self.together.number} of {self.together.count} stops, as another one has ended or cannot be "
                 f"reached ({first_informative_line(error)}). Start all again with `--resume RUN`."
             ) from error
-
-
-def _out_of_memory(recipe: Recipe, error: Exception, fits: int | None) -> str:
-    side, smaller = recipe.image_size, fits or max(recipe.batch_size // 2, 1)
-    rate = f"{recipe.learning_rate * smaller / recipe.batch_size:g}"
-    tried = f" A step with {fits} images was tried, and fits." if fits else ""
-    return (
-        f"Out of memory: training {recipe.model} on batches of {recipe.batch_size} images of {side}x{side} in "
-        f"{recipe.precision} ({first_informative_line(error)}).{tried} Use a smaller batch, and a learning rate in "
-        f"proportion to it: --batch-size {smaller} --learning-rate {rate}; or smaller images, or a smaller model. "
-        "`resnetlab compare` shows which batch sizes fit."
-    )
