@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -91,13 +91,28 @@ if NAME == "tensorflow":
         return convolve(x, kernel)
 
     def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise with the batch's own statistics: (normalised, mean, biased variance), both (channels,) float32."""
+        """Normalise with the batch's own statistics: (normalised, mean, biased variance), both (channels,) float32.
+
+        Of several devices, with those of the whole batch.
+        """
+        here = tf.distribute.get_replica_context()
+        if here is not None and here.num_replicas_in_sync > 1:
+            return _shared_batch_norm(x, gamma, beta, epsilon, here)
         # The raw operation: tf.nn's wrapper raises epsilon to 1.001e-5, which an old cuDNN asked for.
         y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, exponential_avg_factor=1.0
         )
         count = tf.cast(tf.size(x) // tf.size(mean), tf.float32)  # the kernel's variance is the unbiased one
         return y, mean, variance * ((count - 1.0) / count)
+
+    def _shared_batch_norm(
+        x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, here: tf.distribute.ReplicaContext
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        values = tf.cast(x, tf.float32)
+        mean = here.all_reduce(tf.distribute.ReduceOp.MEAN, tf.reduce_mean(values, (0, 1, 2)))
+        squares = tf.reduce_mean(tf.math.squared_difference(values, mean), (0, 1, 2))
+        variance = here.all_reduce(tf.distribute.ReduceOp.MEAN, squares)
+        return tf.cast(tf.nn.batch_normalization(values, mean, variance, beta, gamma, epsilon), x.dtype), mean, variance
 
     def batch_norm_inference(
         x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor, *, epsilon: float
@@ -161,18 +176,20 @@ if NAME == "tensorflow":
         """A constant tensor without cost per step: folded into the graph, or copied to the device once."""
         return tf.constant(values, dtype)
 
-    def feed(example: Any) -> Callable[[Iterator[Any]], Any]:
-        """A function from an iterator of batches, like `example` but for the number of rows, to what `fit` reads.
+    def feed(example: Any) -> Callable[[Callable[[], Iterator[Any]]], Any]:
+        """A function from a maker of batches, like `example` but for the number of rows, to what `fit` reads.
 
         It serves many calls of `fit`, one after the other. For each plain iterator, Keras builds a `tf.data` graph, and
-        TensorFlow never frees it, nor the batches that Keras has looked at.
+        TensorFlow never frees it, nor the batches that Keras has looked at. With several devices, the first of two
+        iterators that are made is not used.
         """
         spec = keras.tree.map_structure(lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), example)
-        current: list[Iterator[Any]] = []
-        dataset = tf.data.Dataset.from_generator(current.pop, output_signature=spec).prefetch(tf.data.AUTOTUNE)
+        current: list[Callable[[], Iterator[Any]]] = []
+        dataset = tf.data.Dataset.from_generator(lambda: current[0](), output_signature=spec)
+        dataset = dataset.prefetch(tf.data.AUTOTUNE)
 
-        def read(batches: Iterator[Any]) -> Any:
-            current[:] = [batches]
+        def read(make: Callable[[], Iterator[Any]]) -> Any:
+            current[:] = [make]
             return dataset
 
         return read
@@ -219,6 +236,59 @@ if NAME == "tensorflow":
     def allow_tf32(allowed: bool) -> None:
         """Allow or forbid that GPUs round the operands of float32 products to TensorFloat-32."""
         set_tf32(allowed)
+
+    _distribution = ExitStack()  # the scope of the strategy in use
+
+    def divide_cpu(devices: int) -> None:
+        """Make several devices of the CPU; before the backend has found its devices."""
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
+
+    def distribute(devices: int | str) -> None:
+        """Use several devices of this machine from now on: each has a part of every batch.
+
+        Raises:
+            ResnetlabError: there are not so many.
+        """
+        found = tf.config.list_logical_devices(device().upper())
+        wanted = len(found) if devices == "all" else int(devices)
+        if wanted > len(found):
+            raise ResnetlabError(f"Received devices={devices}, and TensorFlow sees {len(found)} ({device()}).")
+        end_distribution()
+        if wanted > 1:
+            strategy = tf.distribute.MirroredStrategy([each.name for each in found[:wanted]])
+            _distribution.enter_context(strategy.scope())
+
+    def end_distribution() -> None:
+        """Use one device from now on."""
+        _distribution.close()
+
+    def replicas() -> int:
+        """The number of devices that share each batch."""
+        return int(tf.distribute.get_strategy().num_replicas_in_sync)
+
+    def mixing_groups() -> int:
+        """How many groups of a batch's images can only be mixed among themselves, as they lie on other devices."""
+        return replicas()
+
+    def sum_over_devices(gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of the whole batch, where each device has computed those of its part."""
+        here = tf.distribute.get_replica_context()
+        if here is None or here.num_replicas_in_sync == 1:
+            return list(gradients)
+        return list(here.all_reduce(tf.distribute.ReduceOp.SUM, list(gradients)))
+
+    @contextmanager
+    def one_device() -> Iterator[None]:
+        """Within the context, this process computes for itself, on its first device."""
+        strategy = tf.distribute.get_strategy()
+        several = replicas() > 1
+        end_distribution()
+        try:
+            yield
+        finally:
+            if several:
+                _distribution.enter_context(strategy.scope())
 
 elif NAME == "torch":
     import torch
@@ -404,9 +474,9 @@ elif NAME == "torch":
     def _constant(values: tuple[Any, ...] | float, dtype: str, device: str) -> Tensor:
         return keras.ops.convert_to_tensor(np.array(values), dtype)
 
-    def feed(example: Any) -> Callable[[Iterator[Any]], Any]:
+    def feed(example: Any) -> Callable[[Callable[[], Iterator[Any]]], Any]:
         """As on TensorFlow, above: from pinned memory, so that the copy does not wait for the previous step."""
-        return lambda batches: batches if _device_type() != "cuda" else _pinned(batches)
+        return lambda make: make() if _device_type() != "cuda" else _pinned(make())
 
     def _pinned(batches: Iterator[Any]) -> Iterator[Any]:
         def copy(array: Any) -> Any:
@@ -544,9 +614,9 @@ elif NAME == "jax":
         """As on TensorFlow, above."""
         return keras.ops.convert_to_tensor(values, dtype)
 
-    def feed(example: Any) -> Callable[[Iterator[Any]], Any]:
+    def feed(example: Any) -> Callable[[Callable[[], Iterator[Any]]], Any]:
         """As on TensorFlow, above."""
-        return lambda batches: batches
+        return lambda make: make()
 
     def set_kernel_layout(variable: keras.Variable) -> None:
         """As on TensorFlow, above."""
@@ -610,8 +680,11 @@ elif NAME == "jax":
                 f"{cluster.coordinator}: {first_informative_line(error)}."
             ) from error
 
+    def divide_cpu(devices: int) -> None:
+        """As on TensorFlow, above; `environment.configure` has done it."""
+
     def distribute(devices: int | str) -> None:
-        """Use several devices from now on, those of all processes: each has a part of every batch.
+        """As on TensorFlow, above, those of all processes.
 
         Raises:
             ResnetlabError: there are not so many.
@@ -625,11 +698,11 @@ elif NAME == "jax":
         keras.distribution.set_distribution(chosen)
 
     def end_distribution() -> None:
-        """Use one device from now on."""
+        """As on TensorFlow, above."""
         keras.distribution.set_distribution(None)
 
     def replicas() -> int:
-        """The number of devices that share each batch."""
+        """As on TensorFlow, above."""
         chosen = keras.distribution.distribution()
         return 1 if chosen is None else int(chosen.num_model_replicas)
 
@@ -643,7 +716,7 @@ elif NAME == "jax":
 
     @contextmanager
     def one_device() -> Iterator[None]:
-        """Within the context, this process computes for itself, on its first device."""
+        """As on TensorFlow, above."""
         chosen = keras.distribution.distribution()
         keras.distribution.set_distribution(None)
         try:
@@ -658,14 +731,18 @@ else:
     )
 
 
-if NAME != "jax":  # the only backend with several devices
+if NAME != "tensorflow":
 
-    def end_distribution() -> None:
-        """As on JAX, above."""
-
-    def replicas() -> int:
-        """As on JAX, above."""
+    def mixing_groups() -> int:
+        """As on TensorFlow, above."""
         return 1
+
+    def sum_over_devices(gradients: Sequence[Tensor]) -> list[Tensor]:
+        """As on TensorFlow, above; JAX adds them up by itself."""
+        return list(gradients)
+
+
+if NAME != "jax":
 
     def process() -> tuple[int, int]:
         """As on JAX, above."""
@@ -675,10 +752,28 @@ if NAME != "jax":  # the only backend with several devices
         """As on JAX, above."""
         return array[None]
 
+
+if NAME == "torch":
+
+    def end_distribution() -> None:
+        """As on TensorFlow, above."""
+
+    def replicas() -> int:
+        """As on TensorFlow, above."""
+        return 1
+
     @contextmanager
     def one_device() -> Iterator[None]:
-        """As on JAX, above."""
+        """As on TensorFlow, above."""
         yield
+
+
+def mirrored() -> bool:
+    """Whether several devices share training by TensorFlow's `MirroredStrategy`.
+
+    A step can then not be compiled by XLA, nor depend on a condition; and each device would predict the whole batch.
+    """
+    return NAME == "tensorflow" and replicas() > 1
 
 
 @contextmanager

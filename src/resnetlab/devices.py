@@ -52,7 +52,7 @@ def start(placement: Placement, *, progress: Progress, precision: str = "float32
     """Import Keras on a backend, and set up its devices and processes.
 
     Raises:
-        UsageError: an unknown backend or device; several devices or processes on another backend than JAX.
+        UsageError: an unknown backend or device; a backend that cannot use several devices or processes.
         ResnetlabError: the backend is not installed, or Keras already runs on another backend or device; a GPU was
             requested, and the backend sees none; the other processes cannot be reached.
     """
@@ -61,12 +61,18 @@ def start(placement: Placement, *, progress: Progress, precision: str = "float32
     distributed = placement.devices != 1 or placement.cluster is not None
     if distributed:
         name = environment.configure(backend=backend, **settings)  # type: ignore[arg-type]
-        if name != "jax":
-            raise UsageError(f"Several devices or processes need the backend jax, received {name}. Use --backend jax.")
-    if placement.cluster is not None:
+        if name == "torch" or (name == "tensorflow" and placement.cluster is not None):
+            raise UsageError(
+                f"Several devices need the backend jax or tensorflow, several processes jax; received {name}. "
+                "Use --backend jax."
+            )
         from resnetlab import backend as running
 
-        running.join(placement.cluster)  # before JAX has found its devices
+        # before the backend has found its devices
+        if placement.cluster is not None:
+            running.join(placement.cluster)
+        if device == "cpu" and placement.devices != "all":
+            running.divide_cpu(placement.devices)
     environment.start(backend=backend, **settings)
     started = _started(backend, device, progress=progress, precision=precision)
     if not distributed:
@@ -109,5 +115,5 @@ def _started(backend: str | None, device: str, *, progress: Progress, precision:
             "hardware and emulates it slowly. Use --set precision=float16."
         )
     if idle := environment.idle_gpus():
-        progress.info(f"{len(idle)} more GPUs ({', '.join(idle)}) stay idle: to use them, --devices all --backend jax.")
+        progress.info(f"{len(idle)} more GPUs ({', '.join(idle)}) stay idle: to use them, --devices all.")
     return Started(running.NAME, used, (running.gpus() or [environment.cpu_name()])[0])

@@ -139,9 +139,12 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("alone")
-    finish(start(folder, "digits", "--run", str(folder / "run"), *OPTIONS))
-    return folder / "run"
+    return run_alone(tmp_path_factory.mktemp("alone"), "jax")
+
+
+def run_alone(folder: Path, backend: str) -> Path:
+    finish(start(folder, "digits", "--run", str(folder / "alone"), *OPTIONS, backend=backend))
+    return folder / "alone"
 
 
 def assert_same(run: Path, other: Path) -> None:
@@ -152,12 +155,19 @@ def assert_same(run: Path, other: Path) -> None:
         assert many["val_top1"] == one["val_top1"]
 
 
-@needs_jax
+@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=needs_jax)])
 @pytest.mark.long
-def test_several_devices_give_the_run_of_one(alone: Path, tmp_path: Path) -> None:
+def test_several_devices_give_the_run_of_one(request: Any, tmp_path: Path, backend: str) -> None:
+    """The run is stopped in between, and resumed."""
+    alone = request.getfixturevalue("alone") if backend == "jax" else run_alone(tmp_path, backend)
     run = tmp_path / "run"
-    (told,) = finish(start(tmp_path, "digits", "--run", str(run), "--devices", "2", *OPTIONS))
+    process = start(tmp_path, "digits", "--run", str(run), "--devices", "2", *OPTIONS, backend=backend)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(history(run)) == 1, process)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
     assert "2 devices" in told
+    finish(start(tmp_path, "--resume", str(run), "--devices", "2", backend=backend))
     assert_same(alone, run)
     assert json.loads((run / "run.json").read_text())["devices"] == 2
 
@@ -220,7 +230,12 @@ def test_what_cannot_be_shared_is_told(tmp_path: Path) -> None:
     assert process.returncode == 2
     assert "Received batch_size=64 for 3 devices, expected a multiple" in text.replace("\n", " ")
     assert not (tmp_path / "run").exists()
-    process = start(tmp_path, "digits", "--devices", "2", backend="tensorflow", cwd=tmp_path)
+    process = start(tmp_path, "digits", "--devices", "2", backend="torch", cwd=tmp_path)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "need the backend jax" in text
+    assert "need the backend jax or tensorflow" in text.replace("\n", " ")
+    divided = ("--devices", "2", "--accumulate", "2", "--batch-size", "64")
+    process = start(tmp_path, "digits", *divided, backend="tensorflow", cwd=tmp_path)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "accumulate is not for several devices on TensorFlow" in text.replace("\n", " ")

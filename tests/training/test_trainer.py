@@ -365,11 +365,9 @@ def forgotten_batches() -> list[bool]:
     trainer = make_trainer(build_network(recipe, 10), recipe, stream)
     feed, freed = active_backend.feed(stream.item(0)), []
     for _ in range(3):
-        batches = stream.batches(0)
-        trainer.fit(feed(batches), steps_per_epoch=2, shuffle=False, verbose=0)
-        batches.close()
-        alive = weakref.ref(batches)
-        del batches
+        made = [stream.batches(0)]
+        alive = weakref.ref(made[0])
+        trainer.fit(feed(made.pop), steps_per_epoch=2, shuffle=False, verbose=0)
         gc.collect()
         freed.append(alive() is None)
     return freed

@@ -101,13 +101,13 @@ def sample_parameters(
     rng: Generator,
     aspect: np.ndarray | None = None,
     mirrored: np.ndarray | None = None,
-    parts: int = 1,
+    groups: int = 1,
 ) -> tuple[Parameters, np.ndarray]:
     """Augmentation parameters of `count` images, and the fraction (count,) of each image's own label in its target.
 
     `aspect` (count,) is the width / height of images that were squeezed to squares; None where they were not.
     `mirrored` (count,) states which images are mirrored; None where that is random. Images are mixed with others of
-    their part, of so many equal `parts`; "permutation" has their numbers in it.
+    their group, of so many equal `groups`; "permutation" has their numbers in it.
     """
     parameters: Parameters = {}
     if augmentation.resamples:
@@ -128,7 +128,7 @@ def sample_parameters(
         parameters["erase"] = box * erased[:, None]  # an empty box erases nothing
     own: np.ndarray = np.ones(count, np.float32)
     if augmentation.mixes:
-        parameters |= _mix(augmentation, count, rng, parts)
+        parameters |= _mix(augmentation, count, rng, groups)
         area = parameters["paste"][:, 2] * parameters["paste"][:, 3] / augmentation.size**2
         own = parameters["fraction"] * (1 - area)
     if augmentation.drop_rates:
@@ -237,7 +237,7 @@ def _rand_augment(augmentation: Augmentation, count: int, rng: Generator) -> Par
     }
 
 
-def _mix(augmentation: Augmentation, count: int, rng: Generator, parts: int) -> Parameters:
+def _mix(augmentation: Augmentation, count: int, rng: Generator, groups: int) -> Parameters:
     """Mixup (Zhang 2017, arXiv:1710.09412) or CutMix (Yun 2019, arXiv:1905.04899), one of them for a whole batch."""
     fraction, paste = np.ones(count, np.float32), np.zeros((count, 4), np.float32)
     cuts = rng.random() < 0.5 if augmentation.mixup and augmentation.cutmix else augmentation.cutmix > 0
@@ -245,7 +245,7 @@ def _mix(augmentation: Augmentation, count: int, rng: Generator, parts: int) -> 
         paste = _cutmix_box(rng.beta(augmentation.cutmix, augmentation.cutmix, count), augmentation.size, rng)
     else:
         fraction = rng.beta(augmentation.mixup, augmentation.mixup, count).astype(np.float32)
-    permutation = np.concatenate([rng.permutation(count // parts) for _ in range(parts)])
+    permutation = np.concatenate([rng.permutation(count // groups) for _ in range(groups)])
     return {"permutation": permutation.astype(np.int32), "fraction": fraction, "paste": paste}
 
 

@@ -39,7 +39,8 @@ class Stream:
         label_smoothing: fraction of a target that is spread over all classes.
         aspect: (n,) width / height of the images before they were squeezed to squares; None where they were not.
         class_weights: (num_classes,) weights of the samples of each class, or None.
-        accumulate: the parts that a batch is divided into; their gradients are added up. Images are mixed within them.
+        accumulate: the parts that a batch is divided into; their gradients are added up.
+        groups: of each part. Images are mixed with others of their group only.
         process: the number of this process, and how many share each batch: it makes its own rows of it only.
     """
 
@@ -53,6 +54,7 @@ class Stream:
     aspect: np.ndarray | None = None
     class_weights: np.ndarray | None = None
     accumulate: int = 1
+    groups: int = 1
     process: tuple[int, int] = (0, 1)
     seed: int = 0
 
@@ -75,14 +77,15 @@ class Stream:
         mirrored = None
         if self.augmentation.flip == "alternating":  # Jordan 2024, arXiv:2404.00498, section 3.6
             mirrored = _first_flips(self.seed, len(self.labels))[chosen] ^ (passes % 2 == 1)
-        parameters, own = sample_parameters(self.augmentation, self.batch_size, rng, aspect, mirrored, self.accumulate)
+        groups = self.accumulate * self.groups
+        parameters, own = sample_parameters(self.augmentation, self.batch_size, rng, aspect, mirrored, groups)
         labels = self.labels[chosen]
         rows = np.arange(self.batch_size)
         targets = np.zeros((self.batch_size, self.num_classes), np.float32)
         targets[rows, labels] = own
         if "permutation" in parameters:
-            size = self.batch_size // self.accumulate
-            partner = rows // size * size + parameters["permutation"]  # which is numbered within its part
+            size = self.batch_size // groups
+            partner = rows // size * size + parameters["permutation"]  # which is numbered within its group
             targets[rows, labels[partner]] += 1 - own
         # The weight of a mixed image is the average of its class weights, by their fractions.
         weights = None if self.class_weights is None else targets @ self.class_weights

@@ -117,6 +117,19 @@ class _PerVariableRate:
     def make_slots(self, variables: Sequence[keras.Variable]) -> None:
         super().build(variables)  # type: ignore[misc]
 
+    def apply(self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
+        """Keras's, but for gradients that are first added up over all devices, before the L2 term and clipping."""
+        variables = self._trainable_variables if trainable_variables is None else trainable_variables  # type: ignore[attr-defined]
+        super().apply(self.regularized(backend.sum_over_devices(grads), variables), trainable_variables)  # type: ignore[misc]
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: list[tuple[Tensor, Any]]) -> list[tuple[Tensor, Any]]:
+        """Keras's hook on TensorFlow, for what `apply` has done."""
+        return grads_and_vars
+
+    def regularized(self, gradients: list[Tensor], variables: Sequence[keras.Variable]) -> list[Tensor]:
+        """The gradients of the loss with its regularisation."""
+        return gradients
+
     def rate_of(self, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
         fraction = self.factor_of[self._get_variable_index(variable)]  # type: ignore[attr-defined]
         return learning_rate if fraction == 1.0 else learning_rate * fraction
@@ -154,14 +167,13 @@ class SGD(_PerVariableRate, keras.optimizers.SGD):
         super().__init__(**kwargs)
         self.l2 = l2
 
-    def apply(self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
+    def regularized(self, gradients: list[Tensor], variables: Sequence[keras.Variable]) -> list[Tensor]:
         if self.l2:
-            variables = self._trainable_variables if trainable_variables is None else trainable_variables
-            grads, decayed = list(grads), [i for i, variable in enumerate(variables) if decays(variable)]
-            sums = backend.add_scaled([grads[i] for i in decayed], [variables[i] for i in decayed], self.l2)
+            decayed = [i for i, variable in enumerate(variables) if decays(variable)]
+            sums = backend.add_scaled([gradients[i] for i in decayed], [variables[i] for i in decayed], self.l2)
             for i, total in zip(decayed, sums, strict=True):
-                grads[i] = total
-        super().apply(grads, trainable_variables)
+                gradients[i] = total
+        return gradients
 
     def update_together(
         self, gradients: Sequence[Tensor], variables: Sequence[keras.Variable], learning_rate: Tensor

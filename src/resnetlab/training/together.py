@@ -1,4 +1,4 @@
-"""What several processes that train one run must do together: pause at the same step, and share the evaluation.
+"""What several processes or devices that train one run must do together: pause at the same step, and evaluate.
 
 Each process makes its rows of every batch (`data/stream.py`), and the backend adds up the gradients; batch-norm
 statistics are those of the whole batch. So a run does not depend on how many devices share the work.
@@ -27,6 +27,9 @@ def require_whole_parts(recipe: Recipe) -> None:
             f"Received batch_size={recipe.batch_size}{each} for {backend.replicas()} devices, expected a multiple of "
             "their number: each has an equal part of every batch."
         )
+    if backend.mirrored() and (recipe.accumulate != 1 or recipe.precision == "float16"):
+        asked = "accumulate" if recipe.accumulate != 1 else "float16"
+        raise UsageError(f"{asked} is not for several devices on TensorFlow: use --backend jax, or one device.")
 
 
 class Together:
@@ -47,7 +50,7 @@ class Together:
 
     def logits(self, network: keras.Model, recipe: Recipe, pack: Pack, indices: np.ndarray) -> np.ndarray:
         """Logits of `pack.images[indices]`; each process computes a part of them, once for each image."""
-        if self.alone:
+        if self.alone and not backend.mirrored():
             return predict_logits(network, pack.images, indices, size=recipe.test_size, multiple=backend.replicas())
         values = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.variables]
         with backend.one_device():

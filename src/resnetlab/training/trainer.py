@@ -12,7 +12,7 @@ import shlex
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -67,6 +67,7 @@ def make_stream(recipe: Recipe, pack: Pack) -> Stream:
         label_smoothing=recipe.label_smoothing,
         class_weights=balanced_weights(pack.labels[indices], num_classes) if recipe.class_weights else None,
         accumulate=recipe.parts,
+        groups=backend.mixing_groups(),
         process=backend.process(),
         seed=recipe.seed,
     )
@@ -126,7 +127,8 @@ def make_trainer(
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(trainer.trainable_variables)
     metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
-    trainer.compile(optimizer, make_loss(recipe), metrics=metrics, jit_compile=jit_compile)
+    xla = False if backend.mirrored() else jit_compile
+    trainer.compile(optimizer, make_loss(recipe), metrics=metrics, jit_compile=xla)
     empty = np.zeros((1, stream.num_classes), np.float32)
     trainer.compute_metrics(None, empty, empty)  # Keras makes a metric's variables at its first use
     trainer.reset_metrics()
@@ -343,10 +345,10 @@ class _Training:
         parts = self.stream.accumulate
         watch = StepCallback(self.trainer, first, self.progress, pause, self.partial, parts)
         watch.async_safe = self.together.alone and parts == 1  # otherwise `fit` must end after a certain batch
-        batches = self.stream.batches(first, spent=spent)
-        read = {"x": self.feed(batches), "steps_per_epoch": (last - first) * parts, "shuffle": False}
-        history = self.trainer.fit(**read, verbose=0, callbacks=[watch]).history
-        batches.close()
+        with ExitStack() as opened:
+            batches = self.feed(lambda: opened.enter_context(closing(self.stream.batches(first, spent=spent))))
+            read = {"x": batches, "steps_per_epoch": (last - first) * parts, "shuffle": False}
+            history = self.trainer.fit(**read, verbose=0, callbacks=[watch]).history
         self.state.step, self.partial = first + watch.steps, None
         if watch.diverged is not None:
             raise self._diverged_at(first + watch.diverged)
