@@ -42,7 +42,7 @@ def configure(
             where a ResNet-50 then trains three times as fast.
         threads: number of threads per operation; by default one for each usable core.
         deterministic: the settings that `backend.require_determinism` needs.
-        devices: how many GPUs are used; on a CPU, into how many devices JAX divides it, to try a program.
+        devices: how many GPUs are used; on a CPU, into how many devices it is divided, to try a program.
 
     Raises:
         UsageError: an unknown backend or device.

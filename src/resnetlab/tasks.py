@@ -71,10 +71,11 @@ def train(
             checkpoint after each epoch too.
         deterministic: allow only kernels that give the same result each time, so that two runs are equal to the bit on
             a GPU too. What it costs on this device is measured and reported. A resumed run keeps its own setting.
-        devices: how many share each batch, or "all"; several need the backend "jax". Neither the batches nor the
-            result depend on their number; `batch_size` is that of all together, and a multiple of their number.
-        cluster: this process is one of several that train the run together, each with its devices. Process 0 writes
-            the run folder; the others must see it to resume.
+        devices: how many share each batch, or "all"; not on PyTorch. Neither the batches nor the result depend on
+            their number (on TensorFlow they do where images are mixed); `batch_size` is that of all together, and a
+            multiple of their number.
+        cluster: this process is one of several that train the run together on JAX, each with its devices. Process 0
+            writes the run folder; the others must see it to resume.
         log: of "tensorboard", "wandb", "mlflow" and "csv": where epochs, evaluation and plots are logged too. A
             resumed run keeps its own.
         allow_losses: a class may lose most of its images to the audit.
