@@ -344,10 +344,11 @@ def time_step(prepared: Prepared, seconds: float) -> tuple[float, Stream]:
     network = prepared.network or build_network(prepared.recipe, len(prepared.pack.class_names))
     trainer = make_trainer(network, prepared.recipe.changed(progressive=()), stream)
     timer = FitTimer(trainer, prepared.started.device)
+    parts = stream.accumulate
     timer.call(stream.batches(0), 1)  # traces and compiles
-    one = timer.steps(partial(stream.batches, 0), 1).seconds
+    one = timer.steps(partial(stream.batches, 0), parts).seconds
     steps = max(1, min(stream.steps_per_epoch, int(seconds / one)))
-    return timer.steps(partial(stream.batches, 0), steps).seconds / steps, stream
+    return timer.steps(partial(stream.batches, 0), steps * parts).seconds / steps, stream
 
 
 def require_determinism(prepared: Prepared, report: Progress) -> None:

@@ -182,6 +182,46 @@ def plan_training(
     )
 
 
+def pack(
+    data: PathOrStr,
+    target: PathOrStr,
+    *,
+    recipe: PathOrStr | Recipe | None = None,
+    shard_megabytes: int = 256,
+    progress: Progress | str | None = "auto",
+    **fields: Unpack[RecipeFields],
+) -> int:
+    """Decode images as a recipe needs them, and write them in shards, from which `train` and `evaluate` read.
+
+    Args:
+        data: as in `train`.
+        target: a folder, or a URL of a file system that fsspec knows, such as "s3://bucket/photos".
+        recipe: as in `train`; the shards are for this recipe and others with the same size of images.
+        shard_megabytes: about the size of a shard.
+
+    Returns:
+        How many shards were written.
+    """
+    from resnetlab.data.pack import write_shards
+    from resnetlab.data.sources import resolve
+
+    if shard_megabytes < 1:
+        raise UsageError(f"Received shard_megabytes={shard_megabytes}, expected at least 1.")
+    report = make_progress(progress)
+    chosen = choose_recipe(str(data), recipe, fields, report=report)
+    row = chosen.pack_size**2 * 3 * (2 if chosen.whole_images else 1)
+    shards, images = write_shards(
+        resolve(str(data)),
+        chosen,
+        str(target),
+        rows=max(1, shard_megabytes * 1_000_000 // row),
+        decoded=lambda done, total: report.count("decoding", done, total),
+        written=lambda done, total: report.count("writing", done, total),
+    )
+    report.info(f"{images:,} images of {chosen.pack_size}x{chosen.pack_size} in {shards:,} shards at {target}")
+    return shards
+
+
 def _epochs_of_the_largest_images(recipe: Recipe) -> float:
     """The number of epochs, where those of smaller images count in proportion to their pixels."""
     sides = (recipe.training_side(epoch) for epoch in range(1, recipe.epochs + 1))

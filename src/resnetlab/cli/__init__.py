@@ -38,6 +38,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
         "import resnet18.pth --run runs/r18",
     ),
     ("audit", overview.audit, "Check every image of a data set.", "audit photos"),
+    ("pack", overview.pack, "Decode a data set once, and write it in shards.", "pack photos s3://bucket/photos"),
     ("compare", overview.compare, "Measure CPU against GPU on your data.", "compare photos --batch-sizes 8,32,128"),
     ("doctor", overview.doctor, "Check driver, CUDA, frameworks, processor.", "doctor --json"),
     ("models", overview.models, "List the architectures.", "models resnet50"),

@@ -92,9 +92,7 @@ CheckpointEvery = Annotated[
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Equal runs to the bit on a GPU too; what it costs is measured.")
 ]
-Devices = Annotated[
-    str, typer.Option(metavar="N", help="GPUs that share each batch, or all; not on PyTorch.")
-]
+Devices = Annotated[str, typer.Option(metavar="N", help="GPUs that share each batch, or all; not on PyTorch.")]
 Coordinator = Annotated[
     str | None,
     typer.Option(

@@ -1,4 +1,4 @@
-"""`resnetlab models`, `recipes`, `runs`, `report`, `audit`, `doctor` and `compare`."""
+"""`resnetlab models`, `recipes`, `runs`, `report`, `audit`, `pack`, `doctor` and `compare`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from resnetlab.cli.options import (
     Backend,
     Data,
     Device,
+    ImageSize,
     Json,
     Model,
     Recipe,
@@ -172,6 +173,23 @@ def audit(
     else:
         split = describe_split(source, chosen).replace("split: ", "split       ").replace("\n", "\n       ")
         progress.info(f"{found.summary()}\n  {split}")
+
+
+def pack(
+    data: Data,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A folder, or a URL such as s3://bucket/photos.")],
+    recipe: Recipe = None,
+    image_size: ImageSize = None,
+    settings: Settings = None,
+    shard_megabytes: Annotated[int, typer.Option(metavar="N", min=1, help="About the size of a shard.")] = 256,
+    verbose: Verbose = False,
+) -> None:
+    """Decode images once, as a recipe needs them, and write them in shards; then: resnetlab train TARGET."""
+    from resnetlab import tasks
+
+    changes = fields(settings, image_size=image_size)
+    progress = terminal(as_json=False)
+    tasks.pack(data, target, recipe=recipe, shard_megabytes=shard_megabytes, progress=progress, **changes)
 
 
 def doctor(as_json: Json = False, verbose: Verbose = False) -> None:

@@ -17,7 +17,7 @@ from resnetlab.data.preprocess import ImageProblem, Interpolation, Pixels, decod
 from resnetlab.data.sources import Reader, Sample, Source
 from resnetlab.data.walk import DOCUMENT_SUFFIXES, listed_endings
 from resnetlab.environment import usable_cores
-from resnetlab.errors import ResnetlabError
+from resnetlab.errors import ResnetlabError, UsageError
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -295,6 +295,8 @@ class Audit:
 
 def audit(source: Source, *, workers: int | None = None, progress: Progress | None = None) -> Audit:
     """Decode and examine every image of `source`; raises ResnetlabError if a class has nothing usable."""
+    if source.packed is not None:
+        raise UsageError(f"{source.location} holds packed images: the data was audited when it was packed.")
     # Any size serves: the smallest lets a JPEG skip most of the inverse transform.
     return Audit.of(source, [record for record, _ in inspect_all(source, size=1, workers=workers, progress=progress)])
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from resnetlab.data.pack import Pack
+from resnetlab.data.shards import Images
 
 THUMBNAIL = 16
 CORRELATION = 0.97
@@ -52,7 +53,7 @@ def near_duplicates(pack: Pack) -> list[NearDuplicate] | None:
     return sorted(found, key=lambda pair: -pair.correlation)
 
 
-def _thumbnails(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _thumbnails(images: Images, rows: np.ndarray) -> np.ndarray:
     """(rows, THUMBNAIL²) float32 of mean 0 and norm 1; 0 for an image of one value, which is like no other."""
     found = np.empty((len(rows), THUMBNAIL**2), np.float32)
     for place, row in enumerate(rows):

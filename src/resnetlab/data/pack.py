@@ -24,8 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnetlab.atomic import atomic_folder, locked
+from resnetlab.data import shards
 from resnetlab.data.audit import Audit, Progress, Record, inspect_all, require_few_losses, source_fields
 from resnetlab.data.preprocess import MAX_PIXELS, Interpolation, Pixels
+from resnetlab.data.shards import Images, Shards
 from resnetlab.data.sources import Source
 from resnetlab.data.split import check_fractions, split
 from resnetlab.environment import cache_folder
@@ -40,7 +42,7 @@ FORMAT = 2  # increased whenever the same files would give different bytes
 class Pack:
     """n images at working resolution with their labels and split."""
 
-    images: NDArray[np.uint8]  # (n, size, size, 3), memory-mapped, read-only
+    images: Images  # (n, size, size, 3), memory-mapped, read-only
     labels: NDArray[np.int64]  # (n,)
     subset: NDArray[np.str_]  # (n,) "train", "validation", "test" or "unused"
     hashes: tuple[str, ...]
@@ -49,7 +51,7 @@ class Pack:
     source_name: str
     key: str
     audit: dict[str, Any]  # Audit.to_json()
-    whole: NDArray[np.uint8] | None = None  # the whole images, squeezed to squares, instead of their centre squares
+    whole: Images | None = None  # the whole images, squeezed to squares, instead of their centre squares
     aspect: NDArray[np.float32] | None = None  # (n,) width / height of the images that were squeezed
 
     def indices(self, subset: str) -> NDArray[np.int64]:
@@ -92,9 +94,17 @@ def pack(
     if not allow_losses:  # what is known before anything is decoded
         require_few_losses(source, Counter(source.class_names[sample.label] for sample in source.samples))
 
-    key = _key(source, size, interpolation, whole)
-    shape = (2, size, size, 3) if whole else (size, size, 3)  # of one image
-    images, meta = _stored(source, shape, key, cache_dir, interpolation, workers, progress, waiting or (lambda: None))
+    images: Images
+    meta: Mapping[str, Any]
+    if source.packed is not None:
+        source.packed.require(size, interpolation, whole=whole)
+        key, images, meta = source.packed.meta["key"], source.packed.images, source.packed.meta
+    else:
+        key = _key(source, size, interpolation, whole)
+        shape = (2, size, size, 3) if whole else (size, size, 3)  # of one image
+        images, meta = _stored(
+            source, shape, key, cache_dir, interpolation, workers, progress, waiting or (lambda: None)
+        )
     if not allow_losses:
         require_few_losses(source, meta["audit"]["classes"])
     subsets = split(
@@ -107,8 +117,8 @@ def pack(
         inherited=inherited,
     )
     packed = Pack(
-        images=images[:, 0] if whole else images,
-        whole=images[:, 1] if whole else None,
+        images=_column(images, 0) if whole else images,
+        whole=_column(images, 1) if whole else None,
         aspect=np.array(meta["aspect"], np.float32) if whole else None,
         labels=np.array(meta["labels"], np.int64),
         subset=subsets,
@@ -122,6 +132,38 @@ def pack(
     )
     _require_training_images(packed, source, inherited)
     return packed
+
+
+def _column(images: Images, number: int) -> Images:
+    return images.column(number) if isinstance(images, Shards) else images[:, number]
+
+
+def write_shards(
+    source: Source, recipe: Recipe, target: str, *, rows: int, decoded: Progress | None, written: Progress | None
+) -> tuple[int, int]:
+    """Pack `source` as a recipe needs it, and write the images to shards of so many rows.
+
+    They are decoded into the cache first, by several processes. Returns how many shards, and how many images.
+
+    Raises:
+        ResnetlabError: as in `pack`; they cannot be written.
+    """
+    if source.packed is not None:
+        raise UsageError(f"{source.location} is packed already.")
+    whole, size = recipe.whole_images, recipe.pack_size
+    key = _key(source, size, recipe.interpolation, whole)
+    shape = (2, size, size, 3) if whole else (size, size, 3)
+    images, meta = _stored(
+        source, shape, key, cache_folder(), recipe.interpolation, None, decoded, waiting=lambda: None
+    )
+    described = {
+        "source": source.name,
+        "class_names": source.class_names,
+        "interpolation": recipe.interpolation,
+        "whole": whole,
+        **meta,
+    }
+    return shards.write(images, described, target, rows=rows, progress=written), len(images)
 
 
 def _stored(

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from resnetlab.data.layout import EXPECTED, Layout, detect_layout, name_warnings
 from resnetlab.data.preprocess import ImageProblem, content_of, room_for
+from resnetlab.data.shards import Packed, is_sharded, read
 from resnetlab.data.split_words import parse
 from resnetlab.data.walk import (
     IMAGE_SUFFIXES,
@@ -91,6 +92,7 @@ class Source:
     # or lie in no class folder: by class ("" for the latter), then by ending
     ignored_files: tuple[str, ...] = ()  # their paths inside the source
     notes: tuple[str, ...] = ()  # how the folders were understood, and what was left out
+    packed: Packed | None = None  # of shards: they were decoded before
 
     @property
     def ignored_endings(self) -> Counter[str]:
@@ -135,12 +137,14 @@ def _member(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
 
 
 def resolve(spec: str, *, data_root: Path | None = None, known: bool = False, download: bool = True) -> Source:
-    """The source that `spec` names: a folder, or "animals10", "cifar10", "digits".
+    """The source that `spec` names: a folder, shards in a folder or at a URL, or "animals10", "cifar10", "digits".
 
     A folder of such a name comes first, unless `known` is true, as for the recorded data of a run. A name is looked
     for below `data_root` (by default $RESNETLAB_DATA), then below ./data, then downloaded.
     Raises UsageError if it does not exist, ResnetlabError if it cannot be used for training.
     """
+    if is_sharded(spec):
+        return _from_shards(spec)
     path = Path(spec).expanduser()
     if path.is_dir() and not (known and spec in NAMES):
         tree = scan(path)
@@ -175,6 +179,18 @@ def _no_such_folder(path: Path) -> NoReturn:
     siblings = [str(folder) for folder in subfolders(path.parent)]
     hint = f"Expected a folder of class folders, or one of {', '.join(NAMES)}."
     raise unknown_name("data set or folder", str(path), [*NAMES, *siblings], hint=hint)
+
+
+def _from_shards(spec: str) -> Source:
+    described, packed = read(spec)
+    columns = (described[key] for key in ("names", "labels", "subsets"))
+    return Source(
+        name=described["source"],
+        location=spec,
+        class_names=tuple(described["class_names"]),
+        samples=tuple(Sample(name, Path(name), label, subset) for name, label, subset in zip(*columns, strict=True)),
+        packed=packed,
+    )
 
 
 def _find(root: Path, name: str) -> Source | None:

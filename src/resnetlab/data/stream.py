@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from resnetlab.data.augmentation import Augmentation, sample_parameters
+from resnetlab.data.shards import Images
 
 # Streams of random numbers that must not overlap, by the second half of the generator's key.
 _ORDER, _PARAMETERS, _FLIPS = 0, 1, 2
@@ -44,7 +45,7 @@ class Stream:
         process: the number of this process, and how many share each batch: it makes its own rows of it only.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     indices: np.ndarray
     batch_size: int

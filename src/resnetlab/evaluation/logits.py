@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from resnetlab.data.shards import Images
+
 if TYPE_CHECKING:  # so that cropping, and prediction by another engine, does not load it
     import keras
 
@@ -20,7 +22,7 @@ def centre_crop(images: np.ndarray, size: int) -> np.ndarray:
 
 def predict_logits(
     network: keras.Model,
-    images: np.ndarray,
+    images: Images,
     indices: np.ndarray,
     *,
     size: int,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from resnetlab.data.preprocess import ImageProblem, Pixels, load_image
+from resnetlab.data.shards import Images
 from resnetlab.environment import usable_cores
 from resnetlab.errors import UsageError, unknown_name
 from resnetlab.evaluation.logits import BATCH_SIZE, centre_crop, predict_logits
@@ -96,7 +97,7 @@ class Predictor:
         """The Keras network, independent of the engine."""
         return load_network(self.run)
 
-    def logits(self, images: np.ndarray, indices: np.ndarray | None = None, *, mirrored: bool = False) -> np.ndarray:
+    def logits(self, images: Images, indices: np.ndarray | None = None, *, mirrored: bool = False) -> np.ndarray:
         """Keras's logits (n, num_classes) of packed images (n, pack_size, pack_size, 3), whichever the engine."""
         indices = np.arange(len(images)) if indices is None else indices
         return predict_logits(self.network, images, indices, size=self.recipe.test_size, mirrored=mirrored)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from resnetlab.data.pack import spread
+from resnetlab.data.shards import Images
 from resnetlab.errors import ResnetlabError
 from resnetlab.models.layers import PatchWhitening
 
@@ -14,7 +15,7 @@ CHUNK = 16  # images at once
 EPSILON = 5e-4  # of the mean variance, added to each, so that the noise of nearly constant components is not amplified
 
 
-def initialize_whitening(network: keras.Model, images: np.ndarray, indices: np.ndarray) -> None:
+def initialize_whitening(network: keras.Model, images: Images, indices: np.ndarray) -> None:
     """Compute the components of a network's whitening stem, if it has one, from images (n, height, width, 3).
 
     Raises:
