@@ -209,9 +209,9 @@ def test_batches_are_made_ahead_of_need() -> None:
     made: list[int] = []
 
     class Counting(Stream):
-        def batch(self, step: int) -> Any:
+        def _sampled(self, step: int) -> Any:
             made.append(step)
-            return super().batch(step)
+            return super()._sampled(step)
 
     settings = {name: getattr(stream(), name) for name in Stream.__dataclass_fields__}
     batches = Counting(**settings).batches(0, ahead=3)
