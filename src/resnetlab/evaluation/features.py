@@ -12,13 +12,13 @@ from resnetlab.evaluation.explain import stages
 def first_filters(network: keras.Model) -> np.ndarray:
     """The weights of the first convolution: (filters, size, size, 3) float32, for red, green and blue.
 
+    Of a whitening stem, its components.
+
     Raises:
         ResnetlabError: a network whose first convolution is not of colour images.
     """
-    kernels = (
-        layer.kernel for layer in network.layers if len(getattr(getattr(layer, "kernel", None), "shape", ())) == 4
-    )
-    kernel = next(kernels, None)
+    weights = (getattr(layer, "kernel", getattr(layer, "components", None)) for layer in network.layers)
+    kernel = next((found for found in weights if len(getattr(found, "shape", ())) == 4), None)
     if kernel is None or kernel.shape[2] != 3:
         raise ResnetlabError("The network has no convolution of colour images, whose filters could be shown.")
     return np.moveaxis(np.asarray(keras.ops.convert_to_numpy(kernel), np.float32), -1, 0)
