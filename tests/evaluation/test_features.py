@@ -52,6 +52,12 @@ def test_the_strongest_channels_are_those_of_the_largest_mean() -> None:
     assert strongest_channels(np.float32([[[1, 5, 3]], [[1, 0, 3]]]), 2).tolist() == [2, 1]
 
 
+def test_the_filters_of_a_whitening_stem_are_its_components() -> None:
+    network = build("fast-resnet8", num_classes=5, input_shape=(32, 32, 3))
+    components = keras.ops.convert_to_numpy(network.get_layer("stem_conv1").components)
+    np.testing.assert_array_equal(first_filters(network), np.moveaxis(components, -1, 0))
+
+
 def test_what_cannot_be_shown_is_an_error() -> None:
     network = build("resnet-tiny", num_classes=5, input_shape=(32, 32, 3))
     with pytest.raises(UsageError, match="Unknown stage 'stage9'"):
