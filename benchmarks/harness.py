@@ -203,7 +203,7 @@ def show(rows: Sequence[Row], *labels: str) -> None:
             elif "median" in row:
                 more = ", ".join(f"{key} {row[key]}" for key in row if key.startswith(("share", "processor", "parts")))
                 rate = f"{row['median']:11,.2f} {row['unit']} ± {row['deviation']:.3g}"
-                print(f"  {rate}  {row['contender']}  {more}")
+                print(f"  {rate}  {row.get('contender', '')}  {more}")
             else:
                 print("  " + ", ".join(f"{key} {value}" for key, value in row.items() if key not in labels))
 

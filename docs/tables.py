@@ -299,6 +299,20 @@ def memory(result: Result) -> str:
     return text + conditions(result)
 
 
+def shards(result: Result) -> str:
+    """How long packing takes, and the rate of batches from shards over that from one file."""
+    rows = {row["part"]: row for row in result["rows"]}
+    packing, one, many = rows["packing"], rows["one file"], rows["shards"]
+    text = (
+        f"{packing['images']:,} JPEG files of {result['configuration']['side']}x{result['configuration']['side']} into "
+        f"{packing['shards']} shards: {packing['seconds']:.0f} s ({packing['images_per_second']:,} images/s); their "
+        f"checksums take {packing['checking_seconds']:.1f} s, once. Batches of 128 with augmentation: "
+        f"{many['median']:,.0f} images/s from shards, {one['median']:,.0f} from one file, "
+        f"**{rows['ratio']['median']:.2f} x** (median of {one['n']}, in turns).\n"
+    )
+    return text + conditions(result)
+
+
 def checkpoint_cost(result: Result) -> str:
     cells = [
         [
@@ -406,6 +420,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "studies": ("study", study),
     "reliability": ("reliability-[kdhi]", reliability),  # kills, disk-full, hostile, images
     "scale": ("scale", scale),
+    "shards": ("shards", shards),
     "catalog": ("reliability-catalog", catalog),
     "memory": ("reliability-memory", memory),
     "checkpoint-cost": ("reliability-checkpoints", checkpoint_cost),

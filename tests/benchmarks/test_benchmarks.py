@@ -134,6 +134,18 @@ def test_the_input_benchmark_runs(tmp_path: Path) -> None:
 
 @pytest.mark.benchmark
 @pytest.mark.long
+def test_the_shards_benchmark_runs(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "shards.py"), "--images", "600", "--batches", "20", "--rounds", "2"]
+    command += ["--shard-megabytes", "1", "--out", str(tmp_path / "out.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["part"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
+    assert rows["packing"]["shards"] == 2
+    assert rows["ratio"]["median"] == pytest.approx(rows["shards"]["median"] / rows["one file"]["median"], rel=1)
+
+
+@pytest.mark.benchmark
+@pytest.mark.long
 def test_the_gpu_tests_have_a_rehearsal() -> None:
     """On the CPU in place of the GPU: what needs a real one is skipped, the rest passes."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider"]
