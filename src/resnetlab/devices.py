@@ -66,7 +66,8 @@ def start(placement: Placement, *, progress: Progress, precision: str = "float32
                 f"Several devices need the backend jax or tensorflow, several processes jax; received {name}. "
                 "Use --backend jax."
             )
-        from resnetlab import backend as running
+        with environment.greetings_hidden():
+            from resnetlab import backend as running
 
         # before the backend has found its devices
         if placement.cluster is not None:

@@ -7,6 +7,8 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -100,16 +102,25 @@ def start(**settings: Any) -> str:
     import fails, or in verbose mode.
     """
     backend = configure(**settings)
+    with greetings_hidden():
+        import keras
+
+        keras.ops.zeros(())  # makes the backend find its devices
+    return backend
+
+
+@contextmanager
+def greetings_hidden() -> Iterator[None]:
+    """Within the context, keep what native code writes to stderr, and show it only if there is an exception."""
     if os.environ.get("RESNETLAB_VERBOSE"):
-        return backend
+        yield
+        return
     sys.stderr.flush()
     with tempfile.TemporaryFile() as output:
         terminal = os.dup(2)
         os.dup2(output.fileno(), 2)
         try:
-            import keras
-
-            keras.ops.zeros(())  # makes the backend find its devices
+            yield
         except BaseException:
             output.seek(0)
             os.write(terminal, output.read())
@@ -117,7 +128,6 @@ def start(**settings: Any) -> str:
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
-    return backend
 
 
 def cache_folder() -> Path:

@@ -395,11 +395,15 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError) -> str:
-    lines = []
+    found: dict[tuple[str, str], list[str]] = {}
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        expected = item["msg"].removeprefix("Value error, ")
-        lines.append(f"{key}: received {item['input']!r}, expected: {expected}" if key else expected)
+        # Where a field has alternatives, pydantic adds a tag such as "constrained-int", and an error for each.
+        key = ".".join(str(part) for part in item["loc"] if isinstance(part, int) or part.isidentifier())
+        found.setdefault((key, repr(item["input"])), []).append(item["msg"].removeprefix("Value error, "))
+    lines = []
+    for (key, value), messages in found.items():
+        expected = " or ".join([messages[0], *(text.removeprefix("Input should be ") for text in messages[1:])])
+        lines.append(f"{key}: received {value}, expected: {expected}" if key else expected)
     return "Recipe: " + "; ".join(lines) + "."
 
 

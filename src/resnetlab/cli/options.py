@@ -20,7 +20,9 @@ def _be_verbose(verbose: bool) -> None:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
 
 
-DATA_HELP = "A folder with a folder of images for each class; or animals10, cifar10, digits."
+DATA_HELP = (
+    "A folder with a folder of images for each class; or animals10, cifar10, digits; or the TARGET of `resnetlab pack`."
+)
 Data = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
 OptionalData = Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by `resnetlab train` or `import`.")]
