@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 
 from resnetlab import backend as active_backend
 from resnetlab.data.pack import Pack
+from resnetlab.data.stream import as_item
 from resnetlab.errors import ResnetlabError
 from resnetlab.evaluation.logits import predict_logits
 from resnetlab.evaluation.metrics import evaluate_logits
@@ -363,7 +364,7 @@ def forgotten_batches() -> list[bool]:
     pack, recipe = digits(), BASE.changed(batch_size=48)
     stream = make_stream(recipe, pack)
     trainer = make_trainer(build_network(recipe, 10), recipe, stream)
-    feed, freed = active_backend.feed(stream.item(0)), []
+    feed, freed = active_backend.feed(as_item(stream.batch(0))), []
     for _ in range(3):
         made = [stream.batches(0)]
         alive = weakref.ref(made[0])

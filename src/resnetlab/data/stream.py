@@ -106,18 +106,24 @@ class Stream:
             None if weights is None else weights[mine],
         )
 
-    def batches(self, start: int, *, ahead: int = 4, spent: list[float] | None = None) -> Generator[tuple[Any, ...]]:
+    def batches(
+        self, start: int, *, ahead: int = 4, spent: list[float] | None = None, until: threading.Event | None = None
+    ) -> Generator[tuple[Any, ...]]:
         """Batches from step `start` on, part by part, for `keras.Model.fit`; a thread prepares `ahead` in advance.
 
-        The seconds that it takes for each are appended to `spent`.
+        The seconds that it takes for each are appended to `spent`. They end when they are closed, or `until` is set,
+        which another thread may do while this one waits for a batch.
         """
         ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
         closed = threading.Event()
 
+        def ended() -> bool:
+            return closed.is_set() or (until is not None and until.is_set())
+
         def produce() -> None:
             step = start
             try:
-                while not closed.is_set():
+                while not ended():
                     began = time.perf_counter()
                     sampled = self._sampled(step)
                     for part in range(self.accumulate):
@@ -131,7 +137,7 @@ class Stream:
                 _put(error)
 
         def _put(item: Any) -> None:
-            while not closed.is_set():
+            while not ended():
                 try:
                     return ready.put(item, timeout=0.1)
                 except queue.Full:
@@ -139,8 +145,11 @@ class Stream:
 
         threading.Thread(target=produce, name="resnetlab-stream", daemon=True).start()
         try:
-            while True:
-                item = ready.get()
+            while not ended():
+                try:
+                    item = ready.get(timeout=0.1)
+                except queue.Empty:
+                    continue
                 if isinstance(item, Exception):
                     raise item
                 yield item

@@ -12,7 +12,7 @@ import shlex
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -345,10 +345,13 @@ class _Training:
         parts = self.stream.accumulate
         watch = StepCallback(self.trainer, first, self.progress, pause, self.partial, parts)
         watch.async_safe = self.together.alone and parts == 1  # otherwise `fit` must end after a certain batch
-        with ExitStack() as opened:
-            batches = self.feed(lambda: opened.enter_context(closing(self.stream.batches(first, spent=spent))))
+        over = threading.Event()
+        try:
+            batches = self.feed(lambda: self.stream.batches(first, spent=spent, until=over))
             read = {"x": batches, "steps_per_epoch": (last - first) * parts, "shuffle": False}
             history = self.trainer.fit(**read, verbose=0, callbacks=[watch]).history
+        finally:
+            over.set()
         self.state.step, self.partial = first + watch.steps, None
         if watch.diverged is not None:
             raise self._diverged_at(first + watch.diverged)
