@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,13 +37,31 @@ Count = Callable[[int, int], None]  # shards that are done, and all
 
 
 class Shards:
-    """Arrays (n, ...) that are read as if they were concatenated."""
+    """Arrays (n, ...) that are read as if they were concatenated.
+
+    All rows of a batch are read by one operation, whichever shards they are in: through a view that begins at the
+    lowest address of all shards, in steps that lead to each of their rows. To read shard after shard takes twice as
+    long for small images.
+    """
 
     def __init__(self, parts: Sequence[NDArray[np.uint8]]) -> None:
         self.parts = list(parts)
-        self._ends = np.cumsum([len(part) for part in self.parts])
+        lengths = np.array([len(part) for part in self.parts])
+        self._ends = np.cumsum(lengths)
         self.shape = (int(self._ends[-1]), *self.parts[0].shape[1:])
         self.dtype = self.parts[0].dtype
+        addresses, stride = [part.ctypes.data for part in self.parts], self.parts[0].strides[0]
+        lowest, size = int(np.argmin(addresses)), self.parts[0][0].nbytes
+        if any(part.strides != self.parts[0].strides or not part[0].flags.c_contiguous for part in self.parts):
+            raise ValueError("shards must have the same layout in memory")
+        places = [address - addresses[lowest] for address in addresses]
+        step = math.gcd(stride, *places)
+        self._first = np.array(places) // step - (self._ends - lengths) * (stride // step)
+        self._stride = stride // step
+        steps = max(place + (len(part) - 1) * stride for place, part in zip(places, self.parts, strict=True)) // step
+        self._rows = np.lib.stride_tricks.as_strided(
+            self.parts[lowest], shape=(steps + 1, size), strides=(step, 1), writeable=False
+        )
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -50,15 +69,9 @@ class Shards:
     def __getitem__(self, index: Any) -> NDArray[np.uint8]:
         """A row, or the rows of a slice, of numbers or of a mask: a copy."""
         rows = np.arange(len(self))[index]
-        if rows.ndim == 0:
-            shard = int(np.searchsorted(self._ends, rows, "right"))
-            return np.array(self.parts[shard][int(rows - self._ends[shard])])  # counted from the end of the shard
-        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
         shards = np.searchsorted(self._ends, rows, "right")
-        for shard in np.unique(shards):
-            chosen = shards == shard
-            found[chosen] = self.parts[shard][rows[chosen] - self._ends[shard]]
-        return found
+        found = self._rows[self._first[shards] + rows * self._stride]
+        return (found.copy() if rows.ndim == 0 else found).reshape(*rows.shape, *self.shape[1:])
 
     def column(self, number: int) -> Shards:
         """`images[:, number]`, a view."""
