@@ -55,7 +55,8 @@ def test_shards_are_read_as_one_array(lengths: list[int]) -> None:
     for index in [*indices, np.array([], int), whole[:, 0, 0, 0, 0] > 100, np.int64(0)]:
         np.testing.assert_array_equal(divided[index], whole[index])
         np.testing.assert_array_equal(divided.column(1)[index], whole[:, 1][index])
-    for index in (total, -total - 1, [total]):
+    np.testing.assert_array_equal(divided[np.array([-1, 0])], whole[[-1, 0]])
+    for index in (total, -total - 1, [total], np.array([0, total]), np.array([-total - 1])):
         with pytest.raises(IndexError):
             divided[index]
 

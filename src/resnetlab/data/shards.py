@@ -68,10 +68,18 @@ class Shards:
 
     def __getitem__(self, index: Any) -> NDArray[np.uint8]:
         """A row, or the rows of a slice, of numbers or of a mask: a copy."""
-        rows = np.arange(len(self))[index]
+        rows = self._numbers(index)
         shards = np.searchsorted(self._ends, rows, "right")
         found = self._rows[self._first[shards] + rows * self._stride]
         return (found.copy() if rows.ndim == 0 else found).reshape(*rows.shape, *self.shape[1:])
+
+    def _numbers(self, index: Any) -> NDArray[np.int64]:
+        """The numbers of the rows, from 0 on; without a list of all rows where they are given as numbers."""
+        if not (isinstance(index, np.ndarray) and index.dtype.kind == "i"):
+            return np.asarray(np.arange(len(self))[index])
+        if index.size and not -len(self) <= index.min() <= index.max() < len(self):
+            raise IndexError(f"rows {index.min()} to {index.max()} of {len(self)}")
+        return np.where(index < 0, index + len(self), index)
 
     def column(self, number: int) -> Shards:
         """`images[:, number]`, a view."""
