@@ -98,13 +98,9 @@ def pack(
     meta: Mapping[str, Any]
     if source.packed is not None:
         source.packed.require(size, interpolation, whole=whole)
-        key, images, meta = source.packed.meta["key"], source.packed.images, source.packed.meta
+        images, meta = source.packed.images, source.packed.meta
     else:
-        key = _key(source, size, interpolation, whole)
-        shape = (2, size, size, 3) if whole else (size, size, 3)  # of one image
-        images, meta = _stored(
-            source, shape, key, cache_dir, interpolation, workers, progress, waiting or (lambda: None)
-        )
+        images, meta = _stored(source, size, interpolation, whole, cache_dir, workers, progress, waiting)
     if not allow_losses:
         require_few_losses(source, meta["audit"]["classes"])
     subsets = split(
@@ -126,7 +122,7 @@ def pack(
         names=tuple(meta["names"]),
         class_names=source.class_names,
         source_name=source.name,
-        key=key,
+        key=meta["key"],
         # What is ignored is not in the key, and the source may have moved since.
         audit=meta["audit"] | {"location": source.location} | source_fields(source, meta["audit"]["classes"]),
     )
@@ -150,16 +146,12 @@ def write_shards(
     """
     if source.packed is not None:
         raise UsageError(f"{source.location} is packed already.")
-    whole, size = recipe.whole_images, recipe.pack_size
-    key = _key(source, size, recipe.interpolation, whole)
-    shape = (2, size, size, 3) if whole else (size, size, 3)
-    images, meta = _stored(
-        source, shape, key, cache_folder(), recipe.interpolation, None, decoded, waiting=lambda: None
-    )
+    interpolation, whole = recipe.interpolation, recipe.whole_images
+    images, meta = _stored(source, recipe.pack_size, interpolation, whole, cache_folder(), None, decoded, None)
     described = {
         "source": source.name,
         "class_names": source.class_names,
-        "interpolation": recipe.interpolation,
+        "interpolation": interpolation,
         "whole": whole,
         **meta,
     }
@@ -168,22 +160,24 @@ def write_shards(
 
 def _stored(
     source: Source,
-    shape: tuple[int, ...],
-    key: str,
-    cache_dir: Path,
+    size: int,
     interpolation: Interpolation,
+    whole: bool,
+    cache_dir: Path,
     workers: int | None,
     progress: Progress | None,
-    waiting: Callable[[], None],
+    waiting: Callable[[], None] | None,
 ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """The images and what is kept beside them, from the cache or made now; by one process at a time."""
+    key = _key(source, size, interpolation, whole)
+    shape = (2, size, size, 3) if whole else (size, size, 3)  # of one image
     folder = cache_dir / f"{source.name}-{shape[-2]}-{key[:16]}"
     stored = _load(folder, key)
     if stored is None:
         try:
             locks = cache_dir / ".locks"
             locks.mkdir(parents=True, exist_ok=True)
-            with locked(locks / key[:16], waiting=waiting):
+            with locked(locks / key[:16], waiting=waiting or (lambda: None)):
                 stored = _load(folder, key)
                 if stored is None:
                     _build(folder, source, shape, interpolation, key, workers, progress)

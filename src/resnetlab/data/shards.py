@@ -239,9 +239,7 @@ def _check(folder: Path, checked: Mapping[str, Any], shard: Mapping[str, Any]) -
         if checked.get(str(path)) == _stamp(path, shard):
             return None
         with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(CHUNK):
-                digest.update(block)
+            digest = hashlib.file_digest(file, "sha256")
     except FileNotFoundError:
         return f"{shard['name']} is missing"
     except OSError as error:
