@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from resnetlab import tasks
+from resnetlab.atomic import locked
 from resnetlab.data import shards
 from resnetlab.data.audit import audit
 from resnetlab.data.pack import prepare_pack
@@ -126,6 +128,17 @@ def test_shards_that_have_not_changed_are_not_read_again(folder: Path, monkeypat
     resolve(str(folder))
     monkeypatch.setattr(shards.hashlib, "file_digest", None)  # type: ignore[attr-defined]
     resolve(str(folder))
+
+
+def test_a_process_waits_for_another_that_checks_the_same_shards(folder: Path, cache: Path) -> None:
+    resolve(str(folder))
+    (record,) = (cache / ".checked").glob("*.json")
+    with ThreadPoolExecutor(1) as threads:
+        with locked(record.with_suffix(".lock")):
+            read = threads.submit(resolve, str(folder))
+            with pytest.raises(TimeoutError):
+                read.result(timeout=0.5)
+        assert read.result(timeout=30).packed is not None
 
 
 def described(folder: Path, **changes: Any) -> None:

@@ -170,7 +170,7 @@ def read(spec: str, *, progress: Count | None = None) -> tuple[dict[str, Any], P
         local.mkdir(parents=True, exist_ok=True)
         check = partial(_fetch, files, folder, local)
     shards, record = described["shards"], _checked_record(described)
-    with locked(record.with_suffix(".lock")):
+    with locked(record.with_suffix(".lock"), waiting=lambda: None):
         checked = _read_checked(record)
         problems = _in_threads(partial(check, checked), shards, progress)
         for shard, problem in zip(shards, problems, strict=True):
