@@ -4,7 +4,7 @@ Claims: two processes with a core each reach at least 0.85 of one process with t
 much less than 1 follows from the time that the gradients take to be added up, by the model that is computed for 8, 64
 and 512 GPUs.
 
-    python benchmarks/scale.py                     about ten minutes on two cores
+    python benchmarks/scale.py                     about a quarter of an hour on two cores
     python benchmarks/scale.py --part model        computed, not measured
 
 The model. In a ring of n devices, each sends 2 (n - 1) / n x G bytes to add up G bytes of gradients. Among many GPUs,
@@ -34,8 +34,8 @@ from resnetlab.cluster import Cluster
 from resnetlab.models import VARIANTS, summarize
 
 JOBS = {
-    "resnet20, 32x32, batch size 128": ("resnet20", 32, 128, 11),
-    "resnet50, 64x64, batch size 32": ("resnet50", 64, 32, 5),
+    "resnet20, 32x32, batch size 128": ("resnet20", 32, 128, 8),
+    "resnet50, 64x64, batch size 32": ("resnet50", 64, 32, 4),
 }
 # Inputs of the model: assumptions, not measurements.
 RATES = (1000, 2500)  # images/s of one GPU
@@ -191,7 +191,7 @@ def measured(rounds: int) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["processes", "model"], action="append", help="default: both")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=harness.ROOT / "results" / "scale.json")
     parser.add_argument("--add-up", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
