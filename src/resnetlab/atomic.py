@@ -19,6 +19,8 @@ from filelock import FileLock, Timeout
 from resnetlab.errors import UsageError, WriteError
 
 _BUILDING, _REPLACED, _LOCK = ".resnetlab-new-", ".resnetlab-old-", ".lock"
+_UNFINISHED = ".unfinished-"
+_ABANDONED = 7 * 24 * 3600  # seconds after which an unfinished folder that nobody went on with is removed
 _UNUSED = 3600  # seconds after which a lock file without a folder is removed: its folder was about to be made
 
 
@@ -95,6 +97,36 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             for rest in (building, replaced):
                 shutil.rmtree(rest, ignore_errors=True)
             _lock_of(building).unlink(missing_ok=True)
+
+
+@contextmanager
+def resumable_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to `folder`, with what an interrupted or killed process has left in it.
+
+    On success it is renamed to `folder`; on an exception it is deleted. The caller holds a lock, so that there is one
+    at a time, and removes an existing `folder`.
+    """
+    _remove_abandoned(folder.parent)
+    building = folder.with_name(_UNFINISHED + folder.name)
+    building.mkdir(parents=True, exist_ok=True)
+    try:
+        yield building
+        for path in building.iterdir():
+            flush(path)
+        flush(building)
+        building.rename(folder)
+        flush(folder.parent)
+    except Exception:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for building in parent.glob(f"{_UNFINISHED}*"):
+        with suppress(OSError):
+            newest = max(path.stat().st_mtime for path in (building, *building.iterdir()))
+            if time.time() - newest > _ABANDONED:
+                shutil.rmtree(building, ignore_errors=True)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from resnetlab.data import audit as audit_module
-from resnetlab.data import pack as pack_module
+from resnetlab.data import build_pack
 from resnetlab.data.pack import pack
 from resnetlab.data.preprocess import decode, fit_square
 from resnetlab.data.sources import resolve
@@ -152,7 +152,7 @@ def test_what_changes_the_use_of_files_makes_another_pack(photos, build, monkeyp
         build(photos)
     monkeypatch.setenv("RESNETLAB_MAX_PIXELS", "1920")
     keys.append(build(photos).key)
-    monkeypatch.setattr(pack_module, "find_spec", lambda name: None)  # without pillow-heif
+    monkeypatch.setattr("resnetlab.data.pack.find_spec", lambda name: None)  # without pillow-heif
     keys.append(build(photos).key)
     assert len(set(keys)) == len(keys)
 
@@ -189,29 +189,74 @@ def test_digits_are_enlarged(tmp_path):
 # ------------------------------------------------------------------------------------------- what goes wrong
 
 
-def test_a_crash_in_the_middle_leaves_nothing(photos, build, tmp_path, monkeypatch):
+def interrupt_after(monkeypatch, count, error=KeyboardInterrupt):
+    """Let decoding end with an error after so many images."""
     calls = []
 
-    def crash(*args):
+    def stop(*args):
         calls.append(args)
-        if len(calls) > 10:
-            raise KeyboardInterrupt
+        if len(calls) > count:
+            raise error
         return fit_square(*args)
 
+    monkeypatch.setattr(audit_module, "fit_square", stop)
+
+
+def test_an_error_in_the_middle_leaves_nothing(photos, build, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(audit_module, "fit_square", crash)
-        with pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 10, RuntimeError("a fault"))
+        with pytest.raises(RuntimeError, match="a fault"):
             build(photos)
     assert cached(tmp_path) == []
     assert build(photos).images.shape[0] == 27
 
 
-def test_a_killed_build_is_not_taken_for_a_pack_and_is_swept_up_later(photos, build, tmp_path):
-    unfinished = tmp_path / "cache" / ".resnetlab-new-killed"
-    unfinished.mkdir(parents=True)
-    (unfinished / "images.npy").write_bytes(b"half")
-    assert build(photos).images.shape[0] == 27
-    assert len(cached(tmp_path)) == 1
+@pytest.mark.parametrize("harm", [None, "half a line", "short images", "no images", "more images", "other files"])
+def test_an_interrupted_build_is_continued(make, build, tmp_path, monkeypatch, harm):
+    photos = make.write_classes(tmp_path / "many", {"cat": 40, "dog": 60})
+    (photos / "cat" / "broken.jpg").write_bytes(b"no image")
+    (photos / "dog" / "copy.jpg").write_bytes((photos / "cat" / "0.jpg").read_bytes())  # both are set aside at the end
+    expected = build(photos, cache_dir=tmp_path / "other")
+    monkeypatch.setattr(build_pack, "SAVE_EVERY", 0.0)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 80)
+        with pytest.raises(KeyboardInterrupt):
+            build(photos, workers=1)
+    (unfinished,) = cached(tmp_path)
+    saved = (unfinished / "records.jsonl").read_bytes()
+    assert saved.count(b"\n") == 64  # two chunks
+    if harm == "half a line":
+        (unfinished / "records.jsonl").write_bytes(saved[:-7])
+    elif harm == "short images":
+        os.truncate(unfinished / "images.npy", 20_000)
+    elif harm == "no images":
+        (unfinished / "images.npy").unlink()
+    elif harm == "more images":
+        with open(unfinished / "images.npy", "ab") as file:
+            file.write(b"written, but not recorded")
+    elif harm == "other files":
+        (unfinished / "records.jsonl").write_bytes(saved.replace(b"cat/", b"dog/"))
+
+    steps = []
+    found = build(photos, workers=1, progress=lambda done, total: steps.append((done, total)))
+    first = {None: 96, "more images": 96, "half a line": 63 + 32}.get(harm, 32)
+    assert steps[0] == (first, 102)
+    np.testing.assert_array_equal(found.images, expected.images)
+    assert (found.names, found.hashes, found.audit) == (expected.names, expected.hashes, expected.audit)
+    (folder,) = cached(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["images.npy", "pack.json"]
+
+
+def test_what_nobody_goes_on_with_is_removed_after_a_week(photos, build, tmp_path):
+    old, recent = (tmp_path / "cache" / f".unfinished-{name}" for name in ("old", "recent"))
+    for folder in (old, recent):
+        folder.mkdir(parents=True)
+        (folder / "images.npy").write_bytes(b"half")
+    for path in (old / "images.npy", old):
+        os.utime(path, (0, 0))
+    build(photos)
+    assert not old.exists()
+    assert recent.exists()
 
 
 @pytest.mark.parametrize("damage", ["no description", "no images", "short"])
@@ -234,7 +279,7 @@ def test_a_full_disk_is_said_and_cleaned_up(photos, build, tmp_path, monkeypatch
     def full(file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pack_module, "_sync", full)
+    monkeypatch.setattr(build_pack, "_sync", full)
     with pytest.raises(ResnetlabError, match=r"Cannot write .*No space left.*make room, or set \$RESNETLAB_CACHE"):
         build(photos)
     assert cached(tmp_path) == []

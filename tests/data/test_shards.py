@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -211,6 +212,23 @@ def test_shards_are_neither_audited_nor_packed_again(folder: Path, tmp_path: Pat
         tasks.pack(folder, tmp_path / "again", recipe=RECIPE, progress=None)
     with pytest.raises(UsageError, match="has shards already"):
         tasks.pack("digits", folder, recipe=RECIPE, progress=None)
+
+
+@pytest.mark.parametrize("left", ["whole", "half", "other content"])
+def test_an_interrupted_write_is_continued(folder: Path, left: str) -> None:
+    (folder / MANIFEST).unlink()
+    first, second = folder / "images-00000.npy", folder / "images-00001.npy"
+    contents = [file.read_bytes() for file in (first, second)]
+    if left == "half":
+        shorten(second)
+    elif left == "other content":
+        flip(second)
+    for file in (first, second):
+        os.utime(file, (0, 0))
+    tasks.pack("digits", folder, recipe=RECIPE, shard_megabytes=1, progress=None)
+    assert [file.read_bytes() for file in (first, second)] == contents
+    assert first.stat().st_mtime == 0
+    assert (second.stat().st_mtime == 0) is (left == "whole")
 
 
 def test_shards_in_object_storage_are_copied_and_a_copy_is_continued(memory: Any, cache: Path) -> None:

@@ -1,9 +1,8 @@
 """A data set packed: decoded once at working resolution into one memory-mapped file of bytes, and reused.
 
 A pack is a folder with `images.npy` and `pack.json`. Its name contains the key: a hash of the settings and of the
-names, sizes and modification times of the files, so that reuse opens no image. It is built in a temporary folder and
-renamed when complete, so that an existing pack is always complete; if two processes build the same pack, the second
-one uses the pack of the first.
+names, sizes and modification times of the files, so that reuse opens no image. An existing pack is always complete (see
+`build_pack.py`); if two processes build the same pack, the second one uses the pack of the first.
 """
 
 from __future__ import annotations
@@ -12,21 +11,21 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetlab.atomic import atomic_folder, locked
+from resnetlab.atomic import locked
 from resnetlab.data import shards
-from resnetlab.data.audit import Audit, Progress, Record, inspect_all, require_few_losses, source_fields
-from resnetlab.data.preprocess import MAX_PIXELS, Interpolation, Pixels
+from resnetlab.data.audit import Progress, require_few_losses, source_fields
+from resnetlab.data.build_pack import DESCRIPTION, IMAGES, build
+from resnetlab.data.preprocess import MAX_PIXELS, Interpolation
 from resnetlab.data.shards import Images, Shards
 from resnetlab.data.sources import Source
 from resnetlab.data.split import check_fractions, split
@@ -180,7 +179,7 @@ def _stored(
             with locked(locks / key[:16], waiting=waiting or (lambda: None)):
                 stored = _load(folder, key)
                 if stored is None:
-                    _build(folder, source, shape, interpolation, key, workers, progress)
+                    build(folder, source, shape, interpolation, key, workers=workers, progress=progress)
                     stored = _load(folder, key)
         except OSError as error:
             megabytes = len(source.samples) * math.prod(shape) / 1e6
@@ -267,92 +266,10 @@ def _stat(path: Path) -> tuple[int, int]:
 def _load(folder: Path, key: str) -> tuple[NDArray[np.uint8], dict[str, Any]] | None:
     """The images and the description of a whole pack with that key; None if there is none."""
     try:
-        meta = parse_json((folder / "pack.json").read_text(encoding="utf-8"))
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)  # fails if it is too short
+        meta = parse_json((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)  # fails if it is too short
     except (OSError, ValueError):
         return None
     if meta.get("key") != key or images.dtype != np.uint8 or list(images.shape) != meta["shape"]:
         return None
     return images, meta
-
-
-def _build(
-    folder: Path,
-    source: Source,
-    shape: tuple[int, ...],
-    interpolation: Interpolation,
-    key: str,
-    workers: int | None,
-    progress: Progress | None,
-) -> None:
-    with atomic_folder(folder) as building:
-        # A large buffer: each write releases the interpreter lock, and must then compete with the decoders for it.
-        with open(building / "images.npy", "w+b", buffering=1 << 22) as file:
-            records = inspect_all(
-                source,
-                size=shape[-2],
-                interpolation=interpolation,
-                whole=len(shape) == 4,
-                workers=workers,
-                progress=progress,
-            )
-            audit = _write_images(file, source, shape, records)
-            _sync(file)
-        usable = audit.usable
-        meta = {
-            "key": key,
-            "shape": [len(usable), *shape],
-            "audit": audit.to_json(),
-            "names": [record.name for record in usable],
-            "labels": [record.label for record in usable],
-            "subsets": [record.subset for record in usable],
-            "hashes": [record.sha256 for record in usable],
-            "aspect": [record.width / record.height for record in usable],
-        }
-        with open(building / "pack.json", "wb") as file:
-            file.write(json.dumps(meta).encode())
-            _sync(file)
-        if folder.exists() and _load(folder, key) is None:  # somebody deleted half of it
-            shutil.rmtree(folder)
-
-
-def _write_images(
-    file: BinaryIO, source: Source, shape: tuple[int, ...], inspected: Iterable[tuple[Record, Pixels | None]]
-) -> Audit:
-    """Write the usable images as .npy, in order; not through a memory map, which crashes when the disk is full.
-
-    Their number, and which of them are unusable copies, is known only after the last one; the gaps are then
-    closed.
-    """
-    row_bytes = math.prod(shape)
-    start = _write_header(file, (len(source.samples), *shape))
-    records = []
-    for record, pixels in inspected:
-        records.append(record)
-        if pixels is not None:
-            file.write(pixels.tobytes())
-    audit = Audit.of(source, records)
-
-    settled = [after for before, after in zip(records, audit.records, strict=True) if before.problem is None]
-    kept = [row for row, record in enumerate(settled) if record.problem is None]
-    for row, source_row in enumerate(kept):
-        if row != source_row:
-            file.seek(start + source_row * row_bytes)
-            content = file.read(row_bytes)
-            file.seek(start + row * row_bytes)
-            file.write(content)
-    file.truncate(start + len(kept) * row_bytes)
-    file.seek(0)
-    _write_header(file, (len(kept), *shape))  # as long as before: NumPy leaves room for the number of rows
-    return audit
-
-
-def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:
-    """Write the header of a .npy file of bytes; its length."""
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return file.tell()
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -124,6 +124,8 @@ def write(
 ) -> int:
     """Write images to shards of so many rows, several at a time, then their description; returns how many shards.
 
+    Shards that an interrupted process has written there already are kept.
+
     Raises:
         UsageError: there are shards already.
         ResnetlabError: they cannot be written.
@@ -137,13 +139,12 @@ def write(
 
         def write_one(number: int) -> dict[str, Any]:
             part, name = images[number * rows : (number + 1) * rows], f"images-{number:05d}.npy"
-            digest, size = hashlib.sha256(), 0
-            with files.open(f"{folder}/{name}", "wb") as file:
-                for block in _npy_blocks(part):
-                    file.write(block)
-                    digest.update(block)
-                    size += len(block)
-            return {"name": name, "rows": len(part), "bytes": size, "sha256": digest.hexdigest()}
+            sha256, size = _digest(_npy_blocks(part))
+            if not _is_there(files, f"{folder}/{name}", sha256, size):
+                with files.open(f"{folder}/{name}", "wb") as file:
+                    for block in _npy_blocks(part):
+                        file.write(block)
+            return {"name": name, "rows": len(part), "bytes": size, "sha256": sha256}
 
         shards = _in_threads(write_one, range(count), progress)
         text = json.dumps({"format": FORMAT, "shards": shards, **description}).encode()
@@ -154,6 +155,23 @@ def write(
     except Exception as error:  # whatever the file system raises
         raise ResnetlabError(f"Cannot write shards to {target}: {first_informative_line(error)}.") from error
     return count
+
+
+def _digest(blocks: Iterable[bytes]) -> tuple[str, int]:
+    """The SHA-256 of bytes, and how many there are."""
+    digest, size = hashlib.sha256(), 0
+    for block in blocks:
+        digest.update(block)
+        size += len(block)
+    return digest.hexdigest(), size
+
+
+def _is_there(files: Any, path: str, sha256: str, size: int) -> bool:
+    """Whether an interrupted process has written this file already."""
+    if not files.exists(path) or files.size(path) != size:
+        return False
+    with files.open(path, "rb") as file:
+        return _digest(iter(partial(file.read, CHUNK), b"")) == (sha256, size)
 
 
 def read(spec: str, *, progress: Count | None = None) -> tuple[dict[str, Any], Packed]:
