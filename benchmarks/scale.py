@@ -18,11 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,22 +89,30 @@ def model() -> list[Row]:
     return rows
 
 
-def processes(commands: list[list[str]], *, own_core: bool, folder: Path) -> list[str]:
+def processes(
+    commands: list[list[str]], *, own_core: bool, folder: Path, variables: Mapping[str, str] | None = None
+) -> list[str]:
     """Run commands at the same time, each on a core of its own if asked; their outputs."""
     cores = sorted(os.sched_getaffinity(0))
     running = []
     for number, command in enumerate(commands):
         pinned = ["taskset", "-c", str(cores[number])] if own_core else []
-        variables = os.environ | harness.ENVIRONMENT | {"RESNETLAB_CACHE": str(folder / "cache")}
+        environ = os.environ | harness.ENVIRONMENT | {"RESNETLAB_CACHE": str(folder / "cache")} | (variables or {})
         running.append(
             subprocess.Popen(
-                [*pinned, *command], env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                [*pinned, *command], env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
         )
     outputs = [process.communicate(timeout=900)[0] for process in running]
     if any(process.returncode for process in running):
         raise RuntimeError("\n".join(outputs))
     return outputs
+
+
+def all_reduces(dump: Path) -> int:
+    """Operations that add up arrays of all processes, in the compiled training step."""
+    (step,) = {path.read_text() for path in dump.glob("*jit_train_step*after_optimizations.txt")}
+    return len(re.findall(r" all-reduce(?:-start)?\(", step))
 
 
 def train(job: str, count: int, folder: Path, number: int) -> float:
@@ -125,9 +135,18 @@ def train(job: str, count: int, folder: Path, number: int) -> float:
     if count > 1:
         shared = ["--coordinator", f"127.0.0.1:{harness.free_port()}", "--num-processes", str(count), "--process-id"]
         commands = [[*program, *shared, str(process)] for process in range(count)]
-    processes(commands, own_core=count > 1, folder=folder)
+    dumped = {"XLA_FLAGS": f"--xla_dump_to={folder / job} --xla_dump_hlo_as_text"} if count > 1 else {}
+    processes(commands, own_core=count > 1, folder=folder, variables=dumped)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return statistics.median(record["images_per_second"] for record in records[2:])
+
+
+def seconds_to_add_up(megabytes: float, folder: Path) -> float:
+    """Of two processes with a core each."""
+    address = f"127.0.0.1:{harness.free_port()}"
+    commands = [[sys.executable, __file__, "--add-up", address, str(n), str(megabytes)] for n in range(2)]
+    outputs = processes(commands, own_core=True, folder=folder)
+    return float(outputs[0].split("seconds ")[-1].split()[0])
 
 
 def add_up(coordinator: str, number: str, megabytes: str, times: int = 10) -> None:
@@ -140,7 +159,7 @@ def add_up(coordinator: str, number: str, megabytes: str, times: int = 10) -> No
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     mesh = Mesh(np.array(jax.devices()), ("process",))
-    size = int(float(megabytes) * 1e6 / 4)
+    size = max(1, int(float(megabytes) * 1e6 / 4))
     own = jax.device_put(np.ones((1, size), np.float32), jax.local_devices()[0])
     parts = jax.make_array_from_single_device_arrays((2, size), NamedSharding(mesh, PartitionSpec("process")), [own])
     add = jax.jit(lambda x: x.sum(axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -164,10 +183,8 @@ def measured(rounds: int) -> list[Row]:
                     say(f"{job}, {count} processes: {rates[count][-1]:.1f} images/s")
             ratios = [two / one for one, two in zip(rates[1], rates[2], strict=True)]
             gradients = 4 * summarize(VARIANTS[name], 32, 10).parameters / 1e6
-            address = f"127.0.0.1:{harness.free_port()}"
-            commands = [[sys.executable, __file__, "--add-up", address, str(n), str(gradients)] for n in range(2)]
-            outputs = processes(commands, own_core=True, folder=folder)
-            transfer = float(outputs[0].split("seconds ")[-1].split()[0])
+            transfer, latency = (seconds_to_add_up(megabytes, folder) for megabytes in (gradients, 1e-4))
+            times = all_reduces(folder / job)
             step = batch / statistics.median(rates[1])
             for count, found in rates.items():
                 rows.append(
@@ -181,7 +198,9 @@ def measured(rounds: int) -> list[Row]:
                     "gradient_mb": round(gradients, 2),
                     "step_ms_of_one_process": round(1000 * step, 1),
                     "add_up_ms": round(1000 * transfer, 1),
-                    "expected": round(efficiency(step, transfer, 0.0), 3),
+                    "add_up_100_bytes_ms": round(1000 * latency, 2),
+                    "times_in_a_step": times,
+                    "expected": round(efficiency(step, transfer + times * latency, 0.0), 3),
                 }
                 | results.Timing.of(ratios, "x").to_json()
             )

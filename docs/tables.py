@@ -340,12 +340,13 @@ def scale(result: Result) -> str:
             f"**{r['median']:.2f} x**",
             f"{r['minimum']:.2f} - {r['maximum']:.2f}",
             f"{r['gradient_mb']:.1f} MB in {r['add_up_ms']:.0f} ms",
+            f"{r['times_in_a_step']} x {r['add_up_100_bytes_ms']:.1f} ms of {r['step_ms_of_one_process']:,.0f} ms",
             f"{r['expected']:.2f} x",
         ]
         for r in rows
         if r["part"] == "ratio"
     ]
-    heads = ["job", "one process, images/s", "two", "ratio", "range", "gradients added up", "expected by the model"]
+    heads = ["job", "one process, images/s", "two", "ratio", "range", "gradients", "sums in a step", "expected"]
     computed = [
         [
             r["network"],
