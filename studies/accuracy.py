@@ -19,20 +19,18 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiment import Row, arguments, keras, say
+from experiment import Row, arguments, finished_run, keras, say
 
 import resnetlab as rl
 from resnetlab import backend, results
 from resnetlab.comparison.measure import matmul_gflops
 from resnetlab.models import VARIANTS, architecture, summarize
-from resnetlab.progress import TerminalProgress
 from resnetlab.recipes import RECIPES, Recipe, parse_settings
 
 # What an ablation changes: fields of the recipe, and of the architecture.
@@ -64,23 +62,6 @@ def choose(options: Any) -> tuple[str, Recipe]:
     if options.set:
         recipe, name = recipe.changed(**parse_settings(options.set)), f"{name}-{'-'.join(options.set)}"
     return name, recipe
-
-
-def trained(recipe: Recipe, seed: int, folder: Path) -> rl.Run:
-    """The finished run of a seed: found, resumed, or trained now. Ends the process if it is interrupted."""
-    shown = TerminalProgress()
-    recipe = recipe.changed(seed=seed)
-    if (folder / "run.json").exists():
-        run = rl.load(folder)
-        if run.recipe != recipe.changed(precision=run.recipe.precision):
-            sys.exit(f"{folder} was trained by another recipe. Move it away, or give another --runs.")
-        if run.status != "finished":
-            run = rl.train(resume=folder, progress=shown)
-    else:
-        run = rl.train("cifar10", recipe=recipe, run=folder, progress=shown)
-    if run.status != "finished":
-        sys.exit(130)
-    return run
 
 
 def floating_point_operations(recipe: Recipe, images: int) -> float:
@@ -162,12 +143,14 @@ def main() -> None:
     name, recipe = choose(options)
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
-            run = trained(recipe.changed(epochs=2, warmup=0, progressive=()), options.seed, Path(folder, "run"))
+            run = finished_run(
+                "cifar10", recipe.changed(seed=options.seed, epochs=2, warmup=0, progressive=()), Path(folder, "run")
+            )
             say(str({key: value for key, value in measure(run).items() if key != "epochs"}))
         return
     rows = []
     for seed in range(options.seed, options.seed + options.seeds):
-        run = trained(recipe, seed, options.runs / f"accuracy-{name}-seed{seed}")
+        run = finished_run("cifar10", recipe.changed(seed=seed), options.runs / f"accuracy-{name}-seed{seed}")
         rows.append(measure(run))
         keep(name, recipe, rows, options.out)
         keras.backend.clear_session()

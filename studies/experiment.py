@@ -26,7 +26,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from resnetlab import backend, results  # noqa: E402
+from resnetlab import Run, backend, load, results, train  # noqa: E402
 from resnetlab.atomic import atomic_file  # noqa: E402
 from resnetlab.data.pack import Pack, pack, prepare_pack  # noqa: E402
 from resnetlab.data.sources import resolve  # noqa: E402
@@ -34,6 +34,7 @@ from resnetlab.environment import cache_folder  # noqa: E402
 from resnetlab.evaluation.logits import predict_logits  # noqa: E402
 from resnetlab.models.resnet import build  # noqa: E402
 from resnetlab.models.variants import Architecture  # noqa: E402
+from resnetlab.progress import TerminalProgress  # noqa: E402
 from resnetlab.recipes import RECIPES, Recipe  # noqa: E402
 from resnetlab.report import plots  # noqa: E402
 from resnetlab.training.trainer import make_stream, make_trainer  # noqa: E402
@@ -114,6 +115,22 @@ def trained(arch: Architecture, recipe: Recipe, data: Pack) -> tuple[keras.Model
     with atomic_file(rows) as temporary:  # last: whoever finds it finds the weights
         temporary.write_text(json.dumps(found), "utf-8")
     return network, found
+
+
+def finished_run(data: Path | str, recipe: Recipe, folder: Path) -> Run:
+    """A run by the library: found, resumed, or trained now. Ends the process if it is interrupted."""
+    shown = TerminalProgress()
+    if (folder / "run.json").exists():
+        run = load(folder)
+        if run.recipe != recipe.changed(precision=run.recipe.precision):
+            sys.exit(f"{folder} was trained by another recipe. Move it away, or give another --runs.")
+        if run.status != "finished":
+            run = train(resume=folder, progress=shown)
+    else:
+        run = train(data, recipe=recipe, run=folder, progress=shown)
+    if run.status != "finished":
+        sys.exit(130)
+    return run
 
 
 def _epochs(network: keras.Model, recipe: Recipe, data: Pack, label: str) -> Iterator[Row]:

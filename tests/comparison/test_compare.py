@@ -466,6 +466,7 @@ def test_the_parent_imports_no_backend_and_leaves_the_environment_alone(quick: d
 
 
 @pytest.mark.long
+@pytest.mark.benchmark
 def test_the_gpu_branch_runs_end_to_end(quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the findings of a healthy machine; of the child only the device is replaced, by the CPU."""
     child = tmp_path / "child.py"

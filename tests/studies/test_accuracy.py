@@ -48,9 +48,9 @@ def test_in_tuning_the_test_images_are_not_looked_at(tmp_path: Path, monkeypatch
 def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path: Path) -> None:
     recipe = RECIPES["quick"].changed(epochs=1, warmup=0)
     rl.train("digits", recipe=recipe, run=tmp_path / "run", progress=None)
-    assert accuracy.trained(recipe, 0, tmp_path / "run").status == "finished"
+    assert accuracy.finished_run("digits", recipe, tmp_path / "run").status == "finished"
     with pytest.raises(SystemExit, match="trained by another recipe"):
-        accuracy.trained(recipe.changed(learning_rate=0.1), 0, tmp_path / "run")
+        accuracy.finished_run("digits", recipe.changed(learning_rate=0.1), tmp_path / "run")
 
 
 def test_small_images_cost_what_their_pixels_cost() -> None:

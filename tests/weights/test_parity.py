@@ -49,7 +49,8 @@ def reference_of_keras(name: str) -> keras.Model:
     [
         "ResNet50",
         "ResNet50V2",
-        *(pytest.param(f"ResNet{n}", marks=pytest.mark.long) for n in ("101", "152", "101V2", "152V2")),
+        *(pytest.param(f"ResNet{n}", marks=[pytest.mark.long, pytest.mark.benchmark]) for n in ("101", "101V2")),
+        *(pytest.param(f"ResNet{n}", marks=pytest.mark.long) for n in ("152", "152V2")),
     ],
 )
 def test_logits_are_those_of_keras_applications(name: str, at_both_sizes: list[np.ndarray]) -> None:
