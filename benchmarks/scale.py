@@ -111,8 +111,9 @@ def processes(
 
 def all_reduces(dump: Path) -> int:
     """Operations that add up arrays of all processes, in the compiled training step."""
-    (step,) = {path.read_text() for path in dump.glob("*jit_train_step*after_optimizations.txt")}
-    return len(re.findall(r" all-reduce(?:-start)?\(", step))
+    texts = [path.read_text() for path in dump.glob("*jit_train_step*after_optimizations.txt")]
+    (found,) = {len(re.findall(r" all-reduce(?:-start)?\(", text)) for text in texts}
+    return found
 
 
 def train(job: str, count: int, folder: Path, number: int) -> float:
@@ -135,7 +136,7 @@ def train(job: str, count: int, folder: Path, number: int) -> float:
     if count > 1:
         shared = ["--coordinator", f"127.0.0.1:{harness.free_port()}", "--num-processes", str(count), "--process-id"]
         commands = [[*program, *shared, str(process)] for process in range(count)]
-    dumped = {"XLA_FLAGS": f"--xla_dump_to={folder / job} --xla_dump_hlo_as_text"} if count > 1 else {}
+    dumped = {"XLA_FLAGS": f"--xla_dump_to={folder / name} --xla_dump_hlo_as_text"} if count > 1 else {}
     processes(commands, own_core=count > 1, folder=folder, variables=dumped)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return statistics.median(record["images_per_second"] for record in records[2:])
@@ -184,7 +185,7 @@ def measured(rounds: int) -> list[Row]:
             ratios = [two / one for one, two in zip(rates[1], rates[2], strict=True)]
             gradients = 4 * summarize(VARIANTS[name], 32, 10).parameters / 1e6
             transfer, latency = (seconds_to_add_up(megabytes, folder) for megabytes in (gradients, 1e-4))
-            times = all_reduces(folder / job)
+            times = all_reduces(folder / name)
             step = batch / statistics.median(rates[1])
             for count, found in rates.items():
                 rows.append(
