@@ -17,10 +17,12 @@ Runs are ordinary run folders: an interrupted one is resumed, a finished one is 
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,7 @@ def measure(part: str, recipe: Recipe, run: rl.Run, **fields: Any) -> Row:
     }
 
 
-def measured(options: Any, folder: Path) -> Iterator[Row]:
+def measured(options: Any) -> Iterator[Row]:
     """A row for each recipe and seed or fold: both recipes in turns."""
     names = [options.recipe] if options.recipe else [PLAIN[options.part], BEST[options.part]]
     recipes = [RECIPES[name].changed(**parse_settings(options.set)) for name in names]
@@ -106,9 +108,9 @@ def measured(options: Any, folder: Path) -> Iterator[Row]:
         recipes = [recipe.changed(epochs=1, warmup=0, early_stopping=0, progressive=()) for recipe in recipes]
     if options.part == "cifar":
         seeds = range(options.seed, options.seed + options.seeds)
-        data = {f"seed{seed}": subset_of_cifar(seed, folder, tuning=options.tune) for seed in seeds}
+        data = {f"seed{seed}": subset_of_cifar(seed, options.runs, tuning=options.tune) for seed in seeds}
     else:
-        data = {path.name.removeprefix("animals10-"): path for path in folds_of_animals(folder)}
+        data = {path.name.removeprefix("animals10-"): path for path in folds_of_animals(options.runs)}
     changes = "-".join(["", "tuning"] * options.tune + options.set)
     for number, (name, images) in enumerate(data.items()):
         for recipe in recipes:
@@ -144,14 +146,18 @@ def main() -> None:
         parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folders and images are")
 
     options = arguments(__doc__ or "", add)
-    options.runs.mkdir(parents=True, exist_ok=True)
-    rows = list(measured(options, options.runs))
+    if options.tune and options.part != "cifar":
+        sys.exit("--tune is for cifar: the photographs are too few to hold others out.")
+    with tempfile.TemporaryDirectory() if options.quick else nullcontext(options.runs) as folder:
+        options.runs = Path(folder)
+        options.runs.mkdir(parents=True, exist_ok=True)
+        rows = list(measured(options))
     print("\n".join(summary(rows)))
     if options.quick or options.tune or options.recipe or options.set:
         return
     recipes = {name: RECIPES[name].model_dump(mode="json") for name in (PLAIN[options.part], BEST[options.part])}
     device = backend.gpus()[0] if backend.gpus() else None
-    configuration = {"recipes": json.loads(json.dumps(recipes)), "backend": keras.backend.backend()}
+    configuration = {"recipes": recipes, "backend": keras.backend.backend()}
     what = "Training from scratch on few images: top-1 of two recipes, by seed or fold"
     path = options.out / f"small-data-{options.part}.json"
     results.write(path, results.result(what, configuration=configuration, rows=rows, gpu=device))
