@@ -275,6 +275,32 @@ def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any]
         BASE.changed(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({"crop_padding": 2}, "crop=pad"),
+        ({"crop_border": "reflect"}, "crop=pad"),
+        ({"crop_scale": 0.35}, "crop=resized"),
+        ({"crop_pct": 0.9}, "crop=resized"),
+        ({"adam_learning_rate": 0.01}, "optimizer=muon"),
+    ],
+)
+def test_a_setting_without_effect_is_refused_and_answered_with_what_it_needs(
+    changes: dict[str, Any], needed: str
+) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(changes))}=.* has no effect.*{needed}"):
+        BASE.changed(**changes)
+    governing, value = needed.split("=")
+    BASE.changed(**{governing: value}).changed(**changes)
+    BASE.changed(**changes, **{governing: value})
+
+
+def test_every_key_of_a_recipe_may_be_repeated_whether_it_has_an_effect_or_not() -> None:
+    mixed = RECIPES["cifar-94"].changed(optimizer="sgd", crop="none")
+    assert BASE.changed(**mixed.model_dump()) == mixed
+    assert mixed.changed(crop_padding=mixed.crop_padding) == mixed
+
+
 @pytest.mark.parametrize("crop", ["none", "pad", "resized"])
 def test_stored_images_have_a_margin_only_where_it_is_cut(crop: str) -> None:
     assert BASE.changed(crop=crop).pack_size == (256 if crop == "resized" else 224)

@@ -271,7 +271,11 @@ class Recipe(BaseModel):
         return next((side for side, last in ends if epoch <= last), self.image_size)
 
     def changed(self, /, **changes: Any) -> Recipe:
-        """This recipe with fields replaced; an unknown field or a bad value raises a UsageError."""
+        """This recipe with fields replaced.
+
+        Raises:
+            UsageError: an unknown field, a bad value, or one without effect in the new recipe.
+        """
         for key in changes:
             if key in Recipe.model_fields:
                 continue
@@ -280,13 +284,33 @@ class Recipe(BaseModel):
                 raise unknown_name("recipe key", key, Recipe.model_fields, hint=hint)
             raise UsageError(f"Unknown recipe key {key!r}: here it is called {usual!r}. {hint}")
         try:
-            return Recipe(**(self.model_dump() | changes))
+            recipe = Recipe(**(self.model_dump() | changes))
         except ValidationError as error:
             raise UsageError(_explain(error)) from None
+        for key, (governing, values) in APPLIES_WITH.items():
+            chosen = key in changes and governing not in changes and getattr(recipe, key) != getattr(self, key)
+            if chosen and (received := getattr(recipe, governing)) not in values:
+                needed = " or ".join(f"{governing}={value}" for value in values)
+                raise UsageError(
+                    f"{key}={json.dumps(getattr(recipe, key))} has no effect with {governing}={received}: set {needed} "
+                    f"too, or leave {key} out."
+                )
+        return recipe
 
     def with_settings(self, settings: Iterable[str]) -> Recipe:
         """This recipe with "key=value" texts applied, as `parse_settings` reads them."""
         return self.changed(**parse_settings(settings))
+
+
+# Keys that have an effect only with certain values of another one.
+APPLIES_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "crop_padding": ("crop", ("pad",)),
+    "crop_border": ("crop", ("pad",)),
+    "crop_pct": ("crop", ("resized",)),
+    "crop_scale": ("crop", ("resized",)),
+    "adam_learning_rate": ("optimizer", ("muon",)),
+    "nesterov": ("optimizer", ("sgd", "muon")),
+}
 
 
 class RecipeFields(TypedDict, total=False):
