@@ -1,8 +1,11 @@
-"""Train for hours by the command, and state how the memory of its process grows.
+"""Train for hours, and state how the memory of the process grows.
 
 Claim   After the warm-up, the resident memory of the process grows by at most 1 MiB an hour.
-How     `resnetlab train` on a packed data set, with checkpoints and a validation per epoch; the resident memory is read
-        every ten seconds, the slope is that of a straight line fitted to it.
+How     `resnetlab.train` on a packed data set, with checkpoints and a validation per epoch. After each epoch, when no
+        step is in progress, three figures are read; the slope of each is that of a straight line fitted to it:
+        - resident memory, without the files that it maps;
+        - what is allocated with malloc: growth would be a leak. Growth of the resident memory alone is fragmentation;
+        - the tensors of TensorFlow, which lie in regions that malloc counts as a whole.
 Cost    As long as is asked for, on two CPU cores.
 
     python -m tests.reliability.memory --hours 2.2 --data cifar10
@@ -11,9 +14,10 @@ Cost    As long as is asked for, on two CPU cores.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,11 +26,69 @@ from typing import Any
 
 import numpy as np
 
+import resnetlab as rl
 from resnetlab import results
+from resnetlab.progress import LogProgress, Record
 from tests.reliability.limits import ROOT, process_status
 
-SETTINGS = ("model=resnet-tiny", "image_size=32", "epochs=1000000", "early_stopping=0", "batch_size=64")
+SETTINGS: dict[str, Any] = {
+    "model": "resnet-tiny",
+    "image_size": 32,
+    "epochs": 1_000_000,
+    "early_stopping": 0,
+    "batch_size": 64,
+}
 MIB_PER_HOUR = 1.0
+
+
+class MallocState(ctypes.Structure):
+    """`struct mallinfo2` of <malloc.h>, in bytes, over all arenas."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
+def allocated() -> float:
+    """MiB that are allocated with malloc and not freed."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = MallocState
+    state = libc.mallinfo2()
+    return (state.uordblks + state.hblkhd) / 2**20
+
+
+def tensors() -> float:
+    """MiB of TensorFlow's tensors on the CPU."""
+    import tensorflow as tf
+
+    return float(tf.config.experimental.get_memory_info("CPU:0")["current"]) / 2**20
+
+
+class Watch(LogProgress):
+    """Reads the figures after each epoch, and ends training after so many hours."""
+
+    def __init__(self, hours: float) -> None:
+        self.hours, self.began = hours, time.monotonic()
+        self.samples: list[tuple[float, float, float, float]] = []  # hours; MiB resident, allocated, of tensors
+
+    def epoch(self, record: Record, *, best: bool) -> None:
+        passed = (time.monotonic() - self.began) / 3600
+        self.samples.append((passed, process_status("RssAnon"), allocated(), tensors()))
+        print(*(f"{value:.3f}" for value in self.samples[-1]), flush=True)
+        if passed >= self.hours:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def slope(hours: np.ndarray, mib: np.ndarray) -> tuple[float, float]:
@@ -35,38 +97,28 @@ def slope(hours: np.ndarray, mib: np.ndarray) -> tuple[float, float]:
     return float(rate), float(np.sqrt(covariance[0, 0]))
 
 
-def run(hours: float, warm_up: float, data: str, every: float = 10.0) -> dict[str, Any]:
+def run(hours: float, warm_up: float, data: str) -> dict[str, Any]:
+    watch = Watch(hours)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary, "run")
-        settings = [part for setting in SETTINGS for part in ("--set", setting)]
-        command = [sys.executable, "-m", "resnetlab.cli", "train", data, "--recipe", "quick", "--run", str(folder)]
-        with Path(temporary, "log").open("wb") as log:
-            process = subprocess.Popen([*command, *settings], stdout=log, stderr=log)
-            began, times, found = time.monotonic(), [], []
-            try:
-                while (passed := (time.monotonic() - began) / 3600) < hours and process.poll() is None:
-                    times.append(passed)
-                    found.append(process_status("RssAnon", process.pid))  # without the files that it maps
-                    time.sleep(every)
-            finally:
-                stopped_early = process.poll() is not None
-                process.send_signal(signal.SIGTERM)
-                process.wait(timeout=120)
-        if stopped_early:
-            raise RuntimeError(f"training ended by itself:\n{Path(temporary, 'log').read_text('utf-8')[-2000:]}")
-        epochs = len((folder / "metrics.jsonl").read_text().splitlines())
-    at, mib = np.array(times), np.array(found)
-    rate, error = slope(at[at >= warm_up], mib[at >= warm_up])
-    samples = [[round(float(t), 3), round(float(m), 1)] for t, m in zip(at, mib, strict=True)]
+        rl.train(data, recipe="quick", run=Path(temporary, "run"), progress=watch, **SETTINGS)
+    at, *found = np.array(watch.samples).T
+    after = at >= warm_up
+    slopes = [slope(at[after], mib[after]) for mib in found]
+    (rate, error), (allocated_rate, allocated_error), (tensor_rate, tensor_error) = slopes
+    resident = found[0]
     return {
-        "hours": round(hours, 2),
+        "hours": round(float(at[-1]), 2),
         "warm_up_hours": warm_up,
-        "epochs": epochs,
-        "mib_after_warm_up": round(float(mib[at >= warm_up][0]), 1),
-        "mib_at_the_end": round(float(mib[-1]), 1),
+        "epochs": len(at),
+        "mib_after_warm_up": round(float(resident[after][0]), 1),
+        "mib_at_the_end": round(float(resident[-1]), 1),
         "mib_per_hour": round(rate, 3),
         "standard_error": round(error, 3),
-        "mib_by_hours": samples[:: max(1, len(samples) // 60)],
+        "allocated_mib_per_hour": round(allocated_rate, 3),
+        "allocated_standard_error": round(allocated_error, 3),
+        "tensors_mib_per_hour": round(tensor_rate, 3),
+        "tensors_standard_error": round(tensor_error, 3),
+        "mib_by_hours": [[round(value, 3) for value in sample] for sample in watch.samples[:: max(1, len(at) // 60)]],
     }
 
 
@@ -79,8 +131,8 @@ def main() -> None:
     options = parser.parse_args()
     row = run(options.hours, options.warm_up, options.data)
     print(json.dumps({key: value for key, value in row.items() if key != "mib_by_hours"}, indent=2))
-    configuration = {"recipe": "quick", "settings": list(SETTINGS), "data": options.data}
-    what = "Memory of a long training run: resident, without mapped files, by hours since the start"
+    configuration = {"recipe": "quick", "settings": SETTINGS, "data": options.data}
+    what = "Memory of a long training run by hours: resident, without mapped files; allocated; of tensors"
     results.write(
         options.out / "reliability-memory.json", results.result(what, configuration=configuration, rows=[row])
     )
