@@ -296,6 +296,11 @@ def memory(result: Result) -> str:
         f"{row['mib_at_the_end']:,.0f} MiB at the end; fitted slope **{row['mib_per_hour']:.2f} MiB per hour** "
         f"(standard error {row['standard_error']:.2f}).\n"
     )
+    if "allocated_mib_per_hour" in row:
+        text = (
+            f"{text[:-1]} Of allocated memory: {row['allocated_mib_per_hour']:+.2f} MiB per hour "
+            f"({row['allocated_standard_error']:.2f}); of tensors: {row['tensors_mib_per_hour']:+.2f}.\n"
+        )
     return text + conditions(result)
 
 

@@ -30,8 +30,8 @@ def test_a_named_recipe_is_valid_and_its_model_exists(name: str) -> None:
         ("cifar-quik", "'cifar-quick'"),
         (
             "zzz",
-            "Known: quick, animals, photos, cifar, cifar-quick, cifar-90, cifar-94, cifar-96, cifar-paper-quick, "
-            "finetune, imagenet, strikes-back-a3.",
+            "Known: quick, animals, photos, cifar, cifar-quick, cifar-90, cifar-94, cifar-96, cifar-small-data, "
+            "cifar-paper-quick, finetune, imagenet, strikes-back-a3.",
         ),
         ("zzz", "A file must end in .toml or .json."),
     ],

@@ -548,6 +548,18 @@ RECIPES: dict[str, Recipe] = {
             epochs=40,
             progressive=((20, 0.3), (26, 0.6)),
         ),
+        CIFAR_FAST.changed(
+            name="cifar-small-data",
+            description="some hundred images of each class, from scratch: RandAugment and CutMix, small batches",
+            batch_size=64,
+            crop_padding=4,
+            rand_augment=6,
+            cutmix=1.0,
+            label_smoothing=0.1,
+            epochs=50,
+            learning_rate=0.06,
+            weight_decay=0.1,
+        ),
         CIFAR.changed(
             name="cifar-paper-quick",
             description="aims at the accuracies of He et al. 2015, table 6, in fewer epochs; not reproduced yet",
