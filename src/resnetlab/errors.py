@@ -42,7 +42,7 @@ def unknown_name(kind: str, received: str, known: Iterable[str], *, hint: str = 
     known = list(known)
     nearest = difflib.get_close_matches(received, known, n=3, cutoff=0.5)
     meant = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-    listing = "" if nearest or len(known) > 12 else f" Known: {', '.join(known)}."
+    listing = "" if nearest or len(known) > 16 else f" Known: {', '.join(known)}."
     return UsageError(f"Unknown {kind} {received!r}.{meant}{listing}{' ' + hint if hint else ''}")
 
 
