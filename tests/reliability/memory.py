@@ -103,6 +103,8 @@ def run(hours: float, warm_up: float, data: str) -> dict[str, Any]:
         rl.train(data, recipe="quick", run=Path(temporary, "run"), progress=watch, **SETTINGS)
     at, *found = np.array(watch.samples).T
     after = at >= warm_up
+    if after.sum() < 4:
+        sys.exit(f"Only {after.sum()} epochs ended after the warm-up, expected at least 4: train for longer.")
     slopes = [slope(at[after], mib[after]) for mib in found]
     (rate, error), (allocated_rate, allocated_error), (tensor_rate, tensor_error) = slopes
     resident = found[0]
