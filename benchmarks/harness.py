@@ -57,10 +57,10 @@ class Job:
 
     @property
     def train_flop(self) -> float:
-        """Of one image: a multiply-add is two operations; each of the two gradients costs as much as a forward pass."""
+        """Floating-point operations of a training step for each image."""
         from resnetlab.models import architecture, summarize
 
-        return 3 * 2 * summarize(architecture(self.model), self.size, self.classes).multiply_adds
+        return summarize(architecture(self.model), self.size, self.classes).training_operations
 
 
 @dataclass(frozen=True)

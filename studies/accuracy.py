@@ -65,10 +65,10 @@ def choose(options: Any) -> tuple[str, Recipe]:
 
 
 def floating_point_operations(recipe: Recipe, images: int) -> float:
-    """Of a whole training: a multiply-add is two; each of the two gradients costs as much as the forward pass."""
+    """Of a whole training."""
     arch = architecture(recipe.model)
     sides = [recipe.training_side(epoch) for epoch in range(1, recipe.epochs + 1)]
-    return sum(3 * 2 * summarize(arch, side, 10).multiply_adds * images for side in sides)
+    return sum(summarize(arch, side, 10).training_operations * images for side in sides)
 
 
 def judged(run: rl.Run) -> Row:

@@ -299,7 +299,7 @@ def parts_that_fit(recipe: Recipe, pack: Pack, network: keras.Model | None) -> i
     """In how few parts a batch fits the memory of the GPU, found by training steps; 1 on a CPU.
 
     Raises:
-        ResnetlabError: not even single images fit.
+        ResnetlabError: not even single images fit, or pairs where images are mixed.
     """
     import keras
 
@@ -314,9 +314,10 @@ def parts_that_fit(recipe: Recipe, pack: Pack, network: keras.Model | None) -> i
         return 1
     failure: Exception | None = None
     for parts in divisors(recipe.batch_size):
-        tried = recipe.changed(accumulate=parts, progressive=())
-        if tried.batch_size // parts % backend.replicas():
+        rows = recipe.batch_size // parts
+        if rows % backend.replicas() or (rows == 1 and (recipe.mixup or recipe.cutmix)):  # which need a second image
             continue
+        tried = recipe.changed(accumulate=parts, progressive=())
         stream = make_stream(tried, pack)
         model = network or build_network(tried, len(pack.class_names))
         initial = [np.array(keras.ops.convert_to_numpy(variable)) for variable in model.variables]
@@ -331,7 +332,7 @@ def parts_that_fit(recipe: Recipe, pack: Pack, network: keras.Model | None) -> i
             for variable, value in zip(model.variables, initial, strict=True):
                 variable.assign(value)
     assert failure is not None
-    raise ResnetlabError(out_of_memory(recipe.changed(accumulate=recipe.batch_size), failure, None)) from failure
+    raise ResnetlabError(out_of_memory(tried, failure, None)) from failure
 
 
 def time_step(prepared: Prepared, seconds: float) -> tuple[float, Stream]:

@@ -143,6 +143,15 @@ def test_where_not_even_single_images_fit(monkeypatch: pytest.MonkeyPatch) -> No
         jobs.parts_that_fit(BASE.changed(accumulate="auto"), digits(), None)
 
 
+def test_images_that_are_mixed_are_tried_in_pairs_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr("resnetlab.backend.device", lambda: "gpu")
+    monkeypatch.setattr("resnetlab.training.trainer.make_trainer", lambda *_: Small(1, tried))
+    with pytest.raises(ResnetlabError, match=r"Out of memory: training resnet-tiny on 2 images"):
+        jobs.parts_that_fit(BASE.changed(accumulate="auto", mixup=0.2), digits(), None)
+    assert tried == [16, 8, 4, 2]
+
+
 def test_trying_leaves_the_weights_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build_network(BASE, 10)
     before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.variables]

@@ -254,9 +254,7 @@ def _add_derived(rows: list[Row], recipe: Recipe, images: int) -> None:
     for row in rows:
         if row.get("problem"):
             continue
-        step_flop = (
-            6 * summarize(architecture(recipe.model), recipe.image_size).multiply_adds
-        )  # forward once, backward twice
+        step_flop = summarize(architecture(recipe.model), recipe.image_size).training_operations
         row["epoch_seconds"] = images / row["end_to_end"]["median"]
         row["matmul_share"] = step_flop * row["train"]["median"] / (row["matmul_gflops"] * 1e9)
         row["bottleneck"] = "input" if row["loader"] < 1.1 * row["train"]["median"] else "compute"

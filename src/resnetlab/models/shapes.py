@@ -129,6 +129,14 @@ class Summary:
     depth: int
 
     @property
+    def training_operations(self) -> int:
+        """Floating-point operations of a training step for each image.
+
+        A multiply-add is two; each of the two gradients costs as much as the forward pass.
+        """
+        return 3 * 2 * self.multiply_adds
+
+    @property
     def parameters(self) -> int:
         """Trainable parameters."""
         return sum(prod(weight.shape) for weight in self.weights if weight.name not in NOT_TRAINED)
