@@ -253,6 +253,23 @@ def accuracy_cells(name: str, recipe: Result, rows: Sequence[Result]) -> list[st
     ]
 
 
+def small_data(result: Result) -> str:
+    """Two recipes on few images, by seed or fold, as studies/small_data.py keeps them."""
+    by_recipe: dict[str, list[Result]] = {}
+    for row in result["rows"]:
+        by_recipe.setdefault(row["recipe"], []).append(row)
+    cells = []
+    for name, rows in by_recipe.items():
+        values = [100 * row["top1"] for row in rows]
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        settings = result["configuration"]["recipes"][name]
+        trained = f"{settings['model']}, {settings['epochs']} epochs"
+        cells.append([f"`{name}`", trained, f"**{statistics.fmean(values):.2f}{spread} %**"])
+    runs = len(result["rows"]) // len(by_recipe)
+    head = ("recipe", "network", f"top-1, mean of {runs} with standard deviation")
+    return markdown(head, cells) + conditions(result)
+
+
 def reliability(result: Result) -> str:
     """What was done how often, what came of it, and what went wrong."""
     cells = []
@@ -422,6 +439,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "serving": ("serving", serving),
     "cifar": ("cifar10", run),
     "accuracy": ("accuracy", accuracy),
+    "small-data": ("small-data-cifar", small_data),
     "gpu": ("gpu", gpu),
     "studies": ("study", study),
     "reliability": ("reliability-[kdhi]", reliability),  # kills, disk-full, hostile, images

@@ -92,7 +92,7 @@ def recipes(
             return
         for key, value in ({"base": BASE} | RECIPES).items():
             text = value.description or "the default of every key"
-            print(wrap(f"{key:16} {text}", width, indent=17))
+            print(wrap(f"{key:17} {text}", width, indent=18))
         return
     chosen = BASE if name == BASE.name else recipe(name)
     if as_json:
