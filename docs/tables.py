@@ -315,8 +315,9 @@ def memory(result: Result) -> str:
     )
     if "allocated_mib_per_hour" in row:
         text = (
-            f"{text[:-1]} Of allocated memory: {row['allocated_mib_per_hour']:+.2f} MiB per hour "
-            f"({row['allocated_standard_error']:.2f}); of tensors: {row['tensors_mib_per_hour']:+.2f}.\n"
+            f"{text[:-1]} Of what malloc holds: {row['held_mib_per_hour']:+.2f} MiB per hour; of what is allocated: "
+            f"{row['allocated_mib_per_hour']:+.2f} ({row['allocated_standard_error']:.2f}); of tensors: "
+            f"{row['tensors_mib_per_hour']:+.2f}.\n"
         )
     return text + conditions(result)
 

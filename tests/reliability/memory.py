@@ -2,9 +2,10 @@
 
 Claim   After the warm-up, the resident memory of the process grows by at most 1 MiB an hour.
 How     `resnetlab.train` on a packed data set, with checkpoints and a validation per epoch. After each epoch, when no
-        step is in progress, three figures are read; the slope of each is that of a straight line fitted to it:
+        step is in progress, four figures are read; the slope of each is that of a straight line fitted to it:
         - resident memory, without the files that it maps;
-        - what is allocated with malloc: growth would be a leak. Growth of the resident memory alone is fragmentation;
+        - what malloc holds, in use or free; resident memory may grow towards it, as more of its pages are touched;
+        - what is allocated with malloc: growth would be a leak. Growth of the others alone is fragmentation;
         - the tensors of TensorFlow, which lie in regions that malloc counts as a whole.
 Cost    As long as is asked for, on two CPU cores.
 
@@ -61,12 +62,12 @@ class MallocState(ctypes.Structure):
     ]
 
 
-def allocated() -> float:
-    """MiB that are allocated with malloc and not freed."""
+def malloc_state() -> tuple[float, float]:
+    """MiB that malloc holds, and that are allocated with it and not freed."""
     libc = ctypes.CDLL(None)
     libc.mallinfo2.restype = MallocState
     state = libc.mallinfo2()
-    return (state.uordblks + state.hblkhd) / 2**20
+    return (state.arena + state.hblkhd) / 2**20, (state.uordblks + state.hblkhd) / 2**20
 
 
 def tensors() -> float:
@@ -81,11 +82,11 @@ class Watch(LogProgress):
 
     def __init__(self, hours: float) -> None:
         self.hours, self.began = hours, time.monotonic()
-        self.samples: list[tuple[float, float, float, float]] = []  # hours; MiB resident, allocated, of tensors
+        self.samples: list[tuple[float, ...]] = []  # hours; MiB resident, held, allocated, of tensors
 
     def epoch(self, record: Record, *, best: bool) -> None:
         passed = (time.monotonic() - self.began) / 3600
-        self.samples.append((passed, process_status("RssAnon"), allocated(), tensors()))
+        self.samples.append((passed, process_status("RssAnon"), *malloc_state(), tensors()))
         print(*(f"{value:.3f}" for value in self.samples[-1]), flush=True)
         if passed >= self.hours:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -106,7 +107,7 @@ def run(hours: float, warm_up: float, data: str) -> dict[str, Any]:
     if after.sum() < 4:
         sys.exit(f"Only {after.sum()} epochs ended after the warm-up, expected at least 4: train for longer.")
     slopes = [slope(at[after], mib[after]) for mib in found]
-    (rate, error), (allocated_rate, allocated_error), (tensor_rate, tensor_error) = slopes
+    (rate, error), *others = slopes
     resident = found[0]
     return {
         "hours": round(float(at[-1]), 2),
@@ -116,10 +117,11 @@ def run(hours: float, warm_up: float, data: str) -> dict[str, Any]:
         "mib_at_the_end": round(float(resident[-1]), 1),
         "mib_per_hour": round(rate, 3),
         "standard_error": round(error, 3),
-        "allocated_mib_per_hour": round(allocated_rate, 3),
-        "allocated_standard_error": round(allocated_error, 3),
-        "tensors_mib_per_hour": round(tensor_rate, 3),
-        "tensors_standard_error": round(tensor_error, 3),
+        **{
+            f"{name}_{figure}": round(value, 3)
+            for name, pair in zip(("held", "allocated", "tensors"), others, strict=True)
+            for figure, value in zip(("mib_per_hour", "standard_error"), pair, strict=True)
+        },
         "mib_by_hours": [[round(value, 3) for value in sample] for sample in watch.samples[:: max(1, len(at) // 60)]],
     }
 
@@ -134,7 +136,7 @@ def main() -> None:
     row = run(options.hours, options.warm_up, options.data)
     print(json.dumps({key: value for key, value in row.items() if key != "mib_by_hours"}, indent=2))
     configuration = {"recipe": "quick", "settings": SETTINGS, "data": options.data}
-    what = "Memory of a long training run by hours: resident, without mapped files; allocated; of tensors"
+    what = "Memory of a long training run by hours: resident, without mapped files; held; allocated; of tensors"
     results.write(
         options.out / "reliability-memory.json", results.result(what, configuration=configuration, rows=[row])
     )
