@@ -1,6 +1,7 @@
 """What studies/small_data.py trains on and tests on."""
 
 import importlib
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -85,3 +86,15 @@ def test_the_difference_is_that_of_pairs() -> None:
 
 def test_the_recipes_that_are_compared_are_there() -> None:
     assert {*small_data.PLAIN.values(), *small_data.BEST.values()} <= set(RECIPES)
+
+
+def test_the_claim_is_what_was_measured() -> None:
+    result = json.loads((Path(__file__).parents[2] / "results" / "small-data-cifar.json").read_text("utf-8"))
+    recipes = result["configuration"]["recipes"]
+    for name in ("cifar", "cifar-small-data"):
+        assert recipes[name] == RECIPES[name].model_dump(mode="json"), "the recipe was changed: measure it again"
+    found = {(row["of"], row["recipe"]): row["top1"] for row in result["rows"]}
+    seeds = {seed for seed, _ in found}
+    assert len(seeds) >= 2
+    assert all(found[seed, "cifar-small-data"] - found[seed, "cifar"] >= 0.12 for seed in seeds)
+    assert {row["n"] for row in result["rows"]} == {10_000}
