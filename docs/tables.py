@@ -237,20 +237,23 @@ ACCURACY_HEAD = (
 
 
 def accuracy_cells(name: str, recipe: Result, rows: Sequence[Result]) -> list[str]:
-    def spread(key: str) -> str:
-        values = [100 * row[key] for row in rows]
-        return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
-
     return [
         name,
         recipe["name"],
         str(recipe["epochs"]),
         str(len(rows)),
-        f"**{spread('top1')} %**",
-        f"{spread('top1_with_flips')} %",
+        f"**{percent_with_spread(rows, 'top1')}**",
+        percent_with_spread(rows, "top1_with_flips"),
         f"{statistics.fmean(row['seconds'] for row in rows) / 60:.1f} min, {rows[0]['precision']}",
         f"{statistics.fmean(row['share_of_matrix_product'] for row in rows):.0%}",
     ]
+
+
+def percent_with_spread(rows: Sequence[Result], key: str) -> str:
+    """The mean of a fraction, and its standard deviation where there are several, in percent."""
+    values = [100 * row[key] for row in rows]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread} %"
 
 
 def small_data(result: Result) -> str:
@@ -260,11 +263,9 @@ def small_data(result: Result) -> str:
         by_recipe.setdefault(row["recipe"], []).append(row)
     cells = []
     for name, rows in by_recipe.items():
-        values = [100 * row["top1"] for row in rows]
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         settings = result["configuration"]["recipes"][name]
         trained = f"{settings['model']}, {settings['epochs']} epochs"
-        cells.append([f"`{name}`", trained, f"**{statistics.fmean(values):.2f}{spread} %**"])
+        cells.append([f"`{name}`", trained, f"**{percent_with_spread(rows, 'top1')}**"])
     runs = len(result["rows"]) // len(by_recipe)
     head = ("recipe", "network", f"top-1, mean of {runs} with standard deviation")
     return markdown(head, cells) + conditions(result)
@@ -311,15 +312,15 @@ def memory(result: Result) -> str:
         f"A training run of {row['hours']:.1f} hours ({row['epochs']:,} epochs of {result['configuration']['data']}): "
         f"{row['mib_after_warm_up']:,.0f} MiB after {60 * row['warm_up_hours']:.0f} minutes, "
         f"{row['mib_at_the_end']:,.0f} MiB at the end; fitted slope **{row['mib_per_hour']:.2f} MiB per hour** "
-        f"(standard error {row['standard_error']:.2f}).\n"
+        f"(standard error {row['standard_error']:.2f})."
     )
     if "allocated_mib_per_hour" in row:
-        text = (
-            f"{text[:-1]} Of what malloc holds: {row['held_mib_per_hour']:+.2f} MiB per hour; of what is allocated: "
+        text += (
+            f" Of what malloc holds: {row['held_mib_per_hour']:+.2f} MiB per hour; of what is allocated: "
             f"{row['allocated_mib_per_hour']:+.2f} ({row['allocated_standard_error']:.2f}); of tensors: "
-            f"{row['tensors_mib_per_hour']:+.2f}.\n"
+            f"{row['tensors_mib_per_hour']:+.2f}."
         )
-    return text + conditions(result)
+    return f"{text}\n{conditions(result)}"
 
 
 def shards(result: Result) -> str:

@@ -90,9 +90,10 @@ def recipes(
         if as_json:
             print_json({key: value.model_dump(mode="json") for key, value in ({"base": BASE} | RECIPES).items()})
             return
+        column = max(map(len, RECIPES))
         for key, value in ({"base": BASE} | RECIPES).items():
             text = value.description or "the default of every key"
-            print(wrap(f"{key:17} {text}", width, indent=18))
+            print(wrap(f"{key:{column}} {text}", width, indent=column + 1))
         return
     chosen = BASE if name == BASE.name else recipe(name)
     if as_json:

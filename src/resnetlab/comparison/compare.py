@@ -251,10 +251,10 @@ def _measure_in_child(
 
 def _add_derived(rows: list[Row], recipe: Recipe, images: int) -> None:
     """Add quantities derived from the throughputs: epoch time, bottleneck, fraction of the device's matmul rate."""
+    step_flop = summarize(architecture(recipe.model), recipe.image_size).training_operations
     for row in rows:
         if row.get("problem"):
             continue
-        step_flop = summarize(architecture(recipe.model), recipe.image_size).training_operations
         row["epoch_seconds"] = images / row["end_to_end"]["median"]
         row["matmul_share"] = step_flop * row["train"]["median"] / (row["matmul_gflops"] * 1e9)
         row["bottleneck"] = "input" if row["loader"] < 1.1 * row["train"]["median"] else "compute"
