@@ -87,6 +87,37 @@ def test_memory_that_is_freed_is_kept_unless_the_user_has_tuned_malloc() -> None
     assert again > pages / 2
 
 
+ARENAS_OF_THREADS = """
+import ctypes, tempfile, threading
+environment.configure(backend="tensorflow", device="cpu")
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.fopen.restype = ctypes.c_void_p, ctypes.c_void_p
+libc.malloc_info.argtypes, libc.fclose.argtypes = [ctypes.c_int, ctypes.c_void_p], [ctypes.c_void_p]
+together = threading.Barrier(16)
+def use():
+    together.wait()
+    for _ in range(100):
+        libc.malloc(10_000)
+    together.wait()
+threads = [threading.Thread(target=use) for _ in range(16)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+with tempfile.NamedTemporaryFile() as file:
+    stream = libc.fopen(file.name.encode(), b"w")
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    print(json.dumps([file.read().decode().count("<heap nr="), environment.usable_cores()]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's own")
+def test_threads_share_arenas_unless_the_user_has_tuned_malloc() -> None:
+    arenas, cores = answer(ARENAS_OF_THREADS)
+    assert arenas == max(1, cores // 4)
+    arenas, _ = answer(ARENAS_OF_THREADS, MALLOC_ARENA_MAX="8")
+    assert arenas > 1
+
+
 def test_the_users_settings_stay_and_no_gpu_is_hidden_unasked() -> None:
     env = answer(
         "environment.configure(device='auto', onednn=True); print(json.dumps(dict(os.environ)))",

@@ -564,6 +564,7 @@ RECIPES: dict[str, Recipe] = {
             name="cifar-paper-quick",
             description="aims at the accuracies of He et al. 2015, table 6, in fewer epochs; not reproduced yet",
             precision="auto",
+            flip="alternating",
             epochs=60,
             learning_rate=0.3,
             nesterov=True,

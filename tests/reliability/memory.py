@@ -10,6 +10,7 @@ How     `resnetlab.train` on a packed data set, with checkpoints and a validatio
 Cost    As long as is asked for, on two CPU cores.
 
     python -m tests.reliability.memory --hours 2.2 --data cifar10
+    python -m tests.reliability.memory --data cifar10 --recipe cifar-paper-quick --set model=resnet56 --set epochs=24
 """
 
 from __future__ import annotations
@@ -30,15 +31,11 @@ import numpy as np
 import resnetlab as rl
 from resnetlab import results
 from resnetlab.progress import LogProgress, Record
+from resnetlab.recipes import RECIPES, Recipe, parse_settings
 from tests.reliability.limits import ROOT, process_status
 
-SETTINGS: dict[str, Any] = {
-    "model": "resnet-tiny",
-    "image_size": 32,
-    "epochs": 1_000_000,
-    "early_stopping": 0,
-    "batch_size": 64,
-}
+# By default: a network with the most steps in an hour that CIFAR-10 allows, trained until the time is over.
+SETTINGS = ["model=resnet-tiny", "image_size=32", "epochs=1000000", "early_stopping=0", "batch_size=64"]
 MIB_PER_HOUR = 1.0
 
 
@@ -98,10 +95,9 @@ def slope(hours: np.ndarray, mib: np.ndarray) -> tuple[float, float]:
     return float(rate), float(np.sqrt(covariance[0, 0]))
 
 
-def run(hours: float, warm_up: float, data: str) -> dict[str, Any]:
+def run(hours: float, warm_up: float, data: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
     watch = Watch(hours)
-    with tempfile.TemporaryDirectory() as temporary:
-        rl.train(data, recipe="quick", run=Path(temporary, "run"), progress=watch, **SETTINGS)
+    trained = rl.train(data, recipe=recipe, run=folder, progress=watch)
     at, *found = np.array(watch.samples).T
     after = at >= warm_up
     if after.sum() < 4:
@@ -113,6 +109,7 @@ def run(hours: float, warm_up: float, data: str) -> dict[str, Any]:
         "hours": round(float(at[-1]), 2),
         "warm_up_hours": warm_up,
         "epochs": len(at),
+        "steps": trained.history[-1]["step"],
         "mib_after_warm_up": round(float(resident[after][0]), 1),
         "mib_at_the_end": round(float(resident[-1]), 1),
         "mib_per_hour": round(rate, 3),
@@ -131,11 +128,17 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=2.2)
     parser.add_argument("--warm-up", type=float, default=0.2, help="hours that are not counted (default: %(default)s)")
     parser.add_argument("--data", default="digits")
+    parser.add_argument("--recipe", default="quick")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help=f"by default {' '.join(SETTINGS)}")
+    parser.add_argument("--run", type=Path, help="keep the run folder here")
     parser.add_argument("--out", type=Path, default=ROOT / "results")
     options = parser.parse_args()
-    row = run(options.hours, options.warm_up, options.data)
+    settings = options.set or SETTINGS
+    recipe = RECIPES[options.recipe].changed(**parse_settings(settings))
+    with tempfile.TemporaryDirectory() as temporary:
+        row = run(options.hours, options.warm_up, options.data, recipe, options.run or Path(temporary, "run"))
     print(json.dumps({key: value for key, value in row.items() if key != "mib_by_hours"}, indent=2))
-    configuration = {"recipe": "quick", "settings": SETTINGS, "data": options.data}
+    configuration = {"recipe": options.recipe, "settings": settings, "data": options.data}
     what = "Memory of a long training run by hours: resident, without mapped files; held; allocated; of tensors"
     results.write(
         options.out / "reliability-memory.json", results.result(what, configuration=configuration, rows=[row])
