@@ -148,6 +148,7 @@ def run_alone(folder: Path, backend: str) -> Path:
 
 
 def assert_same(run: Path, other: Path) -> None:
+    assert history(run)[-1]["step"] >= 50
     for one, many in zip(history(run), history(other), strict=True):
         assert one["step"] == many["step"]
         assert many["loss"] == pytest.approx(one["loss"], rel=1e-4)
@@ -155,28 +156,36 @@ def assert_same(run: Path, other: Path) -> None:
         assert many["val_top1"] == one["val_top1"]
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=needs_jax)])
+@pytest.mark.parametrize(
+    ("backend", "count"),
+    [
+        ("tensorflow", "2"),
+        pytest.param("jax", "2", marks=needs_jax),
+        pytest.param("jax", "8", marks=[needs_jax, pytest.mark.benchmark]),
+    ],
+)
 @pytest.mark.long
-def test_several_devices_give_the_run_of_one(request: Any, tmp_path: Path, backend: str) -> None:
+def test_several_devices_give_the_run_of_one(request: Any, tmp_path: Path, backend: str, count: str) -> None:
     """The run is stopped in between, and resumed."""
     alone = request.getfixturevalue("alone") if backend == "jax" else run_alone(tmp_path, backend)
     run = tmp_path / "run"
-    process = start(tmp_path, "digits", "--run", str(run), "--devices", "2", *OPTIONS, backend=backend)
+    process = start(tmp_path, "digits", "--run", str(run), "--devices", count, *OPTIONS, backend=backend)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(history(run)) == 1, process)
     process.send_signal(signal.SIGINT)
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "2 devices" in told
-    finish(start(tmp_path, "--resume", str(run), "--devices", "2", backend=backend))
+    assert f"{count} devices" in told
+    finish(start(tmp_path, "--resume", str(run), "--devices", count, backend=backend))
     assert_same(alone, run)
-    assert json.loads((run / "run.json").read_text())["devices"] == 2
+    assert json.loads((run / "run.json").read_text())["devices"] == int(count)
 
 
 @needs_jax
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.benchmark)])
 @pytest.mark.long
-def test_several_processes_give_the_run_of_one(alone: Path, tmp_path: Path) -> None:
+def test_several_processes_give_the_run_of_one(alone: Path, tmp_path: Path, count: int) -> None:
     run = tmp_path / "run"
-    told = finish(*together(tmp_path, 2, "digits", "--run", str(run), *OPTIONS))
+    told = finish(*together(tmp_path, count, "digits", "--run", str(run), *OPTIONS))
     assert "epoch 3/3" in told[0]
     assert all("epoch" not in text for text in told[1:])
     assert_same(alone, run)
