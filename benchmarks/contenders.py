@@ -14,14 +14,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from harness import Contender, Elapsed, Job, Mark, Run
+from harness import Alive, Contender, Elapsed, Job, Mark, Run
 
 from resnetlab import environment
 from resnetlab.comparison.measure import repeat_batch
 from resnetlab.comparison.timing import FitTimer
 
 LEARNING_RATE, MOMENTUM, L2 = 0.01, 0.9, 5e-4
-MATRIX_SIDE = {"float32": 2048, "bfloat16": 8192}  # of the product that stands for what a machine can do
+
+
+def matrix_side(job: Job) -> int:
+    """Of the square matrices whose product stands for what a machine can do."""
+    return 8192 if job.device == "gpu" else 2048
 
 
 class FitSteps:
@@ -201,7 +205,7 @@ def by_hand(job: Job) -> Any:
 
 def matrix_product(job: Job, mark: Mark, *, framework: str) -> Run:
     """Products of two square matrices: what all else is a fraction of. `steps` of them."""
-    side = MATRIX_SIDE[job.precision]
+    side = matrix_side(job)
     if framework == "tensorflow":
         os.environ |= {"TF_ENABLE_ONEDNN_OPTS": "1"} | ({"CUDA_VISIBLE_DEVICES": "-1"} if job.device == "cpu" else {})
         import tensorflow as tf
@@ -242,3 +246,12 @@ def native_peers(*networks: str) -> list[Contender]:
         for network in networks
         for how in ("eager", "torch.compile")
     ]
+
+
+def is_product(each: Alive) -> bool:
+    return each.contender.maker == "matrix_product"
+
+
+def work(each: Alive, flop: float) -> float:
+    """Of one unit of a contender: images, or the operations of a matrix product in units of `flop`."""
+    return 2 * matrix_side(each.job) ** 3 / flop if is_product(each) else each.job.batch

@@ -34,7 +34,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import harness  # puts src/ on the path
-from contenders import MAKERS, MATRIX_SIDE, OURS, matrix_products, native_peers
+from contenders import MAKERS, OURS, is_product, matrix_products, native_peers, work
 from harness import Alive, ChildFailed, Contender, Job, Row
 
 from resnetlab import environment, results
@@ -124,10 +124,8 @@ class Benchmark:
             where={"part": part},
             rows=self.rows,
             rounds=1 if self.smoke else rounds,
-            amount=lambda each: (
-                2 * MATRIX_SIDE[each.job.precision] ** 3 / 1e12 if _is_product(each) else each.job.batch
-            ),
-            unit=lambda each: "TFLOP/s" if _is_product(each) else "images/s",
+            amount=lambda each: work(each, 1e12),
+            unit=lambda each: "TFLOP/s" if is_product(each) else "images/s",
             seconds=0.1 if self.smoke else 1.0,
             limit=lambda: self.left(60),
         )
@@ -167,15 +165,6 @@ class Benchmark:
             alive = self.start("original", [pair for pair in wanted if pair[1].device == device])
             self.measure("original", alive, 3)
             _close(alive)
-
-
-def _is_product(each: Alive) -> bool:
-    return each.contender.maker == "matrix_product"
-
-
-def _amount(each: Alive) -> float:
-    """Of a step: images, or TFLOP."""
-    return 2 * MATRIX_SIDE[each.job.precision] ** 3 / 1e12 if _is_product(each) else each.job.batch
 
 
 def _close(alive: Sequence[Alive]) -> None:

@@ -5,10 +5,12 @@ batch in float32, and comes near the rate at which the machine multiplies matric
 
     python benchmarks/throughput.py                         all jobs, about 25 minutes on two cores
     python benchmarks/throughput.py --job resnet50-64-b32   one of them, 5 minutes; may be repeated
+    python benchmarks/throughput.py --precision float32 --precision bfloat16 --job resnet50-64-b32
+        both precisions in turns, PyTorch's by autocast; results in precision-MACHINE.json
 
-A round times each contender once. Each round gives its own ratios and its own matrix-product rate (2048 cubed, float32;
-the better of PyTorch's and TensorFlow's); the figures are medians over the rounds. `first-step` times a process from
-its start to the end of its first training step, and `help` times `resnetlab --help`.
+A round times each contender once. Each round gives its own ratios and its own matrix-product rate (in the precision of
+the contender; the better of PyTorch's and TensorFlow's); the figures are medians over the rounds. `first-step` times a
+process from its start to the end of its first training step, and `help` times `resnetlab --help`.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import harness  # puts src/ on the path
-from contenders import MAKERS, MATRIX_SIDE, OURS, matrix_products, native_peers
+from contenders import MAKERS, OURS, is_product, matrix_products, native_peers, work
 from harness import Alive, ChildFailed, Contender, Job, Row, say
 
 from resnetlab import environment, results
@@ -46,33 +50,54 @@ KERAS_PEERS = [
 MATRIX = matrix_products("torch", "tensorflow")
 
 
-def train(name: str, only: str, rounds: int, seconds: float) -> list[Row]:
+def train(name: str, precisions: Sequence[str], only: str, rounds: int, seconds: float) -> list[Row]:
     """Rows of rates, of failures, and of ratios, of all contenders at one job."""
     job = JOBS[name]
     big = job.model == "resnet50"
     peers = [*KERAS_PEERS, *native_peers("transformers", "torchvision", "timm")] if big else native_peers("by hand")
-    contenders = [*MATRIX, *(each for each in [*OURS, *peers] if re.search(only, each.name))]
+    chosen = [*MATRIX, *(each for each in [*OURS, *peers] if re.search(only, each.name))]
     rows: list[Row] = []
-    alive = harness.start(contenders, job, where={"job": name}, rows=rows)
-
-    def amount(each: Alive) -> float:
-        return 2 * MATRIX_SIDE["float32"] ** 3 / 1e9 if each.contender in MATRIX else job.batch
-
-    def unit(each: Alive) -> str:
-        return "GFLOP/s" if each.contender in MATRIX else "images/s"
-
+    alive: list[Alive] = []
+    for precision in precisions:
+        named = [replace(each, name=f"{each.name}, {precision}") for each in chosen] if len(precisions) > 1 else chosen
+        alive += harness.start(named, replace(job, precision=precision), where={"job": name}, rows=rows)
+    by_name = {each.contender.name: each for each in alive}
     rates = harness.compare(
-        alive, where={"job": name}, rows=rows, rounds=rounds, amount=amount, unit=unit, seconds=seconds
+        alive,
+        where={"job": name},
+        rows=rows,
+        rounds=rounds,
+        amount=lambda each: work(each, 1e9),
+        unit=lambda each: "GFLOP/s" if is_product(each) else "images/s",
+        seconds=seconds,
+        pairs=harness.ours_to_others if len(precisions) == 1 else all_to_each_other,
     )
     for each in alive:
         each.close()
-    machine = [max(pair) for pair in zip(*(rates[m.name] for m in MATRIX if m.name in rates), strict=True)]
+    machine = matrix_rates(alive, rates)
     for row in rows:
-        if row.get("unit") == "images/s" and machine:
-            pairs = zip(rates[row["contender"]], machine, strict=True)
-            shares = [rate * job.train_flop / 1e9 / limit for rate, limit in pairs]
-            row["share_of_matrix_product"] = round(statistics.median(shares), 4)
+        if row.get("unit") == "images/s":
+            row["precision"] = precision = by_name[row["contender"]].job.precision
+            if precision in machine:
+                pairs = zip(rates[row["contender"]], machine[precision], strict=True)
+                shares = [rate * job.train_flop / 1e9 / limit for rate, limit in pairs]
+                row["share_of_matrix_product"] = round(statistics.median(shares), 4)
     return rows
+
+
+def matrix_rates(alive: Sequence[Alive], rates: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """The matrix-product rate in each precision, round by round."""
+    by_precision: dict[str, list[Sequence[float]]] = {}
+    for each in alive:
+        if is_product(each) and each.contender.name in rates:
+            by_precision.setdefault(each.job.precision, []).append(rates[each.contender.name])
+    return {precision: [max(turn) for turn in zip(*found, strict=True)] for precision, found in by_precision.items()}
+
+
+def all_to_each_other(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each of ours to all others, and to itself in another precision."""
+    trained = [name for name in names if not name.startswith("matrix")]
+    return [(mine, name) for mine in trained if mine.startswith("ours") for name in trained if name != mine]
 
 
 def first_step(rounds: int) -> list[Row]:
@@ -117,28 +142,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     jobs = [*JOBS, "first-step", "help"]
     parser.add_argument("--job", action="append", choices=jobs, help="default: all")
+    parser.add_argument("--precision", action="append", choices=["float32", "bfloat16"], help="default: float32")
     parser.add_argument("--only", default="", help="contenders whose name matches this regular expression")
     parser.add_argument("--repeats", type=int, default=7, help="rounds")
     parser.add_argument("--seconds", type=float, default=4.0, help="of one contender in one round, about")
     parser.add_argument("--out", type=Path, help="default: results/throughput-MACHINE.json")
     options = parser.parse_args()
-    out = options.out or harness.ROOT / "results" / f"throughput-{harness.machine_name()}.json"
+    precisions = options.precision or ["float32"]
+    what = "throughput" if precisions == ["float32"] else "precision"
+    out = options.out or harness.ROOT / "results" / f"{what}-{harness.machine_name()}.json"
     rows: list[Row] = []
     for name in options.job or jobs:
         if name in JOBS:
-            rows += train(name, options.only, options.repeats, options.seconds)
+            rows += train(name, precisions, options.only, options.repeats, options.seconds)
         else:
             rows += first_step(min(options.repeats, 3)) if name == "first-step" else help_time(options.repeats)
         configuration = {
-            "precision": "float32",
+            "precision": ", ".join(precisions),
             "optimizer": "SGD, momentum 0.9, Nesterov",
             "threads": f"each contender's own default on {environment.usable_cores()} cores",
             "repeats": options.repeats,
             "load at the end": [round(load, 2) for load in os.getloadavg()],
         }
         # After each job, so that what was measured stays if a later one is cut short.
-        what = "Training throughput, ours and others"
-        results.write(out, results.result(what, configuration=configuration, rows=rows))
+        about = "Training throughput, ours and others"
+        results.write(out, results.result(about, configuration=configuration, rows=rows))
     harness.show(rows, "job")
     print(f"\nWritten to {out}")
 

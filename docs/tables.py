@@ -64,6 +64,33 @@ def throughput(result: Result) -> str:
     return "\n".join(tables) + first_step(result) + conditions(result)
 
 
+def precision(result: Result) -> str:
+    """A table for each job: images/s of each contender in both precisions, and how many times as fast ours is in
+    bfloat16 as its faster one."""
+    ours = "ours, tensorflow"
+    tables = []
+    for job in dict.fromkeys(row["job"] for row in result["rows"] if "over" in row):
+        rows = [row for row in result["rows"] if row["job"] == job]
+        ratios = {row["over"]: row["median"] for row in rows if row.get("ours") == f"{ours}, bfloat16"}
+        contenders: dict[str, dict[str, Result]] = {}
+        for row in rows:
+            if row.get("unit") == "images/s":
+                contenders.setdefault(row["contender"].rpartition(", ")[0], {})[row["precision"]] = row
+        cells = []
+        for name, found in contenders.items():
+            faster = max(found, key=lambda key: found[key]["median"])
+            over = "float32" if name == ours else faster
+            rates = [
+                f"{found[key]['median']:,.1f} ({found[key]['share_of_matrix_product']:.0%})" if key in found else ""
+                for key in ("float32", "bfloat16")
+            ]
+            cells.append([name, *rates, f"**{ratios[f'{name}, {over}']:.2f} x** ({over})"])
+        head = [job, "float32, images/s", "bfloat16, images/s", f"{ours}, bfloat16 ÷ this"]
+        tables.append(markdown(head, cells))
+    how = "In brackets: of the matrix-product rate in this precision; and in which precision this is faster.\n"
+    return "\n".join([*tables, how]) + conditions(result)
+
+
 def first_step(result: Result) -> str:
     rows = [row for row in result["rows"] if row.get("job") == "first-step" and "median" in row]
     keys = ("import", "build", "trace_and_compile")
@@ -436,6 +463,7 @@ def keys() -> str:
 # name of a table: (what the files' names begin with, what makes Markdown of one)
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "throughput": ("throughput", throughput),
+    "precision": ("precision", precision),
     "input-pipeline": ("input-pipeline", input_pipeline),
     "inference": ("inference", inference),
     "serving": ("serving", serving),

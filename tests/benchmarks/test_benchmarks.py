@@ -71,6 +71,23 @@ def test_tables_are_filled_from_results_and_checked(tables: ModuleType, tmp_path
     assert filled.endswith("<!-- /table -->\nafter <!-- table: not closed\n")
 
 
+def test_the_table_of_precisions(tables: ModuleType) -> None:
+    rates = {"ours, tensorflow": (10, 16), "theirs": (10, 8)}
+    rows: list[dict[str, object]] = [
+        {"job": "small", "contender": f"{name}, {precision}", "precision": precision, "unit": "images/s",
+         "median": rate, "share_of_matrix_product": 0.5}
+        for name, pair in rates.items() for precision, rate in zip(("float32", "bfloat16"), pair, strict=True)
+    ]  # fmt: skip
+    over = {"ours, tensorflow, float32": 1.6, "theirs, float32": 1.6, "theirs, bfloat16": 2.0}
+    rows += [
+        {"job": "small", "ours": "ours, tensorflow, bfloat16", "over": name, "median": ratio}
+        for name, ratio in over.items()
+    ]
+    made = tables.precision(results.result("a test", configuration={}, rows=rows))
+    assert "| ours, tensorflow | 10.0 (50%) | 16.0 (50%) | **1.60 x** (float32) |" in made
+    assert "| theirs | 10.0 (50%) | 8.0 (50%) | **1.60 x** (float32) |" in made
+
+
 def test_the_tables_of_the_pages_are_up_to_date(tables: ModuleType) -> None:
     assert tables.main(["--check"]) == 0
 
@@ -117,6 +134,21 @@ def test_the_training_benchmark_runs(tmp_path: Path) -> None:
     assert 0 < ours["share_of_matrix_product"] < 1
     assert ours["processor_ms_per_image"] > 0
     assert rows["matrix product, tensorflow"]["unit"] == "GFLOP/s"
+
+
+@pytest.mark.benchmark
+@pytest.mark.long
+def test_the_training_benchmark_compares_precisions(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "throughput.py"), "--job", "resnet20-32-b128", "--only", "tensorflow"]
+    command += ["--precision", "float32", "--precision", "bfloat16"]
+    options = ["--repeats", "2", "--seconds", "0.1", "--out", str(tmp_path / "out.json")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert {row["precision"] for row in rows if row.get("unit") == "images/s"} == {"float32", "bfloat16"}
+    assert ("ours, tensorflow, bfloat16", "ours, tensorflow, float32") in {
+        (row["ours"], row["over"]) for row in rows if "over" in row
+    }
 
 
 @pytest.mark.benchmark
