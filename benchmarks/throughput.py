@@ -1,7 +1,7 @@
 """Training on the CPU, ours and others side by side.
 
-Claim: on two cores `resnetlab train` beats keras.applications as installed, and the best native PyTorch, at the same
-batch in float32, and comes near the rate at which the machine multiplies matrices.
+Claim: on two cores `resnetlab train` on TensorFlow beats keras.applications as installed and the best native PyTorch at
+the same batch in float32, and comes near the rate at which the machine multiplies matrices.
 
     python benchmarks/throughput.py                         all jobs, about 25 minutes on two cores
     python benchmarks/throughput.py --job resnet50-64-b32   one of them, 5 minutes; may be repeated

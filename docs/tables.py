@@ -47,7 +47,11 @@ def throughput(result: Result) -> str:
     tables = []
     for job in dict.fromkeys(row["job"] for row in result["rows"] if "over" in row):
         rows = [row for row in result["rows"] if row["job"] == job]
-        ratios = {(row["ours"], row["over"]): f"**{row['median']:.2f} x**" for row in rows if "over" in row}
+        ratios = {
+            (row["ours"], row["over"]): f"**{row['median']:.2f} x** ({row['minimum']:.2f} - {row['maximum']:.2f})"
+            for row in rows
+            if "over" in row
+        }
         ours = list(dict.fromkeys(mine for mine, _ in ratios))
         cells = (
             [
@@ -59,7 +63,7 @@ def throughput(result: Result) -> str:
             for row in rows
             if row.get("unit") == "images/s"
         )
-        head = [job, "images/s", "of the matrix-product rate", *(f"{mine} ÷ this" for mine in ours)]
+        head = [job, "images/s", "share of matmul rate", *(f"{mine} ÷ this" for mine in ours)]
         tables.append(markdown(head, cells))
     return "\n".join(tables) + first_step(result) + conditions(result)
 
@@ -87,7 +91,7 @@ def precision(result: Result) -> str:
             cells.append([name, *rates, f"**{ratios[f'{name}, {over}']:.2f} x** ({over})"])
         head = [job, "float32, images/s", "bfloat16, images/s", f"{ours}, bfloat16 ÷ this"]
         tables.append(markdown(head, cells))
-    how = "In brackets: of the matrix-product rate in this precision; and in which precision this is faster.\n"
+    how = "In brackets: share of the matmul rate in this precision; and in which precision this is faster.\n"
     return "\n".join([*tables, how]) + conditions(result)
 
 
@@ -105,7 +109,9 @@ def input_pipeline(result: Result) -> str:
 
     def value(row: dict[str, Any]) -> str:
         return (
-            f"{row['median']:.1%} of the step" if row["unit"].startswith("share") else f"{row['median']:,.0f} images/s"
+            f"{row['median']:.1%} of the step ({row['minimum']:.1%} to {row['maximum']:.1%})"
+            if row["unit"].startswith("share")
+            else f"{row['median']:,.0f} images/s"
         )
 
     cells = (
@@ -129,7 +135,7 @@ def gpu(result: Result) -> str:
         for row in rows
         if row["unit"] == "images/s"
     )
-    head = ["ResNet-50, 224x224, bfloat16, training", "batch", "input", "images/s", "of the matrix-product rate"]
+    head = ["ResNet-50, 224x224, bfloat16, training", "batch", "input", "images/s", "share of matmul rate"]
     return markdown(head, cells) + conditions(result)
 
 
@@ -178,7 +184,7 @@ def inference(result: Result) -> str:
         head = [
             job,
             "MB (of float32)",
-            "accuracy (from Keras's)",
+            "accuracy (difference from Keras)",
             "one image, ms",
             "batch of 32, images/s",
             "over Keras",
@@ -259,7 +265,7 @@ ACCURACY_HEAD = (
     "top-1",
     "with test-time flips",
     "training",
-    "of the matrix-product rate",
+    "share of matmul rate",
 )
 
 
@@ -294,7 +300,7 @@ def small_data(result: Result) -> str:
         trained = f"{settings['model']}, {settings['epochs']} epochs"
         cells.append([f"`{name}`", trained, f"**{percent_with_spread(rows, 'top1')}**"])
     runs = len(result["rows"]) // len(by_recipe)
-    head = ("recipe", "network", f"top-1, mean of {runs} with standard deviation")
+    head = ("recipe", "network", f"top-1, mean ± standard deviation of {runs} seeds")
     return markdown(head, cells) + conditions(result)
 
 
@@ -397,7 +403,16 @@ def scale(result: Result) -> str:
         for r in rows
         if r["part"] == "ratio"
     ]
-    heads = ["job", "one process, images/s", "two", "ratio", "range", "gradients", "sums in a step", "expected"]
+    heads = [
+        "job",
+        "one process, images/s",
+        "two",
+        "ratio",
+        "range",
+        "gradient all-reduce",
+        "all-reduces per step",
+        "expected",
+    ]
     computed = [
         [
             r["network"],
@@ -412,7 +427,7 @@ def scale(result: Result) -> str:
         for r in rows
         if r["part"] == "model"
     ]
-    model_heads = ["network", "GPUs", "images/s of one", "step", "transfer", "efficiency without overlap"]
+    model_heads = ["interconnect", "GPUs", "images/s of one", "step", "transfer", "efficiency without overlap"]
     model_heads += ["with overlap", "input of a node"]
     return markdown(heads, measured) + conditions(result) + "\nComputed:\n\n" + markdown(model_heads, computed)
 

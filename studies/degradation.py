@@ -1,4 +1,4 @@
-"""Degradation: a deeper plain network trains *worse*; with shortcuts, depth no longer hurts.
+"""Degradation: a deeper plain network trains *worse*; with shortcuts, the training error does not.
 
 Claim   The plain network of 56 layers has a higher training error than the one of 20, so the cause is not overfitting.
         The residual network of 56 layers does not, and its test error is lower. `claims` says what holds here.

@@ -4,7 +4,7 @@ Claim   With 1,000 images of CIFAR-10, `cifar-small-data` is at least 12 points 
         images (results/small-data-cifar.json, by seed). Not measured yet: with the 240 photographs of the Animals-10
         sample, `photos` is better than `animals`.
 Source  L. Brigato, L. Iocchi 2020, arXiv:2003.12843 (with few images, tuning matters more than special methods).
-Cost    Estimated, on two CPU cores: CIFAR-10 30 minutes for each seed, the photographs an hour. --quick: one epoch of
+Cost    On two CPU cores: CIFAR-10 47 minutes for each seed; the photographs an hour (estimated). --quick: one epoch of
         each, to see that it works; nothing is kept.
 
 CIFAR-10: 100 training images of each class, chosen anew by each seed. Recipes were tuned on 3,000 other training images

@@ -1,4 +1,4 @@
-"""ResNets from scratch in Keras 3: readable in an hour, exact to the papers.
+"""Residual networks from scratch in Keras 3, checked against reference implementations.
 
     import resnetlab as rl
 

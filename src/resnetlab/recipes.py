@@ -550,7 +550,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         CIFAR_FAST.changed(
             name="cifar-small-data",
-            description="some hundred images of each class, from scratch: RandAugment and CutMix, small batches",
+            description="about a hundred images per class, from scratch: RandAugment and CutMix, small batches",
             batch_size=64,
             crop_padding=4,
             rand_augment=6,

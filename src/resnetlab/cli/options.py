@@ -68,7 +68,7 @@ LearningRate = Annotated[float | None, typer.Option(metavar="RATE", help="The pe
 Precision = Annotated[
     str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16 (with loss scaling).")
 ]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="Of initial weights, split, order and augmentation.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of initial weights, split, order and augmentation.")]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -77,7 +77,7 @@ Weights = Annotated[
     ),
 ]
 NewRun = Annotated[
-    Path | None, typer.Option("--run", metavar="FOLDER", help="Of the run; default: runs/DATA-MODEL-TIME.")
+    Path | None, typer.Option("--run", metavar="FOLDER", help="Run folder; default: runs/DATA-MODEL-TIME.")
 ]
 Resume = Annotated[
     Path | None,
@@ -89,17 +89,17 @@ ForceResume = Annotated[
     bool, typer.Option("--force-resume", help="Resume although recipe.json or the images were changed since.")
 ]
 CheckpointEvery = Annotated[
-    str, typer.Option(metavar="TIME", help="What a killed run loses at most: 5m, 90s, or a number of steps.")
+    str, typer.Option(metavar="TIME", help="How often a checkpoint is written: 5m, 90s, or a number of steps.")
 ]
 Deterministic = Annotated[
-    bool, typer.Option("--deterministic", help="Equal runs to the bit on a GPU too; what it costs is measured.")
+    bool, typer.Option("--deterministic", help="Deterministic kernels only, for bit-identical runs on a GPU too.")
 ]
 Devices = Annotated[str, typer.Option(metavar="N", help="GPUs that share each batch, or all; not on PyTorch.")]
 Coordinator = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT",
-        help="Of process 0 of several that train together, with the next two; auto: as Slurm or Cloud TPU says.",
+        help="Address of process 0, where several train together; auto: from Slurm or Cloud TPU.",
     ),
 ]
 NumProcesses = Annotated[int | None, typer.Option(metavar="N", help="How many processes train together.")]

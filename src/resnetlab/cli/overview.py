@@ -219,15 +219,15 @@ def compare(
     batch_sizes: Annotated[
         str | None, typer.Option(metavar="SIZES", help="Such as 8,32,128; default: around the recipe's.")
     ] = None,
-    repeats: Annotated[int, typer.Option(metavar="N", help="Of each measurement.", min=1)] = 3,
-    budget: Annotated[float, typer.Option(metavar="SECONDS", help="For each measurement.", min=0.1)] = 2.0,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Repeats of each measurement.", min=1)] = 3,
+    budget: Annotated[float, typer.Option(metavar="SECONDS", help="Seconds of each measurement.", min=0.1)] = 2.0,
     output: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="For table, chart and JSON; default: runs/compare-TIME.")
     ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure CPU against GPU on your data, in one run: how long an epoch takes, from which batch size, and why."""
+    """Measure CPU against GPU on your data: time of an epoch, from which batch size the GPU is faster, and why."""
     from resnetlab import tasks
 
     progress = terminal(as_json=as_json)

@@ -18,9 +18,9 @@ def serve(
         Path, typer.Argument(metavar="RUN|EXPORT", help="A run folder, or one made by `resnetlab export`.")
     ],
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="To listen on; 0.0.0.0: everywhere, without authentication.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0: all, without authentication.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", help="0: any that is free.", min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(metavar="N", help="Port; 0: any that is free.", min=0, max=65535)] = 8000,
     engine: Annotated[
         str, typer.Option(metavar="NAME", help="Of a run: keras, onnx or openvino; auto: onnx where it is installed.")
     ] = "auto",
@@ -30,18 +30,18 @@ def serve(
     overlays: Annotated[
         bool, typer.Option("--overlays/--no-overlays", help="Load Keras too, for Grad-CAM of a run.")
     ] = True,
-    max_megabytes: Annotated[float, typer.Option(metavar="N", help="Of a request.")] = 16,
-    max_megapixels: Annotated[float, typer.Option(metavar="N", help="Of an image.")] = 50,
-    max_images: Annotated[int, typer.Option(metavar="N", help="In a request.")] = 16,
-    max_requests: Annotated[int, typer.Option(metavar="N", help="Predicted at one time.")] = 64,
-    max_waiting: Annotated[int, typer.Option(metavar="N", help="Images that wait for the network.")] = 256,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Images computed together at most.")] = 8,
+    max_megabytes: Annotated[float, typer.Option(metavar="N", help="Largest request body, in MB.")] = 16,
+    max_megapixels: Annotated[float, typer.Option(metavar="N", help="Largest image, in megapixels.")] = 50,
+    max_images: Annotated[int, typer.Option(metavar="N", help="Most images in a request.")] = 16,
+    max_requests: Annotated[int, typer.Option(metavar="N", help="Most requests handled at once.")] = 64,
+    max_waiting: Annotated[int, typer.Option(metavar="N", help="Most images queued for the network.")] = 256,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Largest batch.")] = 8,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="For a request to arrive, and for its answer.")
+        float, typer.Option(metavar="SECONDS", help="Timeout for receiving a request, and for answering it.")
     ] = 30,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="By which clients may address it, as a proxy's; may be repeated."),
+        typer.Option(metavar="NAME", help="Extra Host header to accept, such as a proxy's name; may be repeated."),
     ] = None,
     backend: Backend = None,
     device: Device = "auto",
