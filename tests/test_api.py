@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 import resnetlab as rl
 from resnetlab import jobs, models, progress, run, tasks
 from resnetlab.environment import installed
+from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.models.resnet import build
 from resnetlab.recipes import Recipe, RecipeFields
 
@@ -141,10 +142,12 @@ def test_an_image_is_predicted_alike_however_it_is_given(here: Path, trained: rl
     assert trained.predict(image, top=1)[0].top[1:] == ()
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I;16B", "I", "F"]
+)
 def test_pil_images_of_every_mode(here: Path, trained: rl.Run, mode: str) -> None:
     image = Image.open("cat.jpg").convert("RGB")
-    deep = mode in ("I;16", "I", "F")
+    deep = mode in ("I;16", "I;16B", "I", "F")
     given = image.convert("L").convert("I").point(lambda v: v * 257).convert(mode) if deep else image.convert(mode)
     (found,) = trained.predict(given)
     assert found.problem is None
@@ -170,8 +173,8 @@ def test_the_orientation_of_an_image_in_memory_counts(trained: rl.Run, here: Pat
         (np.zeros((8, 8, 2), np.uint8), r"shape \(8, 8, 2\)"),
         (np.zeros((2, 3, 8, 8), np.uint8), r"shape \(3, 8, 8\)"),
         (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
-        (7, "Received a int"),
-        ([7], "a int among the images"),
+        (7, "Received an object of type int"),
+        ([7], "type int among the images"),
         ([], "no image"),
         ("gone.jpg", "gone.jpg"),
         (["gone.jpg", "*.bmp"], "gone.jpg: no such file"),
@@ -233,6 +236,54 @@ def test_a_recipe_may_be_a_name_a_file_or_an_object(here: Path, trained: rl.Run)
     ]
     assert [recipe.epochs for recipe in found] == [2, 2, 2, 30, 40]
     assert all(recipe.flip for recipe in found)
+
+
+def test_weights_with_a_crop_can_be_trained_from_without_one() -> None:
+    fixed = {"model": "resnet18", "crop_pct": 0.95, "eval_size": 256, "image_size": 224}
+    found = jobs.choose_recipe("photos", "quick", {"image_size": 32}, report=progress.LogProgress(), fixed=fixed)
+    assert (found.model, found.crop, found.eval_size) == ("resnet18", "pad", None)
+    found = jobs.choose_recipe("photos", "finetune", {}, report=progress.LogProgress(), fixed=fixed)
+    assert (found.crop_pct, found.eval_size) == (0.95, 256)
+
+
+def test_a_run_resumed_through_another_handle_has_its_new_weights(here: Path) -> None:
+    run = rl.train("photos", run="older", progress=None, **TINY)
+    before = [np.array(weight) for weight in run.model.get_weights()]
+    rl.train(resume="older", epochs=3, progress=None)
+    best = rl.load("older").model.get_weights()
+    assert run.info.best_epoch == 1 or any((a != b).any() for a, b in zip(before, best, strict=True))
+    for one, other in zip(run.model.get_weights(), best, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_classes_that_were_renamed_and_images_that_were_moved_are_told(here: Path) -> None:
+    photographs(here / "pets", 12)
+    run = rl.train("pets", run="pets-run", progress=None, **TINY)
+    (here / "pets" / "cat").rename(here / "pets" / "feline")
+    with pytest.raises(ResnetlabError, match="cat gone, feline new"):
+        run.evaluate(progress=None)
+    with pytest.raises(ResnetlabError, match="cat gone, feline new"):
+        rl.train(resume=run, epochs=2, force_resume=True, progress=None)
+    (here / "pets" / "feline").rename(here / "pets" / "cat")
+    moved = next((here / "pets" / "cat").iterdir())
+    moved.rename(here / "pets" / "dog" / f"moved-{moved.name}")
+    with pytest.raises(ResnetlabError, match=r"1 images of .* are in the folder of another class"):
+        run.evaluate(progress=None)
+
+
+def test_a_run_that_is_trained_is_not_changed_by_a_second_process(here: Path) -> None:
+    run = rl.train("photos", run="held", progress=None, **TINY)
+    files = {path.name: path.read_bytes() for path in run.path.glob("*.json")}
+    code = "import resnetlab as rl; rl.train(resume='held', epochs=2, progress=None)"
+    with run.folder.training_lock():
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Another process is training held" in second.stderr
+    assert {path.name: path.read_bytes() for path in run.path.glob("*.json")} == files
+
+
+def test_an_engine_on_the_cpu_is_not_for_a_gpu(here: Path, trained: rl.Run) -> None:
+    with pytest.raises(UsageError, match="onnx computes on the CPU"):
+        rl.load(trained.path, device="gpu").predict("cat.jpg", engine="onnx")
 
 
 def test_training_from_a_run_and_resuming_it(here: Path, trained: rl.Run) -> None:

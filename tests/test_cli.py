@@ -647,3 +647,12 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(60)
         assert b"Traceback" not in child.stderr.read()
+
+
+def test_a_csv_file_has_every_name(tmp_path: Path) -> None:
+    from resnetlab.cli.inference import _csv_writer
+    from resnetlab.inference.predictor import Prediction
+
+    with _csv_writer(tmp_path / "out.csv", 1, 2) as write:
+        write(Prediction.of("caf\udce9.jpg", (("cat", 0.75),)))  # a name that is not UTF-8
+    assert (tmp_path / "out.csv").read_text("utf-8").splitlines()[1] == r"caf\udce9.jpg,,,cat,0.75"

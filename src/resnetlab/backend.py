@@ -631,7 +631,7 @@ elif NAME == "jax":
 
     def gpus() -> list[str]:
         """As on TensorFlow, above."""
-        return [device.device_kind for device in jax.devices() if device.platform == "gpu"]
+        return [device.device_kind for device in jax.devices() if device.platform != "cpu"]
 
     def device() -> str:
         """As on TensorFlow, above."""
@@ -689,7 +689,7 @@ elif NAME == "jax":
         Raises:
             ResnetlabError: there are not so many.
         """
-        kind = device()
+        kind = jax.devices()[0].platform  # "cpu", "gpu" or "tpu"
         found = keras.distribution.list_devices(kind)
         wanted = len(found) if devices == "all" or jax.process_count() > 1 else int(devices)
         if wanted > len(found):

@@ -17,7 +17,6 @@ from resnetlab import cores
 from resnetlab.errors import ResnetlabError, UsageError, unknown_name
 
 BACKENDS = ("tensorflow", "jax", "torch")
-Device = Literal["auto", "cpu", "gpu"]
 DEVICES = ("auto", "cpu", "gpu")
 
 XLA_DETERMINISM = "--xla_gpu_deterministic_ops=true"

@@ -68,7 +68,7 @@ def choose_recipe(
         asked = RECIPES[DEFAULT_RECIPES.get(data, "photos")]
     else:
         asked = recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe))
-    chosen = asked.changed(**(dict(fixed or {}) | dict(changes)))
+    chosen = asked.changed(**(_applicable(fixed or {}, changes.get("crop", asked.crop)) | dict(changes)))
     arch = architecture(chosen.model)  # an unknown name, or images too small for it, before anything is decoded
     for side in (chosen.image_size, chosen.test_size, *(side for side, _ in chosen.progressive)):
         try:
@@ -86,6 +86,11 @@ def choose_recipe(
             f"To train at {size}: --set image_size={size}."
         )
     return chosen
+
+
+def _applicable(fixed: Mapping[str, Any], crop: str) -> dict[str, Any]:
+    """Without what applies to crops of larger images only, where there are none."""
+    return {key: value for key, value in fixed.items() if crop == "resized" or key not in ("crop_pct", "eval_size")}
 
 
 @dataclass(frozen=True)
@@ -235,7 +240,7 @@ def run_job(job: Job, report: Progress, every: Interval, *, resume: bool, force:
     finally:
         backend.end_distribution()  # evaluation and prediction follow, on one device
         for logger in opened:
-            logger.close()
+            loggers.attempt(logger.close, logger, report)
 
 
 def follows(placement: Placement) -> bool:

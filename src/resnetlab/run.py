@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,7 @@ class Run:
         self.folder = folder
         self._backend, self._device = backend, device
         self._predictors: dict[tuple[str, str], Predictor] = {}
+        self._weights_read: object = None  # which version of the file they are of
 
     def __repr__(self) -> str:
         info = self.info
@@ -105,6 +106,11 @@ class Run:
     @property
     def path(self) -> Path:
         return self.folder.path
+
+    @property
+    def device(self) -> str:
+        """As it was given: "auto", "cpu" or "gpu"."""
+        return self._device
 
     @property
     def info(self) -> RunInfo:
@@ -131,7 +137,7 @@ class Run:
         """A record of each finished epoch: loss, accuracy, validation loss and top-1, learning rate, images/s."""
         return self.folder.metrics()
 
-    @cached_property
+    @property
     def model(self) -> keras.Model:
         """The network with its best weights: uint8 images (batch, size, size, 3) in, logits (batch, classes) out."""
         return self.predictor().network
@@ -203,7 +209,7 @@ class Run:
         drawn = [self.path / f"{name}.png" for name in ("curves", "confusion", "reliability")]
         self.report(pack=pack)
         try:
-            log_evaluation(self.folder, found.top1, found.loss, subset, [path for path in drawn if path.exists()])
+            log_evaluation(self.folder, found.top1, found.loss, subset, [p for p in drawn if p.exists()], report)
         except ResnetlabError as error:  # the evaluation is worth more than its log
             report.warning(f"The evaluation is not logged. {error}")
         return found
@@ -477,13 +483,17 @@ class Run:
     def predictor(
         self, engine: str = "keras", precision: str = "float32", *, progress: Progress | str | None = None
     ) -> Predictor:
-        """The network, ready to predict; kept for the next call."""
+        """The network, ready to predict; kept until the run's weights change."""
         from resnetlab.inference.predictor import Predictor
 
+        found = self.folder.weights().stat()
+        if (version := (found.st_ino, found.st_mtime_ns, found.st_size)) != self._weights_read:
+            self._predictors, self._weights_read = {}, version
         if (engine, precision) not in self._predictors:
-            self.folder.weights()
             if engine == "keras":
                 start(Placement(self._backend, self._device), progress=make_progress(progress))
+            elif self._device == "gpu":
+                raise UsageError(f"The engine {engine} computes on the CPU: use the engine keras for device='gpu'.")
             else:  # Keras is imported only if there is something to export
                 environment.configure(backend=self._backend, device=self._device)
             self._predictors[engine, precision] = Predictor(self.folder, engine=engine, precision=precision)

@@ -284,6 +284,11 @@ class RunFolder:
             )
         return self._read_subsets("split.csv")
 
+    def classes_of_images(self) -> dict[str, str]:
+        """Class by content hash, as it was when the run began; empty for a run that does not record it."""
+        rows = self._read_csv("split.csv", "hash")
+        return {row["hash"]: row["class"] for row in rows if row.get("class")}
+
     def _sha256(self, name: str) -> str:
         try:
             with (self.path / name).open("rb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -104,7 +105,11 @@ def train(
                 "A resumed run keeps its own recipe, weights, folder and loggers: leave them out. To train "
                 "with another recipe from its weights: `resnetlab train DATA --weights RUN`."
             )
-        job = resume_job(_resumed_folder(resume), data, fields, force=force_resume, **options)
+        folder = _resumed_folder(resume)
+        with nullcontext() if follows(placement) else folder.training_lock():  # before anything in it is changed
+            job = resume_job(folder, data, fields, force=force_resume, **options)
+            report.info(f"run folder {job.folder.path}")
+            run_job(job, report, every, resume=True, force=force_resume)
     elif force_resume:
         raise UsageError("force_resume is for resumed runs: give resume too.")
     else:
@@ -114,8 +119,8 @@ def train(
         if deterministic:
             require_determinism(prepared, report)
         job = create_job(prepared, str(data), run, log, allow_losses=allow_losses, placement=placement)
-    report.info(f"run folder {job.folder.path}")
-    run_job(job, report, every, resume=resume is not None, force=force_resume)
+        report.info(f"run folder {job.folder.path}")
+        run_job(job, report, every, resume=False, force=False)
     return Run(job.folder, backend=job.started.backend, device=device)
 
 
@@ -188,6 +193,7 @@ def pack(
     *,
     recipe: PathOrStr | Recipe | None = None,
     shard_megabytes: int = 256,
+    allow_losses: bool = False,
     progress: Progress | str | None = "auto",
     **fields: Unpack[RecipeFields],
 ) -> int:
@@ -198,6 +204,7 @@ def pack(
         target: a folder, or a URL of a file system that fsspec knows, such as "s3://bucket/photos".
         recipe: as in `train`; the shards are for this recipe and others with the same size of images.
         shard_megabytes: about the size of a shard.
+        allow_losses: a class may lose most of its images to the audit.
 
     Returns:
         How many shards were written.
@@ -210,11 +217,15 @@ def pack(
     report = make_progress(progress)
     chosen = choose_recipe(str(data), recipe, fields, report=report)
     row = chosen.pack_size**2 * 3 * (2 if chosen.whole_images else 1)
+    source = resolve(str(data))
+    for note in source.notes:
+        report.info(note)
     shards, images = write_shards(
-        resolve(str(data)),
+        source,
         chosen,
         str(target),
         rows=max(1, shard_megabytes * 1_000_000 // row),
+        allow_losses=allow_losses,
         decoded=lambda done, total: report.count("decoding", done, total),
         written=lambda done, total: report.count("writing", done, total),
     )

@@ -82,6 +82,27 @@ def test_the_batches_are_those_of_one_file(tmp_path: Path, animals: Path, whole_
         np.testing.assert_array_equal(others, weights)
 
 
+def test_a_data_set_of_any_name_is_read_again(animals: Path) -> None:
+    named = animals.rename(animals.with_name("l'e\u0301t\u00e9 (1) + cats & dogs"))
+    target = animals.with_name("shards")
+    tasks.pack(named, target, image_size=16, progress=None)
+    assert resolve(str(target)).name == "l_\u00e9t\u00e9 _1_ _ cats _ dogs"
+    with pytest.raises(UsageError, match="has shards already"):
+        tasks.pack(named, target, image_size=16, progress=None)
+
+
+def test_lost_images_are_told_when_packed_and_when_trained_on(animals: Path) -> None:
+    for number in range(100):
+        (animals / "cat" / f"{number}.cr2").write_bytes(b"raw")
+    target = animals.with_name("shards")
+    with pytest.raises(ResnetlabError, match="Most images are lost of 'cat'"):
+        tasks.pack(animals, target, image_size=16, progress=None)
+    tasks.pack(animals, target, image_size=16, allow_losses=True, progress=None)
+    pack = prepare_pack(resolve(str(target)), RECIPES["photos"].changed(model="resnet-tiny", image_size=16))
+    assert "cat" in pack.audit["losses"]
+    assert pack.audit["ignored"] == {".cr2": 100}
+
+
 @pytest.fixture
 def animals(tmp_path: Path) -> Path:
     from PIL import Image

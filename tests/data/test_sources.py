@@ -216,6 +216,27 @@ def test_cifar10_is_read_out_of_zip_files(make, tmp_path, nothing_at_hand):
         assert content == make.encode(make.picture(6, (32, 32)), "WEBP", lossless=True)
 
 
+def test_zip_files_that_are_not_cifar10_are_no_matter(make, tmp_path):
+    folder = make.write_classes(tmp_path / "photos", {"cat": 3, "dog": 3})
+    (folder / "unfinished.zip").write_bytes(b"PK\x03\x04 half")
+    with zipfile.ZipFile(folder / "other.zip", "w") as archive:
+        archive.writestr("../outside.txt", "x")
+    assert resolve(str(folder)).class_names == ("cat", "dog")
+    with zipfile.ZipFile(folder / "cifar.zip", "w") as archive:
+        archive.writestr("train/frog/0.png", make.encode(make.picture(6, (32, 32)), "PNG"))
+    with pytest.raises(ResnetlabError, match=r"Cannot read .*unfinished\.zip"):
+        resolve(str(folder))
+
+
+def test_a_comparison_in_the_folder_is_no_class(make, tmp_path):
+    folder = make.write_classes(tmp_path / "photos", {"cat": 3, "dog": 3})
+    made = folder / "runs" / "compare-1"
+    made.mkdir(parents=True)
+    (made / "compare.json").write_text("{}")
+    (made / "compare.png").write_bytes(make.encode(make.picture(1, (32, 32)), "PNG"))
+    assert resolve(str(folder)).class_names == ("cat", "dog")
+
+
 def test_digits_need_no_network():
     source = resolve("digits")
     assert source.images.shape == (1797, 8, 8, 3)

@@ -32,6 +32,16 @@ def maps_and_parts(method: str, stage: str | None) -> dict[str, np.ndarray]:
     }
 
 
+def test_explaining_again_adds_nothing_to_the_network() -> None:
+    """Keras keeps every use of a layer in a model; a server explains for weeks."""
+    model = network()
+    explain(model, images(), stage="stage2")
+    uses = len(model.get_layer("head_logits")._inbound_nodes)
+    for _ in range(3):
+        explain(model, images(), stage="stage2")
+    assert len(model.get_layer("head_logits")._inbound_nodes) == uses
+
+
 @pytest.mark.parametrize("method", ["grad-cam", "hires-cam"])
 def test_with_a_linear_head_both_are_the_class_activation_map(on: Workers, backend: str, method: str) -> None:
     """Zhou 2016, arXiv:1512.04150: the features weighted by the head's kernel; the mean over 8x8 places divides it."""

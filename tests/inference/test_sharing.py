@@ -18,7 +18,7 @@ import pytest
 
 import resnetlab as rl
 from resnetlab.errors import UsageError
-from resnetlab.inference.sharing import RESAMPLING
+from resnetlab.inference.sharing import RESAMPLING, configuration
 from resnetlab.models.from_recipe import build_network
 from resnetlab.models.variants import VARIANTS, architecture
 from resnetlab.recipes import BASE
@@ -149,6 +149,14 @@ def test_every_network_has_at_least_our_names() -> None:
     with pytest.raises(UsageError, match=r"Unknown library 'tim'.*timm"):
         name_in("tim", VARIANTS["resnet18"])
     assert set(LIBRARIES) == {"resnetlab", "torchvision", "timm", "transformers"}
+
+
+def test_transformers_processor_crops_only_small_images() -> None:
+    arch, recipe = VARIANTS["resnet18"], BASE.changed(crop="resized", image_size=352)
+    made = configuration("transformers", "x", arch, recipe, ("cat", "dog"), None)
+    assert made["preprocessor_config.json"]["size"] == {"shortest_edge": 352}
+    with pytest.raises(UsageError, match="resizes whole images to a square from 384"):
+        configuration("transformers", "x", arch, recipe.changed(image_size=384), ("cat", "dog"), None)
 
 
 def test_interpolations_are_pillows() -> None:

@@ -65,6 +65,22 @@ def test_what_cannot_be_logged_to_is_named_at_once(photos: Path, monkeypatch: py
     assert not Path("run").exists()
 
 
+def test_a_service_that_fails_does_not_end_training(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def down(*_: object) -> None:
+        raise ConnectionError("the server is down")
+
+    monkeypatch.setattr(loggers.CsvLogger, "scalars", down)
+    monkeypatch.setattr(loggers.CsvLogger, "close", down)
+    run = rl.train(
+        photos, model="resnet-tiny", image_size=16, batch_size=8, epochs=2, early_stopping=0, run="run", log="csv"
+    )
+    assert (run.status, len(run.history)) == ("finished", 2)
+    assert 0 <= run.evaluate().top1 <= 1
+    assert "Nothing more is logged to csv: the server is down" in caplog.text
+
+
 def test_a_log_that_cannot_be_written_does_not_cost_the_evaluation(
     photos: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

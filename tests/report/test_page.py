@@ -78,6 +78,33 @@ def test_the_command_trains_the_same_recipe(run: rl.Run, tmp_path: Path) -> None
         np.testing.assert_array_equal(one, other)
 
 
+def test_the_command_of_a_recipe_of_ones_own_names_its_file(run: rl.Run, tmp_path: Path) -> None:
+    import shutil
+
+    from resnetlab.recipes import recipe
+    from resnetlab.report.page import _command
+
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    own = rl.load(folder)
+    own.folder.write_json("recipe.json", run.recipe.changed(name="mine", flip=False).model_dump(mode="json"))
+    own.folder.update(deterministic=True)
+    words = _command(own.folder).split()
+    assert words[3:5] == ["--recipe", str(folder / "recipe.json")]
+    assert recipe(words[4]) == own.recipe
+    assert words[5:] == ["--deterministic"]
+
+
+def test_the_report_of_imported_weights_has_no_unknown_device(run: rl.Run, tmp_path: Path) -> None:
+    import shutil
+
+    imported = rl.load(shutil.copytree(run.path, tmp_path / "run"))
+    (imported.path / "evaluation.json").unlink()
+    imported.folder.update(status="imported", device=None, device_name=None, backend=None, data=None)
+    text = page(imported.report(tmp_path / "imported.html"))
+    assert "None (None)" not in text
+    assert "its weights were imported" in text
+
+
 def _parsed(settings: list[str]) -> dict:
     from resnetlab.recipes import parse_settings
 

@@ -273,6 +273,11 @@ def test_an_optimizer_that_begins_later_goes_on_with_the_schedule() -> None:
     whole, later = (make_optimizer(recipe, 5, start=start)._learning_rate for start in (0, 7))
     assert [float(later(step)) for step in range(43)] == [float(whole(7 + step)) for step in range(43)]
     assert float(Schedule.from_config(later.get_config())(3)) == float(whole(10))
+    assert [each.at(11) for each in (whole, later)] == [float(whole(10))] * 2
+    divided = Schedule.of(recipe.changed(accumulate=4), 5)
+    assert [divided.at(number) for number in range(1, 51)] == [whole.at(number) for number in range(1, 51)]
+    steps = Schedule.of(RECIPES["cifar"], 100)
+    assert [steps.at(number) for number in (8200, 8201)] == pytest.approx([0.1, 0.01])
 
 
 def test_a_recipes_epochs_become_steps() -> None:

@@ -24,7 +24,8 @@ from resnetlab.models import VARIANTS, build
 from resnetlab.run_folder import RunFolder
 from resnetlab.weights import parity
 from resnetlab.weights.convert import assign_weights, collect_arrays, import_checkpoint
-from resnetlab.weights.mapping import recognise, torchvision
+from resnetlab.weights.libraries import require_known_architecture
+from resnetlab.weights.mapping import also_fitting, keras_applications, recognise, torchvision
 from resnetlab.weights.readers import Checkpoint, find_class_names, read
 from tests.models.randomised import randomised
 from tests.models.reference import as_torch, assert_close, empty_weights, logits_of
@@ -288,7 +289,7 @@ def test_what_transformers_says_travels_with_the_weights(tmp_path: Path) -> None
         {
             "model_type": "resnet",
             "downsample_in_bottleneck": True,
-            "id2label": {"10": "crane", "0": "tabby, tabby cat", "2": "crane"},
+            "id2label": {"10": "crane", "0": "Pepper,_bell", "2": "crane"},
         },
         preprocessor_config={
             "crop_pct": 0.9,
@@ -300,7 +301,11 @@ def test_what_transformers_says_travels_with_the_weights(tmp_path: Path) -> None
     )
     found = read(str(folder))
     assert found.settings == {"image_size": 256, "crop_pct": 0.9, "interpolation": "bicubic", "preprocessing": "unit"}
-    assert (found.class_names, found.licence, found.stride_on) == (("tabby", "crane", "crane (2)"), "apache-2.0", "1x1")
+    assert (found.class_names, found.licence, found.stride_on) == (
+        ("Pepper,_bell", "crane", "crane (2)"),
+        "apache-2.0",
+        "1x1",
+    )
     assert found.arrays["a"].dtype == np.float32
 
 
@@ -324,6 +329,85 @@ def test_what_timm_says_travels_with_the_weights(tmp_path: Path) -> None:
         "preprocessing": "imagenet",
     }
     assert (found.class_names, found.licence, found.stride_on) == (("cat", "dog"), "cc-by-nc-4.0", "3x3")
+    assert found.architecture == "resnet50"
+    config["model_args"] = {"act_layer": "silu"}
+    with pytest.raises(ResnetlabError, match="model_args"):
+        read(str(hub_folder(tmp_path / "other", {"a": np.ones(2, np.float32)}, config)))
+
+
+@pytest.mark.parametrize("config", [{"hidden_act": "gelu"}, {"downsample_in_first_stage": True}])
+def test_another_network_of_transformers_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    folder = hub_folder(tmp_path / "net", {"a": np.ones(2, np.float32)}, {"model_type": "resnet", **config})
+    with pytest.raises(ResnetlabError, match=next(iter(config))):
+        read(str(folder))
+
+
+def test_a_processor_that_does_not_crop_is_told(tmp_path: Path) -> None:
+    said = {"image_processor_type": "ConvNextImageProcessor", "crop_pct": 0.95}
+    for size in (224, 384):
+        processor = said | {"size": {"shortest_edge": size}}
+        folder = hub_folder(
+            tmp_path / f"{size}", {"a": np.ones(2, np.float32)}, {"model_type": "resnet"},
+            preprocessor_config=processor,
+        )  # fmt: skip
+        note = read(str(folder)).note
+        assert ("square" in note) if note else size == 224
+
+
+def test_the_first_of_imagenets_synonyms_is_the_name(tmp_path: Path) -> None:
+    labels = {str(number): f"name {number}, other name" for number in range(1000)}
+    config = {"model_type": "resnet", "id2label": labels}
+    found = read(str(hub_folder(tmp_path / "net", {"a": np.ones(2, np.float32)}, config)))
+    assert found.class_names == tuple(f"name {number}" for number in range(1000))
+
+
+@pytest.mark.parametrize("name", ["resnet50.a1_in1k", "tv_resnet50", "ssl_resnext101_32x8d", "gluon_resnet18_v1b"])
+def test_names_of_timm_for_networks_of_ours(name: str) -> None:
+    require_known_architecture("x", name)
+
+
+def test_a_network_of_timm_with_the_shapes_of_another_is_refused(tmp_path: Path) -> None:
+    arch = VARIANTS["resnet18"]
+    arrays = as_torch(randomised(empty_weights(arch, 3)), arch)
+    config = {"architecture": "resnetblur18", "pretrained_cfg": {}}
+    source = read(str(hub_folder(tmp_path / "net", arrays, config)))
+    with pytest.raises(ResnetlabError, match="'resnetblur18', which is not among those known here"):
+        import_checkpoint(source, tmp_path / "run", check=False)
+    import_checkpoint(source, tmp_path / "run", model="resnet18", check=False)
+
+
+def test_a_head_of_one_logit_is_refused(tmp_path: Path) -> None:
+    arch = VARIANTS["resnet18"]
+    save_file(as_torch(randomised(empty_weights(arch, 1)), arch), tmp_path / "cat-or-dog.safetensors")
+    source = read(str(tmp_path / "cat-or-dog.safetensors"))
+    with pytest.raises(ResnetlabError, match="one logit"):
+        import_checkpoint(source, tmp_path / "run")
+    assert import_checkpoint(source, tmp_path / "run", new_head=True, check=False).info().class_names == ("class 0",)
+
+
+@pytest.mark.parametrize("preprocessing", ["caffe", "imagenet"])
+def test_the_check_prepares_images_as_the_import_does(preprocessing: str) -> None:
+    arch, pixels = VARIANTS["keras-resnet50"], parity.images(32)
+    assert arch.preprocessing == "caffe"
+    model = build(replace(arch, preprocessing=preprocessing), num_classes=3, input_shape=(32, 32, 3))
+    theirs = keras.applications.ResNet50(weights=None, classes=3, classifier_activation=None, input_shape=(32, 32, 3))
+    arrays = collect_arrays(theirs)
+    assign_weights(model, arrays, keras_applications(arch))
+    found, _ = parity._keras(arrays, arch, pixels, preprocessing)
+    assert_close(np.asarray(model.predict_on_batch(pixels)), found)
+
+
+def test_networks_with_the_same_shapes_are_named(tmp_path: Path) -> None:
+    assert also_fitting(VARIANTS["resnet20"]) == ["plain20"]
+    assert also_fitting(VARIANTS["resnet18"]) == []
+    assert "resnet50-v1" in also_fitting(VARIANTS["resnet50"])
+    arch = VARIANTS["plain20"]
+    save_file(dict(randomised(empty_weights(arch, 3))), tmp_path / "net.safetensors")
+    source = read(str(tmp_path / "net.safetensors"))
+    told = import_checkpoint(source, tmp_path / "run", check=False).read_json("import.json")["assumed"]
+    assert "architecture (plain20 has the same shapes)" in told
+    told = import_checkpoint(source, tmp_path / "again", model="plain20", check=False).read_json("import.json")
+    assert not any(each.startswith("architecture") for each in told["assumed"])
 
 
 def test_imagenets_classes_are_a_thousand_different_ones_in_their_order() -> None:

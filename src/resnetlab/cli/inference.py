@@ -14,6 +14,7 @@ import typer
 from resnetlab.atomic import atomic_file, make_folder
 from resnetlab.cli.options import Backend, Device, Json, RunFolder, Verbose, print_json, terminal
 from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.run_folder import UNDECODABLE
 
 if TYPE_CHECKING:
     from resnetlab.inference.explanation import Explanation
@@ -217,7 +218,7 @@ def _csv_writer(path: Path | None, top: int, num_classes: int) -> Iterator[Calla
         raise UsageError(f"Received --csv {path}, expected the name of a .csv file.")
     ranks = range(1, min(top, num_classes) + 1)
     header = ["path", "true", "problem", *(name for k in ranks for name in (f"class_{k}", f"probability_{k}"))]
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", errors=UNDECODABLE, newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resnetlab.cli.options import (
+    AllowLosses,
     Backend,
     Data,
     Device,
@@ -183,14 +184,16 @@ def pack(
     image_size: ImageSize = None,
     settings: Settings = None,
     shard_megabytes: Annotated[int, typer.Option(metavar="N", min=1, help="About the size of a shard.")] = 256,
+    allow_losses: AllowLosses = False,
     verbose: Verbose = False,
 ) -> None:
     """Decode images once, as a recipe needs them, and write them in shards; then: resnetlab train TARGET."""
     from resnetlab import tasks
 
     changes = fields(settings, image_size=image_size)
-    progress = terminal(as_json=False)
-    tasks.pack(data, target, recipe=recipe, shard_megabytes=shard_megabytes, progress=progress, **changes)
+    changes |= {"shard_megabytes": shard_megabytes, "allow_losses": allow_losses}
+    changes["progress"] = terminal(as_json=False)
+    tasks.pack(data, target, recipe=recipe, **changes)
 
 
 def doctor(as_json: Json = False, verbose: Verbose = False) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -60,8 +61,14 @@ def measure(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 break  # larger ones will not fit either
             continue
         step_seconds, previous = batch_size / row["train"]["median"], batch_size
-        peak = backend.gpu_memory_peak() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = backend.gpu_memory_peak() if gpu else _resident_peak()
         yield {"batch_size": batch_size, "peak_memory": peak, **row}
+
+
+def _resident_peak() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def repeat_batch(batch: Any) -> Iterator[Any]:

@@ -313,7 +313,7 @@ def source_fields(source: Source, usable: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _losses(source: Source, usable: Mapping[str, int]) -> dict[str, str]:
-    """Classes that lose more than MOST of their images: ignored by their ending, or set aside."""
+    """Classes that lose more than the share MAX_LOSS of their images: ignored by their ending, or set aside."""
     found = Counter(source.class_names[sample.label] for sample in source.samples)
     losses = {}
     for name in source.class_names:

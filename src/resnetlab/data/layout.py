@@ -223,7 +223,7 @@ def _refuse_copies(here: Folder, groups: Sequence[Folder]) -> None:
         again = sorted(_inner_names(folder) & (names - {folder.name}))
         if len(again) > 1:
             raise UsageError(
-                f"{folder.path} holds {_listed(again)}, as {here.path} does itself: a copy of the data, or part of it? "
+                f"{folder.path} holds {listed(again)}, as {here.path} does itself: a copy of the data, or part of it? "
                 f"Give one of the two as DATA ({folder.path}), or move it away."
             )
 
@@ -237,7 +237,7 @@ def _refuse_unknown_split(here: Folder, groups: Sequence[Folder]) -> None:
             common = sorted(set.intersection(*(inner[other] for other in alike)) or inner[folder])
             raise UsageError(
                 f"{here.path} looks like a split that is not understood: {_names(alike)} hold the same folders "
-                f"({_listed(common)}). If it is one, name its folders train, val and test (of "
+                f"({listed(common)}). If it is one, name its folders train, val and test (of "
                 "cross-validation folds one val, all others merged into train). If they are versions of one data set, "
                 "give one as DATA. If they are classes, move the images out of the folders in them. "
                 f"Words that are understood: {describe_words()}."
@@ -283,15 +283,15 @@ def _note_loose_images(layout: Layout) -> None:
 def name_warnings(names: Iterable[str]) -> list[str]:
     """Warnings of class names that are perhaps one class."""
     return [
-        f"warning: the classes {_listed(group)} differ only in case, spaces or signs: are they one?"
+        f"warning: the classes {listed(group)} differ only in case, spaces or signs: are they one?"
         for group in similar_names(names)
     ]
 
 
 def _names(folders: Iterable[Folder]) -> str:
-    return _listed([folder.name for folder in folders])
+    return listed([folder.name for folder in folders])
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:5]))
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown

@@ -36,7 +36,12 @@ def open_data(
         allow_losses: a class may lose most of its images to the audit.
         known, download: as in `resolve`.
     """
-    source = resolve(data, known=known, download=download)
+    source = resolve(
+        data,
+        known=known,
+        download=download,
+        progress=lambda done, total: progress.count("checking shards", done, total),
+    )
     for note in source.notes:
         progress.info(note)
     if source.ignored:
@@ -51,11 +56,11 @@ def open_data(
     )
     for name, loss in pack.audit["losses"].items():
         progress.warning(f"the class {name!r}: {loss}")
-    see = f"see `resnetlab audit {shlex.quote(data)}`"
+    see = "" if source.packed is not None else f": see `resnetlab audit {shlex.quote(data)}`"
     if unusable := len(pack.audit["set_aside"]):
-        progress.info(f"{unusable} of {pack.audit['found']} images are set aside: {see}")
+        progress.info(f"{unusable} of {pack.audit['found']} images are set aside{see}")
     if suspicious := len(pack.audit["suspicious"]):
-        progress.info(f"{suspicious} images are nearly blank, but are used: {see}")
+        progress.info(f"{suspicious} images are nearly blank, but are used{see}")
     return source, pack
 
 
@@ -125,9 +130,18 @@ def open_run_data(
         known=data is None,
         download=download,
     )
+    _require_classes(folder, source)
     before, now = folder.split(), {digest: subset for _, _, subset, digest in split_rows(pack)}
-    if before != now and allow_changes:
+    classes, classes_now = folder.classes_of_images(), {digest: name for _, name, _, digest in split_rows(pack)}
+    relabelled = sum(classes.get(digest, name) != name for digest, name in classes_now.items())
+    if (before != now or relabelled) and allow_changes:
         return source, _split_anew(folder, source, progress)
+    if relabelled:
+        raise ResnetlabError(
+            f"{relabelled:,} images of {source.location} are in the folder of another class than when {folder.path} "
+            "was trained on them. Move them back, or train on them from this run's weights: `resnetlab train DATA "
+            f"--weights {named}`."
+        )
     if before != now:
         raise ResnetlabError(
             f"The images of {source.location} are not those that {folder.path} was trained on: files were added, "
@@ -136,6 +150,19 @@ def open_run_data(
             "DATA`."
         )
     return source, pack
+
+
+def _require_classes(folder: RunFolder, source: Source) -> None:
+    """Raise ResnetlabError where the classes are no longer those of the run's logits."""
+    expected = folder.info().class_names
+    if source.class_names == expected:
+        return
+    gone, new = (sorted(set(a) - set(b)) for a, b in ((expected, source.class_names), (source.class_names, expected)))
+    raise ResnetlabError(
+        f"The classes of {source.location} are not those that {folder.path} was trained on: "
+        f"{', '.join(gone) or 'none'} gone, {', '.join(new) or 'none'} new. Rename the folders as they were, or train "
+        f"on them from this run's weights: `resnetlab train DATA --weights {shlex.quote(str(folder.path))}`."
+    )
 
 
 def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:

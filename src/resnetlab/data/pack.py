@@ -123,10 +123,15 @@ def pack(
         source_name=source.name,
         key=meta["key"],
         # What is ignored is not in the key, and the source may have moved since.
-        audit=meta["audit"] | {"location": source.location} | source_fields(source, meta["audit"]["classes"]),
+        audit=meta["audit"] | {"location": source.location} | _source_fields(source, meta),
     )
     _require_training_images(packed, source, inherited)
     return packed
+
+
+def _source_fields(source: Source, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the audit that depend on the source; of packed images, those of the data that was packed."""
+    return {} if source.packed is not None else source_fields(source, meta["audit"]["classes"])
 
 
 def _column(images: Images, number: int) -> Images:
@@ -134,7 +139,14 @@ def _column(images: Images, number: int) -> Images:
 
 
 def write_shards(
-    source: Source, recipe: Recipe, target: str, *, rows: int, decoded: Progress | None, written: Progress | None
+    source: Source,
+    recipe: Recipe,
+    target: str,
+    *,
+    rows: int,
+    allow_losses: bool = False,
+    decoded: Progress | None = None,
+    written: Progress | None = None,
 ) -> tuple[int, int]:
     """Pack `source` as a recipe needs it, and write the images to shards of so many rows.
 
@@ -145,14 +157,18 @@ def write_shards(
     """
     if source.packed is not None:
         raise UsageError(f"{source.location} is packed already.")
+    shards.require_free(target)
     interpolation, whole = recipe.interpolation, recipe.whole_images
     images, meta = _stored(source, recipe.pack_size, interpolation, whole, cache_folder(), None, decoded, None)
+    if not allow_losses:
+        require_few_losses(source, meta["audit"]["classes"])
     described = {
-        "source": source.name,
+        "source": shards.portable(source.name),
         "class_names": source.class_names,
         "interpolation": interpolation,
         "whole": whole,
         **meta,
+        "audit": meta["audit"] | source_fields(source, meta["audit"]["classes"]),
     }
     return shards.write(images, described, target, rows=rows, progress=written), len(images)
 

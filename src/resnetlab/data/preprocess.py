@@ -116,7 +116,7 @@ def decode(file: bytes | str | Path, *, size: int | None = None, pixel_limit: in
     """
     if not isinstance(file, bytes):
         with content_of(Path(file)) as content:
-            return decode(content, size=size)
+            return decode(content, size=size, pixel_limit=pixel_limit)
     content = file
     if not content:
         raise ImageProblem("empty file")

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -119,6 +120,22 @@ def is_sharded(spec: str) -> bool:
     return "://" in spec or Path(spec).expanduser().joinpath(MANIFEST).is_file()
 
 
+def portable(name: str) -> str:
+    """The name of a data set without characters that are not allowed in a description of shards."""
+    return re.sub(r"[^\w. -]", "_", unicodedata.normalize("NFC", name)) or "_"
+
+
+def require_free(target: str) -> None:
+    """Raise UsageError where there are shards already."""
+    files, folder = _file_system(target)
+    try:
+        taken = files.exists(f"{folder}/{MANIFEST}")
+    except Exception as error:  # whatever the file system raises
+        raise ResnetlabError(f"Cannot write shards to {target}: {first_informative_line(error)}.") from error
+    if taken:
+        raise UsageError(f"{target} has shards already: remove them, or choose another target.")
+
+
 def write(
     images: NDArray[np.uint8], description: Mapping[str, Any], target: str, *, rows: int, progress: Count | None = None
 ) -> int:
@@ -130,12 +147,11 @@ def write(
         UsageError: there are shards already.
         ResnetlabError: they cannot be written.
     """
+    require_free(target)
     files, folder = _file_system(target)
     count = -(-len(images) // rows)
     try:
         files.makedirs(folder, exist_ok=True)
-        if files.exists(f"{folder}/{MANIFEST}"):
-            raise UsageError(f"{target} has shards already: remove them, or choose another target.")
 
         def write_one(number: int) -> dict[str, Any]:
             part, name = images[number * rows : (number + 1) * rows], f"images-{number:05d}.npy"

@@ -13,7 +13,7 @@ import tarfile
 import unicodedata
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -22,9 +22,9 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetlab.data.layout import EXPECTED, Layout, detect_layout, name_warnings
+from resnetlab.data.layout import EXPECTED, Layout, detect_layout, listed, name_warnings
 from resnetlab.data.preprocess import ImageProblem, content_of, room_for
-from resnetlab.data.shards import Packed, is_sharded, read
+from resnetlab.data.shards import Count, Packed, is_sharded, read
 from resnetlab.data.split_words import parse
 from resnetlab.data.walk import (
     IMAGE_SUFFIXES,
@@ -136,7 +136,14 @@ def _member(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
         yield content
 
 
-def resolve(spec: str, *, data_root: Path | None = None, known: bool = False, download: bool = True) -> Source:
+def resolve(
+    spec: str,
+    *,
+    data_root: Path | None = None,
+    known: bool = False,
+    download: bool = True,
+    progress: Count | None = None,
+) -> Source:
     """The source that `spec` names: a folder, shards in a folder or at a URL, or "animals10", "cifar10", "digits".
 
     A folder of such a name comes first, unless `known` is true, as for the recorded data of a run. A name is looked
@@ -144,7 +151,7 @@ def resolve(spec: str, *, data_root: Path | None = None, known: bool = False, do
     Raises UsageError if it does not exist, ResnetlabError if it cannot be used for training.
     """
     if is_sharded(spec):
-        return _from_shards(spec)
+        return _from_shards(spec, progress)
     path = Path(spec).expanduser()
     if path.is_dir() and not (known and spec in NAMES):
         tree = scan(path)
@@ -181,8 +188,8 @@ def _no_such_folder(path: Path) -> NoReturn:
     raise unknown_name("data set or folder", str(path), [*NAMES, *siblings], hint=hint)
 
 
-def _from_shards(spec: str) -> Source:
-    described, packed = read(spec)
+def _from_shards(spec: str, progress: Count | None) -> Source:
+    described, packed = read(spec, progress=progress)
     columns = (described[key] for key in ("names", "labels", "subsets"))
     return Source(
         name=described["source"],
@@ -258,7 +265,7 @@ def _merged(places: Mapping[tuple[str | None, str], list[Folder]]) -> list[str]:
 
 def _unfollowed(tree: Folder) -> list[str]:
     links = [str(folder.path / link) for folder in tree.walk() for link in folder.repeated]
-    return [f"not followed: {_listed(links)}, links to folders that are read already"] if links else []
+    return [f"not followed: {listed(links)}, links to folders that are read already"] if links else []
 
 
 def _check_classes(
@@ -283,7 +290,7 @@ def _check_classes(
                 warning for warning in name_warnings(class_names) if any(repr(name) in warning for name in missing)
             ]
             raise ResnetlabError(
-                f"{part.path} has no folder for {_listed(missing)}, which other parts of {root} have. "
+                f"{part.path} has no folder for {listed(missing)}, which other parts of {root} have. "
                 f"Expected the same class folders in each of train, val and test.{''.join(f' ({w})' for w in alike)}"
             )
         empty = [name for name in class_names if not any(folder.num_images for folder in places[subset, name])]
@@ -291,14 +298,9 @@ def _check_classes(
             endings: Counter[str] = sum((f.other_endings() for n in empty for f in places[subset, n]), Counter())
             ignored = f" There are only files that are ignored: {listed_endings(endings)}." if endings else ""
             raise ResnetlabError(
-                f"No image in {part.path} for the class{'es' if len(empty) > 1 else ''} {_listed(empty)}.{ignored} "
+                f"No image in {part.path} for the class{'es' if len(empty) > 1 else ''} {listed(empty)}.{ignored} "
                 "Expected at least one in each class: add images, or remove the folder."
             )
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:5]))
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
 
 # ------------------------------------------------------------------------------------------------- Animals-10
@@ -357,23 +359,28 @@ def _cifar10_in(folder: Path) -> Source | None:
 
 
 def _cifar10_zips(folder: Path) -> Source | None:
-    """Zip files that together hold the ten class folders; None where there are no such."""
-    samples = []
+    """Zip files that together hold the ten class folders; None where there are no such, whatever other files are."""
+    samples, unreadable = [], None
     for path in sorted(folder.glob("*.zip")):
         try:
             with zipfile.ZipFile(path) as archive:
                 members = Counter(archive.namelist())
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ResnetlabError(f"Cannot read {path}: {_brief(error)}. Expected a zip file; get it again.") from error
+            unreadable = f"Cannot read {path}: {_brief(error)}. Expected a zip file; get it again."
+            continue
         for name in members:
             member = PurePosixPath(name)
+            if member.parent.name not in CIFAR10:
+                continue
             if member.is_absolute() or ".." in member.parts or members[name] > 1:
                 why = "twice, expected each once" if members[name] > 1 else "which leaves it: refused"
                 raise ResnetlabError(f"{path} holds {name!r}, {why}. Get it again, or unpack it into class folders.")
-            if member.parent.name in CIFAR10 and is_image(member.name) and not any(map(is_skipped, member.parts)):
+            if is_image(member.name) and not any(map(is_skipped, member.parts)):
                 subset = parse(member.parent.parent.name).role
                 samples.append(Sample(name, path, CIFAR10.index(member.parent.name), subset, zipped=True))
     if len({sample.label for sample in samples}) < len(CIFAR10):
+        if samples and unreadable:
+            raise ResnetlabError(unreadable)
         return None
     return Source("cifar10", str(folder), CIFAR10, tuple(samples))
 
@@ -393,7 +400,7 @@ def _cifar10_archive(path: Path) -> Source:
             f"Cannot read {path}: {_brief(error)}. Expected {CIFAR10_URL}; remove the file and get it again."
         ) from error
     if missing := [name for name in CIFAR10_BATCHES if name not in batches]:
-        raise ResnetlabError(f"{path} lacks {_listed(missing)}. Expected {CIFAR10_URL}; get it again.")
+        raise ResnetlabError(f"{path} lacks {listed(missing)}. Expected {CIFAR10_URL}; get it again.")
     return _cifar10_batches(path, batches)
 
 

@@ -32,6 +32,7 @@ _DOCUMENTS = (
 )
 DOCUMENT_SUFFIXES = frozenset(_DOCUMENTS.split())
 
+OUR_FILES = ("run.json", "compare.json")  # a folder that has one was made by `train`, `import` or `compare`
 CLUTTER = frozenset(  # in lower case
     {"__macosx", "__pycache__", "icon\r", "lost+found", "node_modules", "_vti_cnf"}
     | {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "zbthumbnail.info"}
@@ -122,7 +123,7 @@ def subfolders(path: Path) -> list[Path]:
 
 
 def _holds_runs(folder: Path) -> bool:
-    return (folder / "run.json").is_file() or any(folder.glob("*/run.json"))
+    return any((folder / name).is_file() or any(folder.glob(f"*/{name}")) for name in OUR_FILES)
 
 
 @dataclass
@@ -134,11 +135,15 @@ class _Node:
     others: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
     built: list[Folder] = field(default_factory=list)  # its folders
-    holds_run: bool = False  # one of its folders was a run folder
+    holds_run: bool = False  # one of its folders was a run folder, or one of `compare`
+
+    @property
+    def is_ours(self) -> bool:
+        return any(name in self.others for name in OUR_FILES)
 
     @property
     def is_run(self) -> bool:
-        return self.parent is not None and (self.holds_run or "run.json" in self.others)
+        return self.parent is not None and (self.holds_run or self.is_ours)
 
 
 class _Scan:
@@ -192,7 +197,7 @@ class _Scan:
             if node.parent is None:
                 return built
             if node.is_run:
-                node.parent.holds_run |= "run.json" in node.others
+                node.parent.holds_run |= node.is_ours
             else:
                 node.parent.built.append(built)
         raise AssertionError("the root is always read")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 import numpy as np
@@ -80,8 +81,7 @@ def _features_and_gradients(
     network: keras.Model, images: np.ndarray, stage: str, classes: Sequence[int] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """A stage's output, and the gradient of each image's logit with respect to it: (n, height, width, channels)."""
-    middle = network.get_layer(stage).output
-    front, back = keras.Model(network.inputs[0], middle), keras.Model(middle, network.outputs[0])
+    front, back = divided(network, stage)
     features = ops.convert_to_tensor(front(ops.convert_to_tensor(images), training=False))
     if classes is None:
         classes = ops.convert_to_numpy(back(features, training=False)).argmax(axis=1)
@@ -91,6 +91,18 @@ def _features_and_gradients(
         return ops.sum(ops.cast(back(features, training=False), "float32") * chosen, axis=-1)
 
     return _array(features), _array(backend.gradient(logit, features))
+
+
+_DIVIDED: WeakKeyDictionary[keras.Model, dict[str, tuple[keras.Model, keras.Model]]] = WeakKeyDictionary()
+
+
+def divided(network: keras.Model, stage: str) -> tuple[keras.Model, keras.Model]:
+    """The network up to a stage, and from its output on. Made once: a layer keeps each of its uses in a model."""
+    parts = _DIVIDED.setdefault(network, {})
+    if stage not in parts:
+        middle = network.get_layer(stage).output
+        parts[stage] = keras.Model(network.inputs[0], middle), keras.Model(middle, network.outputs[0])
+    return parts[stage]
 
 
 def _array(tensor: Any) -> np.ndarray:

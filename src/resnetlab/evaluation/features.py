@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from resnetlab.errors import ResnetlabError, UsageError, unknown_name
-from resnetlab.evaluation.explain import stages
+from resnetlab.evaluation.explain import divided, stages
 
 
 def first_filters(network: keras.Model) -> np.ndarray:
@@ -38,8 +38,8 @@ def feature_maps(network: keras.Model, images: np.ndarray, *, stage: str | None 
         raise unknown_name("stage", stage, names)
     if len(images) == 0:
         raise UsageError("Received no images, expected at least one.")
-    part = keras.Model(network.inputs[0], network.get_layer(stage).output)
-    return np.asarray(part.predict_on_batch(images), np.float32)
+    front, _ = divided(network, stage)
+    return np.asarray(front.predict_on_batch(images), np.float32)
 
 
 def filters_as_images(filters: np.ndarray) -> np.ndarray:

@@ -78,14 +78,14 @@ def _items(images: Images) -> Iterator[Any]:
     elif isinstance(images, Iterable):
         yield from images
     else:
-        raise UsageError(f"Received a {type(images).__name__}. {EXPECTED}")
+        raise UsageError(f"Received an object of type {type(images).__name__}. {EXPECTED}")
 
 
 def _in_memory(item: Any) -> list[Image.Image]:
     if isinstance(item, Image.Image):
         return [item]
     if not isinstance(item, np.ndarray):
-        raise UsageError(f"Received a {type(item).__name__} among the images. {EXPECTED}")
+        raise UsageError(f"Received an object of type {type(item).__name__} among the images. {EXPECTED}")
     if item.dtype != np.uint8:
         raise UsageError(
             f"Received an array of {item.dtype}. Expected uint8, RGB, 0 to 255: the network normalises by itself."
@@ -104,6 +104,8 @@ def _in_memory(item: Any) -> list[Image.Image]:
 
 def encode(image: Image.Image) -> bytes:
     """A PIL image as the content of a file: PNG, TIFF where that has the mode, its orientation kept."""
+    if image.mode in ("I;16B", "I;16L", "I;16N"):  # Pillow would clip its values to 255 on the way to RGB
+        image = image.convert("I")
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I", "F", "CMYK", "YCbCr", "LAB"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     format = "PNG" if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else "TIFF"

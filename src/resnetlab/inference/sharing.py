@@ -21,7 +21,7 @@ import numpy as np
 
 from resnetlab import environment
 from resnetlab.atomic import without_dots
-from resnetlab.errors import ResnetlabError
+from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.inference.engines import EXPORT_FILE, load_network
 from resnetlab.inference.export import load_settings, replaced, weights_hash, write_text
 from resnetlab.inference.model_card import model_card
@@ -30,7 +30,7 @@ from resnetlab.models.variants import PREPROCESSING, Architecture
 from resnetlab.recipes import Recipe
 from resnetlab.run_folder import RunFolder
 from resnetlab.weights.libraries import name_in, to_arrays, transformers_config
-from resnetlab.weights.readers import OWN_NAMES
+from resnetlab.weights.readers import OWN_NAMES, SQUEEZED_FROM
 
 if TYPE_CHECKING:
     import keras
@@ -96,6 +96,11 @@ def configuration(
         content: dict[str, Any] = {"library": "resnetlab", "model": arch.name, "settings": settings}
         return {"config.json": content | {"class_names": list(class_names), "license": license}}
     if names == "transformers":
+        if size >= SQUEEZED_FROM:
+            raise UsageError(
+                f"transformers' image processor resizes whole images to a square from {SQUEEZED_FROM} pixels on; this "
+                f"network takes the centre square, of {size}. Use other names: resnetlab, torchvision, timm."
+            )
         processor = {
             "image_processor_type": "ConvNextImageProcessor",
             "do_resize": True,
@@ -163,7 +168,7 @@ def _verify(
         received, expected = load_settings(again.recipe()), load_settings(recipe)
         if received != expected or again.info().class_names != class_names:
             raise ResnetlabError(
-                f"Read back, images would be prepared otherwise, or classes have other names: received {received}, "
+                f"Read back, images are preprocessed differently, or classes have other names: received {received}, "
                 f"expected {expected}. {names} cannot express this network's input; use the names of resnetlab."
             )
     against = parity.loaded_logits(folder, names, size=recipe.test_size)

@@ -13,7 +13,8 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -189,7 +190,7 @@ def open_loggers(run: RunFolder) -> list[Logger]:
 class LoggedProgress(LogProgress):
     """Progress that also goes to loggers."""
 
-    def __init__(self, progress: Progress, loggers: Sequence[Logger]) -> None:
+    def __init__(self, progress: Progress, loggers: list[Logger]) -> None:
         self.progress, self.loggers = progress, loggers
         for name in ("info", "warning", "count", "start", "step", "stop"):
             setattr(self, name, getattr(progress, name))
@@ -197,18 +198,36 @@ class LoggedProgress(LogProgress):
     def epoch(self, record: Mapping[str, Any], *, best: bool) -> None:
         self.progress.epoch(record, best=best)
         values = {SCALARS[key]: float(value) for key, value in record.items() if key in SCALARS}
-        for logger in self.loggers:
-            logger.scalars(values, record["step"])
+        for logger in [*self.loggers]:
+            if not attempt(partial(logger.scalars, values, record["step"]), logger, self.progress):
+                self.loggers.remove(logger)
 
 
-def log_evaluation(run: RunFolder, top1: float, loss: float, subset: str, plots: Sequence[Path]) -> None:
+def attempt(action: Callable[[], object], logger: Logger, progress: Progress) -> bool:
+    """Whether it succeeded. A service that fails is reported; the run is worth more than its log."""
+    try:
+        action()
+    except Exception as error:  # what their clients raise: a server that is down, a full disk
+        name = next((name for name, kind in LOGGERS.items() if isinstance(logger, kind)), type(logger).__name__)
+        progress.warning(f"Nothing more is logged to {name}: {first_informative_line(error)}")
+        return False
+    return True
+
+
+def log_evaluation(
+    run: RunFolder, top1: float, loss: float, subset: str, plots: Sequence[Path], progress: Progress
+) -> None:
     """The evaluation of a run, and its plots, to the loggers that it was started with."""
     step = max((record["step"] for record in run.metrics()), default=0)
-    for logger in open_loggers(run):
+
+    def log(logger: Logger) -> None:
         logger.scalars({f"evaluation/{subset}_top1": top1, f"evaluation/{subset}_loss": loss}, step)
         for path in plots:
             logger.image(path.stem, path)
-        logger.close()
+
+    for logger in open_loggers(run):
+        attempt(partial(log, logger), logger, progress)
+        attempt(logger.close, logger, progress)
 
 
 def _import_tensorboardx() -> Any:

@@ -25,7 +25,7 @@ from resnetlab.errors import ResnetlabError
 from resnetlab.evaluation.metrics import Evaluation
 from resnetlab.models import architecture, summarize
 from resnetlab.progress import format_duration
-from resnetlab.recipes import BASE, RECIPES
+from resnetlab.recipes import RECIPES
 from resnetlab.report import pictures, sections
 from resnetlab.report.pictures import Overlay
 from resnetlab.report.sections import CONFUSION_CLASSES, Cell
@@ -114,7 +114,10 @@ def one_run(folder: RunFolder, *, pack: Pack | None, overlay: Overlay | None, fi
         ],
     }
     if found is None:
-        content["notes"].append("The run has not been evaluated: `resnetlab evaluate` adds its results.")
+        evaluate = "`resnetlab evaluate RUN` adds its results"
+        if info.status == "imported":
+            evaluate = "its weights were imported, so it has no images of its own"
+        content["notes"].append(f"The run has not been evaluated: {evaluate}.")
         return content
     if found.subset == "validation":
         content["notes"].append(
@@ -161,14 +164,18 @@ def _command(folder: RunFolder) -> str | None:
     info, recipe = folder.info(), folder.recipe()
     if info.data is None:
         return None
-    usual = RECIPES.get(recipe.name, BASE).model_dump(mode="json")
-    chosen = recipe.model_dump(mode="json", exclude={"name", "description"})
     words = ["resnetlab", "train", str(info.data)]
-    words += ["--recipe", recipe.name] if recipe.name in RECIPES else []
+    if recipe.name in RECIPES:
+        usual = RECIPES[recipe.name].model_dump(mode="json")
+        words += ["--recipe", recipe.name]
+        for key, value in recipe.model_dump(mode="json", exclude={"name", "description"}).items():
+            if value != usual[key]:
+                words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    else:
+        words += ["--recipe", str(folder.path / "recipe.json")]
     words += ["--weights", info.weights] if info.weights else []
-    for key, value in chosen.items():
-        if value != usual[key]:
-            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    words += ["--allow-losses"] if info.allow_losses else []
+    words += ["--deterministic"] if info.deterministic else []
     return shlex.join(words)
 
 

@@ -215,7 +215,7 @@ def machine(folder: RunFolder) -> Iterable[Content]:
     info, environment = folder.info(), folder.read_json("environment.json")
     versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
     rows = [
-        ("computed on", f"{info.device_name} ({info.device}), {info.backend}"),
+        *([("computed on", f"{info.device_name} ({info.device}), {info.backend}")] if info.device else []),
         ("processor", f"{environment.get('cpu')}, {environment.get('cores')} cores"),
         ("software", f"Python {environment.get('python')}, {versions}"),
         ("commit", info.commit or "not a checkout"),

@@ -44,7 +44,8 @@ def serve(
         source: a run or its folder, or the folder of an export.
         host: address to listen on. There is no authentication: an address that other machines reach is warned of.
         port: 0 for any that is free.
-        engine: of a run: "keras", "onnx", "openvino", or "auto", which is "onnx" where it is installed.
+        engine: of a run: "keras", "onnx", "openvino", or "auto", which is "onnx" where it is installed, and "keras" for
+            device="gpu".
         precision: of the engine's export.
         overlays: whether to load a run's network into Keras too, for Grad-CAM.
         limits: of size, number and time of requests; by default `Limits()`.
@@ -95,6 +96,7 @@ def _run(run: Run, engine: str, precision: str, overlays: bool, report: Progress
     from resnetlab.server.model import of_run
 
     if engine == "auto":
-        engine = "onnx" if all(find_spec(name) for name in PACKAGES["onnx"][0]) else "keras"
+        fits = run.device != "gpu" and all(find_spec(name) for name in PACKAGES["onnx"][0])
+        engine = "onnx" if fits else "keras"
     predictor = run.predictor(engine, precision, progress=report)
     return of_run(predictor, engine, precision, explainer=run.predictor(progress=report) if overlays else None)

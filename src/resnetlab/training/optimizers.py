@@ -51,8 +51,8 @@ def decays(variable: keras.Variable) -> bool:
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     """Learning rate as a function of the step: linear warm-up to `peak`, then one of four schedules.
 
-    "constant" is flat; "cosine" and "linear" reach zero at the last step (Loshchilov 2016, arXiv:1608.03983); "steps"
-    falls to a tenth at each milestone. An optimizer that begins later in the run counts its steps from `start`.
+    "constant" is flat; "cosine" and "linear" reach zero after the last step (Loshchilov 2016, arXiv:1608.03983);
+    "steps" falls to a tenth at each milestone. An optimizer that begins later in the run counts its steps from `start`.
     Keras counts the `parts` of a batch.
     """
 
@@ -95,6 +95,10 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
                 factor = factor * ops.where(step >= milestone, 0.1, 1.0)
         warming = ops.minimum((step + 1.0) / self.warmup, 1.0) if self.warmup else 1.0
         return self.peak * factor * warming
+
+    def at(self, number: int) -> float:
+        """The rate of the step with this number in the run, from 1."""
+        return float(self((number - 1 - self.start) * self.parts))
 
     def get_config(self) -> dict[str, Any]:
         keys = ("kind", "peak", "warmup", "total", "milestones", "start", "parts")

@@ -54,9 +54,8 @@ def require_same_origin(saved: Mapping[str, Any] | None, current: Mapping[str, A
     if saved is None or force:
         return
     now = current["recipe"]
-    before = {key: getattr(BASE, key) for key in now if key in Recipe.model_fields} | saved[
-        "recipe"
-    ]  # a key may be new
+    usual = BASE.model_dump(mode="json")  # a key may be newer than the checkpoint
+    before = {key: usual[key] for key in now if key in usual} | saved["recipe"]
     changed = [
         f"{key} {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -72,7 +71,7 @@ def require_same_origin(saved: Mapping[str, Any] | None, current: Mapping[str, A
 
 
 def extend(run: RunFolder, recipe: Recipe, pack: Pack, changes: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
-    """The recipe to resume with, written to the run folder, and notes on it; imports Keras."""
+    """The recipe to resume with, and notes on it; imports Keras."""
     info = run.info()
     changed = recipe.changed(**changes)
     if changed.epochs == recipe.epochs:
@@ -81,8 +80,7 @@ def extend(run: RunFolder, recipe: Recipe, pack: Pack, changes: Mapping[str, Any
     from resnetlab.training.trainer import make_stream
 
     steps, step = make_stream(recipe, pack).steps_per_epoch, info.step
-    before, after = (float(Schedule.of(r, steps)(step)) for r in (recipe, changed))
-    run.write_json("recipe.json", changed.model_dump(mode="json"))
+    before, after = (Schedule.of(r, steps).at(step + 1) for r in (recipe, changed))
     note = f"epochs {recipe.epochs} -> {changed.epochs}: "
     sides = [each.training_side(epoch) for each, epoch in ((recipe, max(info.epoch, 1)), (changed, info.epoch + 1))]
     more = (

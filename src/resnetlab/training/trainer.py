@@ -38,7 +38,7 @@ from resnetlab.training.checkpoint import Checkpoints
 from resnetlab.training.divergence import first_nonfinite_weight, locate
 from resnetlab.training.interval import EVERY_FIVE_MINUTES, Interval
 from resnetlab.training.memory import out_of_memory, rows_that_fit
-from resnetlab.training.optimizers import make_optimizer
+from resnetlab.training.optimizers import Schedule, make_optimizer
 from resnetlab.training.resume import fingerprint, require_same_origin
 from resnetlab.training.steps import StepCallback, metric_values, stop_requests
 from resnetlab.training.together import Together, require_whole_parts
@@ -202,6 +202,8 @@ def train(
     with run.training_lock():
         training = _Training(pack, recipe, run, network, progress, every, resume=resume, force=force)
         run.update(status="started")
+        if resume:  # its number of epochs may have been changed
+            run.write_json("recipe.json", recipe.model_dump(mode="json"))
         progress.start(recipe.epochs, training.steps, recipe.batch_size, training.state.step)
         try:
             with stop_requests() as stop, training.explained_failures():
@@ -233,6 +235,7 @@ class _Training:
         self.every = every
         self.stream = make_stream(recipe, pack)
         self.steps = self.stream.steps_per_epoch
+        self.schedule = Schedule.of(recipe, self.steps)
         self.feed = backend.feed(as_item(self.stream.batch(0)))
         self.validation = pack.indices("validation")
         self.together = Together()
@@ -327,7 +330,7 @@ class _Training:
             "step": self.state.step,
             "loss": history["loss"][-1],
             "accuracy": history["accuracy"][-1],
-            "learning_rate": float(self.trainer.optimizer.learning_rate),
+            "learning_rate": self.schedule.at(last),
             "images_per_second": (last - first) * self.recipe.batch_size / seconds,
             "seconds": seconds,
             "loading_seconds": sum(spent),
@@ -384,7 +387,7 @@ class _Training:
     def _diverged_at(self, step: int) -> ResnetlabError:
         """The error for a loss that is not finite at step number `step`, from 1."""
         epoch, batch = (step - 1) // self.steps + 1, (step - 1) % self.steps + 1
-        rate = float(self.trainer.optimizer.learning_rate)
+        rate = self.schedule.at(step)
         self.checkpoints.wait()
         saved, arrays = self.checkpoints.newest(self.progress.warning)
         self.trainer = make_trainer(self.network, self.recipe, self.stream, step=saved["step"])

@@ -25,7 +25,8 @@ from resnetlab.models.variants import Architecture
 from resnetlab.recipes import BASE, INPUT_KEYS, Recipe
 from resnetlab.run_folder import RunFolder, RunInfo
 from resnetlab.weights import parity
-from resnetlab.weights.mapping import Arrays, Naming, cifar_repositories, listing, recognise
+from resnetlab.weights.libraries import require_known_architecture
+from resnetlab.weights.mapping import Arrays, Naming, also_fitting, cifar_repositories, listing, recognise
 from resnetlab.weights.readers import Checkpoint, find_class_names
 
 HEAD = "head_logits"
@@ -135,6 +136,13 @@ def import_checkpoint(
     )
     if headless and not new_head:
         raise ResnetlabError(_no_head(checkpoint))
+    if num_classes == 1 and not new_head:
+        raise ResnetlabError(
+            f"{checkpoint.origin}: received a head of one logit (a sigmoid), expected one logit for each class, as the "
+            f"probabilities here are a softmax. To train a new head: resnetlab train DATA --weights {checkpoint.origin}"
+        )
+    if checkpoint.architecture not in (None, "resnet") and model is None:
+        require_known_architecture(checkpoint.origin, checkpoint.architecture)
     if checkpoint.linear and arch.stem == "cifar":  # without projections its names are torchvision's too
         naming = cifar_repositories(arch)
     names = ("no head",) if headless else _class_names(checkpoint, arch, num_classes, class_names)
@@ -156,6 +164,8 @@ def import_checkpoint(
         )
     assumed += [key for key in INPUT_KEYS if key not in stated]
     assumed += [] if headless or names in (class_names, checkpoint.class_names) else ["class names"]
+    if not (model or checkpoint.model or checkpoint.architecture) and (others := also_fitting(arch)):
+        assumed.append(f"architecture ({' and '.join(others)} {'have' if others[1:] else 'has'} the same shapes)")
     record = _source_record(checkpoint) | {"family": naming.family, "assumed": assumed, "check": checked}
     info = RunInfo(status="imported", model=arch.name, class_names=names, source=checkpoint.origin)
     return _write_run(folder, network, recipe, info, record)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from resnetlab.errors import UsageError, unknown_name
+from resnetlab.errors import ResnetlabError, UsageError, unknown_name
 from resnetlab.models.shapes import summarize
 from resnetlab.models.variants import VARIANTS, Architecture
 from resnetlab.weights.mapping import Arrays, ours, torchvision, transformers
@@ -35,6 +36,25 @@ _TIMM = _TORCHVISION | {
     "resnet101d": "resnet101d",
     "se-resnet50": "seresnet50",
 }
+
+
+# Other names of timm's for the same networks.
+_TIMM_TOO = r"(tv|gluon|ssl|swsl|ig|fb)_(resnet|resnext|wide_resnet)(18|34|50|101|152)(_2|_32x\dd)?(_v1b)?"
+
+
+def require_known_architecture(origin: str, theirs: str) -> None:
+    """Refuse what timm calls a network that is none of ours: some compute otherwise with weights of the same shapes.
+
+    Raises:
+        ResnetlabError: it is not known.
+    """
+    name = theirs.partition(".")[0]
+    if name not in _TIMM.values() and not re.fullmatch(_TIMM_TOO, name):
+        raise ResnetlabError(
+            f"{origin}: its architecture is {theirs!r}, which is not among those known here: "
+            f"{', '.join(sorted(set(_TIMM.values())))}. A network of another name can compute otherwise with weights "
+            "of the same shapes. If it is the same as one of `resnetlab models`, name that one with --model."
+        )
 
 
 def name_in(library: str, arch: Architecture) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -210,6 +211,25 @@ def recognise(
                 best = len(problems), arch, naming, problems, 100 * matching // len(targets)
     assert best is not None
     raise _not_recognised(source, model, best)
+
+
+def also_fitting(arch: Architecture) -> list[str]:
+    """Names of the other architectures whose weights have the same names and shapes, but which compute otherwise."""
+    weights = summarize(arch).weights
+    return [
+        other.name
+        for other in VARIANTS.values()
+        if _computation(other) != _computation(arch)
+        and len(other.depths) == len(arch.depths)
+        and summarize(replace(other, num_classes=arch.num_classes)).weights == weights
+    ]
+
+
+def _computation(arch: Architecture) -> dict[str, Any]:
+    """The fields on which the logits of given weights depend."""
+    without = {"name", "paper", "zero_init_last", "published_parameters", "preprocessing", "num_classes"}
+    without |= {"reference_size", "counts_statistics"} | ({"stride_on"} if arch.block != "bottleneck" else set())
+    return {key: value for key, value in asdict(arch).items() if key not in without}
 
 
 def _not_recognised(

@@ -116,14 +116,15 @@ def _load_as_the_library_does(folder: Path, library: str) -> tuple[Any, str, Any
     return model, f"torchvision {torchvision.__version__}", lambda output: output, scale
 
 
-def _keras(arrays: dict[str, np.ndarray], arch: Architecture, pixels: np.ndarray) -> tuple[np.ndarray, str]:
+def _keras(
+    arrays: dict[str, np.ndarray], arch: Architecture, pixels: np.ndarray, preprocessing: str
+) -> tuple[np.ndarray, str]:
     from resnetlab import environment
 
     environment.start(device="cpu")
     import keras
 
     name = arch.name.removeprefix("keras-").replace("resnet", "ResNet").replace("v2", "V2")
-    module = keras.applications.resnet_v2 if name.endswith("V2") else keras.applications.resnet
     classes = len(arrays["predictions/bias"])
     model = getattr(keras.applications, name)(
         weights=None, classes=classes, classifier_activation=None, input_shape=pixels.shape[1:]
@@ -131,7 +132,11 @@ def _keras(arrays: dict[str, np.ndarray], arch: Architecture, pixels: np.ndarray
     for layer in model.layers:
         for variable in layer.weights:
             variable.assign(arrays[f"{layer.name}/{variable.name}"])
-    scaled = module.preprocess_input(pixels.astype(np.float32))
+    if preprocessing == arch.preprocessing:  # as the library itself prepares images
+        module = keras.applications.resnet_v2 if name.endswith("V2") else keras.applications.resnet
+        scaled = module.preprocess_input(pixels.astype(np.float32))
+    else:
+        scaled = _normalized(pixels, preprocessing)
     return np.asarray(model.predict(scaled, verbose=0)), f"keras.applications {keras.__version__}"
 
 
@@ -147,10 +152,15 @@ def _torch(
     states = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
     # Not strict, as published weights may lack the counters of batch norms; recognise() has checked everything else.
     model.load_state_dict(states, strict=False)
-    mean, scale = PREPROCESSING[preprocessing]
-    scaled = ((pixels - np.array(mean)) / scale).astype(np.float32).transpose(0, 3, 1, 2)
+    scaled = _normalized(pixels, preprocessing).transpose(0, 3, 1, 2)
     with torch.no_grad():
         return head(model.eval()(torch.from_numpy(np.ascontiguousarray(scaled)))).numpy(), by
+
+
+def _normalized(pixels: np.ndarray, preprocessing: str) -> np.ndarray:
+    mean, scale = PREPROCESSING[preprocessing]
+    scaled = ((pixels - np.array(mean)) / scale).astype(np.float32)
+    return scaled[..., ::-1] if preprocessing == "caffe" else scaled
 
 
 def _from_transformers(arch: Architecture, classes: int) -> tuple[Any, str, Any]:
@@ -203,7 +213,7 @@ def answer(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     arrays, arch = read(request["source"], key=request["key"]).arrays, architecture(request["model"])
     pixels, family = images(request["size"]), request["family"]
     if family == "keras.applications":
-        found, by = _keras(arrays, arch, pixels)
+        found, by = _keras(arrays, arch, pixels, request["preprocessing"])
     else:
         found, by = _torch(arrays, arch, family, pixels, request["preprocessing"])
     yield {"logits": found.astype(np.float64).tolist(), "by": by}

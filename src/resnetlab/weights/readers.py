@@ -16,7 +16,7 @@ import re
 import shlex
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -40,6 +40,8 @@ _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
 
 # In a config.json that resnetlab wrote: class names as they are, where those of others are lists of synonyms.
 OWN_NAMES = "resnetlab_class_names"
+IMAGENET_CLASSES = 1000
+SQUEEZED_FROM = 384  # pixels, from which transformers' ConvNextImageProcessor no longer crops
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Checkpoint:
     licence: str | None = None
     stride_on: str = "3x3"
     model: str | None = None  # the name that a Keras model of ours has
+    architecture: str | None = None  # as the source names it: one of timm's, or "resnet" of transformers
     foreign_head: tuple[str, ...] = ()  # names and shapes of a head that is not in `arrays`
     linear: bool = False  # the head was called `linear`, as in widespread CIFAR repositories
     note: str | None = None  # which weights were read from a file with several sets
@@ -254,7 +257,7 @@ def _from_folder(folder: Path, origin: str) -> Checkpoint:
         if config.get("library") == "resnetlab":
             return _as_we_say(checkpoint, config)
         if "pretrained_cfg" in config:
-            found = _as_timm_says(checkpoint, config["pretrained_cfg"] | {"label_names": config.get("label_names")})
+            found = _as_timm_says(checkpoint, config)
         else:
             found = _as_transformers_says(checkpoint, config, processor)
         return replace(found, class_names=tuple(config[OWN_NAMES])) if OWN_NAMES in config else found
@@ -278,6 +281,11 @@ def _as_transformers_says(checkpoint: Checkpoint, config: dict[str, Any], proces
         raise ResnetlabError(
             f"{checkpoint.origin}: received model_type={config.get('model_type')!r}, expected 'resnet'."
         )
+    for key, expected in (("hidden_act", "relu"), ("downsample_in_first_stage", False)):
+        if config.get(key, expected) != expected:
+            raise ResnetlabError(
+                f"{checkpoint.origin}: received {key}={config[key]!r}, expected {expected!r}: no network here has that."
+            )
     size, cropped, resample = _side(processor.get("size")), _side(processor.get("crop_size")), processor.get("resample")
     if resample is not None and resample not in _RESAMPLING:
         raise ResnetlabError(f"{checkpoint.origin}: received resample={resample}, expected one of {_RESAMPLING}.")
@@ -288,16 +296,35 @@ def _as_transformers_says(checkpoint: Checkpoint, config: dict[str, Any], proces
         preprocessing=_preprocessing(processor.get("image_mean"), processor.get("image_std")),
     )
     labels = config.get("id2label") or {}
-    names = tuple(_unique(labels[key] for key in sorted(labels, key=int)))
+    names = tuple(_unique([labels[key] for key in sorted(labels, key=int)]))
     return replace(
         checkpoint,
+        architecture="resnet",
+        note=_squeezed(processor),
         settings=settings,
         class_names=None if not names or names[0] == "LABEL_0" else names,
         stride_on="1x1" if config.get("downsample_in_bottleneck") else "3x3",
     )
 
 
-def _as_timm_says(checkpoint: Checkpoint, config: dict[str, Any]) -> Checkpoint:
+def _squeezed(processor: dict[str, Any]) -> str | None:
+    """What is said of a processor that squeezes large images into a square, where here their centre is cropped."""
+    kind = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
+    size = _side(processor.get("size"))
+    if not kind.lower().startswith("convnext") or size is None or size < SQUEEZED_FROM:
+        return None
+    return (
+        f"its processor ({kind}, {size} pixels) resizes whole images to a square; here the centre square is cropped, "
+        "so predictions for images that are not square differ"
+    )
+
+
+def _as_timm_says(checkpoint: Checkpoint, stated: dict[str, Any]) -> Checkpoint:
+    config = stated["pretrained_cfg"]
+    if stated.get("model_args"):
+        raise ResnetlabError(
+            f"{checkpoint.origin}: received model_args={stated['model_args']}, expected none: they change the network."
+        )
     size = config.get("test_input_size") or config.get("input_size")
     settings = _stated(
         image_size=size[-1] if size else None,
@@ -305,9 +332,10 @@ def _as_timm_says(checkpoint: Checkpoint, config: dict[str, Any]) -> Checkpoint:
         interpolation=config.get("interpolation"),
         preprocessing=_preprocessing(config.get("mean"), config.get("std")),
     )
-    names = config.get("label_names")
+    names = stated.get("label_names")
     return replace(
         checkpoint,
+        architecture=stated.get("architecture"),
         settings=settings,
         class_names=tuple(_unique(names)) if names else None,
         licence=config.get("license") or checkpoint.licence,
@@ -334,11 +362,12 @@ def _preprocessing(mean: Any, std: Any) -> str | None:
     raise ResnetlabError(f"Received mean={mean}, std={std} in units of 1; expected one of {PREPROCESSING} (of 255).")
 
 
-def _unique(names: Any) -> Iterator[str]:
-    """The first of a class's synonyms, with a number where another class has it too: ImageNet has two cranes."""
+def _unique(names: Sequence[Any]) -> Iterator[str]:
+    """The names, with a number where another class has the same: ImageNet has two cranes. Of ImageNet's lists of
+    synonyms ("tench, Tinca tinca"), the first."""
     seen: dict[str, int] = {}
     for name in names:
-        first = str(name).partition(",")[0].strip()
+        first = (str(name).partition(",")[0] if len(names) == IMAGENET_CLASSES else str(name)).strip()
         seen[first] = seen.get(first, 0) + 1
         yield first if seen[first] == 1 else f"{first} ({seen[first]})"
 
