@@ -66,7 +66,7 @@ class Export:
             )
             return [
                 f"{self.model} as safetensors: {self.bytes / 1e6:.1f} MB, in {self.path}",
-                "verified: read back to the bit",
+                "verified: read back bit for bit",
                 library,
             ]
         accuracy = (

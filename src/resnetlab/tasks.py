@@ -70,7 +70,7 @@ def train(
         force_resume: continue although recipe.json or the images were changed since.
         checkpoint_every: how often a checkpoint is written: "5m", "90s", or a number of steps, "500"; and after each
             epoch. A killed process loses the work since the last checkpoint that was completely written.
-        deterministic: allow only kernels that give the same result each time, so that two runs are equal to the bit on
+        deterministic: allow only kernels that give the same result each time, so that two runs are bit-identical on
             a GPU too. On TensorFlow and PyTorch its cost is measured and reported. A resumed run keeps its setting.
         devices: how many share each batch, or "all"; not on PyTorch. Neither the batches nor the result depend on
             their number (on TensorFlow they do where images are mixed); `batch_size` is that of all together, and a

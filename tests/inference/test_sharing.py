@@ -59,7 +59,7 @@ def weights(run: rl.Run) -> list[np.ndarray]:
 def test_our_names_come_back_to_the_bit(tiny: rl.Run, tmp_path: Path) -> None:
     made = tiny.export("safetensors", license="apache-2.0")
     assert made.path == tiny.path / "export" / "safetensors-resnetlab"
-    assert made.verification == {"read_back": "to the bit", "library": None, "why": "these are our own names"}
+    assert made.verification == {"read_back": "bit for bit", "library": None, "why": "these are our own names"}
     again = rl.from_pretrained(made.path, run=tmp_path / "again")
     for mine, theirs in zip(weights(tiny), weights(again), strict=True):
         np.testing.assert_array_equal(theirs, mine)

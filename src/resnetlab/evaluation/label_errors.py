@@ -36,7 +36,7 @@ class Suspect:
 
 
 def label_errors(logits: np.ndarray, labels: np.ndarray) -> list[Suspect]:
-    """The images that the network classifies otherwise than their labels, the most suspect first.
+    """The images whose predicted class differs from their label, the most suspect first.
 
     They are ranked by self-confidence. That finds more errors than ranking only the confident ones, whose average
     precision is lower.

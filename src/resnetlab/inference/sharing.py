@@ -7,7 +7,7 @@
         README.md                    the model card
         export.json                  what it was made from, and what was verified
 
-The folder is read back, and compared with the run to the bit, before it gets its name; where the library is installed,
+The folder is read back, and compared with the run bit for bit, before it gets its name; where the library is installed,
 it loads the folder too, and computes the same logits.
 """
 
@@ -148,7 +148,7 @@ def _stated_license(run: RunFolder) -> str | None:
 def _verify(
     folder: Path, network: keras.Model, recipe: Recipe, class_names: tuple[str, ...], names: str
 ) -> dict[str, Any]:
-    """Import the folder as anybody would, compare it to the bit, and let the library itself compute.
+    """Import the folder as anybody would, compare it bit for bit, and let the library itself compute.
 
     Raises:
         ResnetlabError: something is not as it was.
@@ -172,7 +172,7 @@ def _verify(
                 f"expected {expected}. {names} cannot express this network's input; use the names of resnetlab."
             )
     against = parity.loaded_logits(folder, names, size=recipe.test_size)
-    found: dict[str, Any] = {"read_back": "to the bit"}
+    found: dict[str, Any] = {"read_back": "bit for bit"}
     if isinstance(against, str):
         return found | {"library": None, "why": against}
     logits, by = against

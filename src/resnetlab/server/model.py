@@ -54,7 +54,7 @@ class ServedModel:
         """The network's input of an image file; raises ImageProblem."""
         return load_image(content, **self.settings, pixel_limit=max_pixels)
 
-    def try_it(self, largest: int) -> None:
+    def warm_up(self, largest: int) -> None:
         """Compute one image, the `largest` batch, and an overlay: compilation is over, and failures are seen, early."""
         grey = np.full((largest, self.image_size, self.image_size, 3), 127, np.uint8)
         for count in {1, largest}:

@@ -80,7 +80,7 @@ def serve(
             model = _run(run, engine, precision, overlays, report)
         url = listening.url(listener)
         announce = partial(ready, model, url) if ready else partial(report.info, f"serving {model.name} on {url}")
-        model.try_it(limits.batch)
+        model.warm_up(limits.batch)
         listening.listen(model, listener, limits, hosts=hosts, ready=announce)
 
 
