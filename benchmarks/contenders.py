@@ -1,9 +1,9 @@
 """The contenders of the training benchmarks: one network, one batch, one optimizer, by us and by others.
 
-Given a job, each maker builds network and optimizer and returns `run(steps)`. All train the same architecture on one
-constant batch of random images with cross-entropy and SGD (momentum .9, Nesterov); ours and PyTorch's have L2
-regularisation too, which `keras.optimizers.SGD` does not offer. Ours starts from bytes and normalises them, the others
-get floats.
+Given a job, each maker builds network and optimizer and returns `run(steps)`. All train the same architecture (but for
+keras.applications, whose ResNet50 has the stride on the 1x1, and 6 % fewer operations) on one constant batch of random
+images with cross-entropy and SGD (momentum .9, Nesterov); ours and PyTorch's have L2 regularisation too, which
+`keras.optimizers.SGD` does not offer. Ours starts from bytes and normalises them, the others get floats.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Exports and engines: size, accuracy, latency and throughput, and prediction from JPEG files.
 
-Claims: every export has Keras's probabilities; int8 keeps the accuracy at a quarter of the size; `predict --engine
-onnx` costs nothing over bare ONNX Runtime; decoding hides behind computing; memory does not grow with the files.
+Questions: does every export have Keras's probabilities? What does int8 keep of the accuracy, at a quarter of the size?
+What does `predict --engine onnx` cost over bare ONNX Runtime, and what does decoding? Does memory grow with the files?
 
     python benchmarks/inference.py RUN...               of trained runs, with their data; ResNet-50 at 224: an hour
     python benchmarks/inference.py RUN --data FOLDER    with other images
@@ -82,7 +82,7 @@ def keras_applications(job: Job, mark: Mark) -> Run:
 
     model = keras.applications.ResNet50(weights=None, classes=job.classes, input_shape=(job.size, job.size, 3))
     images = keras.applications.resnet.preprocess_input(_images(job).astype("float32"))
-    return partial(_repeat, lambda x: model.predict(x, batch_size=job.batch, verbose=0), images)
+    return partial(_repeat, model.predict_on_batch, images)
 
 
 def from_files(job: Job, mark: Mark, *, run: str, folder: str) -> Run:

@@ -28,7 +28,11 @@ def record(run: RunFolder) -> dict[str, Any]:
     return found | {
         "commit": info.commit or found["commit"],
         "environment": environment,
-        "device": {"cpu": environment["cpu"], "cores": environment["cores"], "gpu": environment.get("gpu")},
+        "device": {
+            "cpu": environment["cpu"],
+            "cores": environment["cores"],
+            "gpu": info.device_name if info.device == "gpu" else None,
+        },
         "training_seconds": round(seconds, 1),
         "evaluation": {key: evaluation[key] for key in SUMMARY},
     }

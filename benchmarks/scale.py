@@ -1,8 +1,7 @@
 """Several processes: what sharing the work costs on this machine, and what to expect of many GPUs.
 
-Claims: two processes with a core each reach at least 0.85 of one process with two threads, at the same batch size; how
-much less than 1 follows from the time that the gradients take to be added up, by the model that is computed for 8, 64
-and 512 GPUs.
+Questions: what share of the rate of one process with two threads do two processes with a core each reach, at the same
+batch size? Does it follow from the time of the all-reduces, by the model that is computed for 8, 64 and 512 GPUs?
 
     python benchmarks/scale.py                     about a quarter of an hour on two cores
     python benchmarks/scale.py --part model        computed, not measured

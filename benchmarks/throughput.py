@@ -80,9 +80,15 @@ def train(name: str, precisions: Sequence[str], only: str, rounds: int, seconds:
             row["precision"] = precision = by_name[row["contender"]].job.precision
             if precision in machine:
                 pairs = zip(rates[row["contender"]], machine[precision], strict=True)
-                shares = [rate * job.train_flop / 1e9 / limit for rate, limit in pairs]
+                shares = [rate * flop(job, by_name[row["contender"]].contender) / 1e9 / limit for rate, limit in pairs]
                 row["share_of_matrix_product"] = round(statistics.median(shares), 4)
     return rows
+
+
+def flop(job: Job, contender: Contender) -> float:
+    """Operations of a training step for each image; keras.applications has its own ResNet50."""
+    theirs = contender.maker == "keras_applications"
+    return (replace(job, model=f"keras-{job.model}") if theirs else job).train_flop
 
 
 def matrix_rates(alive: Sequence[Alive], rates: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:

@@ -123,7 +123,7 @@ def input_pipeline(result: Result) -> str:
 
 
 def gpu(result: Result) -> str:
-    rows = [row for row in result["rows"] if row["part"].startswith(("throughput", "sweep")) and "batch" in row]
+    rows = [row for row in result["rows"] if row["part"] == "throughput" and "batch" in row]
     cells = (
         [
             row["contender"],
@@ -139,6 +139,9 @@ def gpu(result: Result) -> str:
     return markdown(head, cells) + conditions(result)
 
 
+VERDICTS = {True: "yes", False: "**not reproduced**", None: "cannot tell"}
+
+
 def study(result: Result) -> str:
     """The figure of a study, and its claims with what was measured of them."""
     chosen = result["configuration"]
@@ -146,10 +149,7 @@ def study(result: Result) -> str:
     size = chosen.get("image_size") or chosen["pretraining"]["image_size"]
     more = f", {1 - chosen['validation']:.0%} of the training images" if chosen.get("validation") else ""
     more += f", {chosen['epochs']} epochs" if "epochs" in chosen else ""
-    cells = (
-        [claim["text"], claim["measured"], "yes" if claim["reproduced"] else "**not reproduced**"]
-        for claim in result["claims"]
-    )
+    cells = ([claim["text"], claim["measured"], VERDICTS[claim["reproduced"]]] for claim in result["claims"])
     return (
         f"**{result['what']}** ({how}: {size}x{size} pixels{more}; seed {chosen['seed']})\n\n"
         f"![{result['what']}]({{results}}/{result['figure']})\n\n"

@@ -6,6 +6,10 @@ Source  K. He et al. 2015, arXiv:1512.03385, table 6; K. Jordan 2024, arXiv:2404
 Cost    Estimated, on two CPU cores with bfloat16, for each seed: cifar-90 6 minutes, cifar-94 25 minutes, cifar-96 4
         hours, cifar-paper-quick one hour for ResNet-20. --quick: two epochs, to see that it works; nothing is kept.
 
+--without leaves one ingredient out: without the whitening stem, feature maps are a pixel larger and there is one more
+batch norm; SGD in place of Muon has a rate that was not tuned. Such networks have no name, so only this program opens
+their runs.
+
 Recipes were tuned on a tenth of the training images, never on the test images: with --set validation=0.1, the accuracy
 is that of these images after the last epoch, and the test images are not looked at.
 Runs are ordinary run folders: an interrupted one is resumed, a finished one is not repeated.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiment import Claim, Row, arguments, choose_recipe, data_for, keep, trained
+from experiment import UNCERTAIN, Claim, Row, arguments, below, choose_recipe, data_for, keep, trained
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -58,19 +58,19 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
     return [
         Claim(
-            "The deeper plain network has the higher training error.",
+            f"The deeper plain network has the higher training error (by more than {UNCERTAIN} points).",
             points("plain", "training_error"),
-            difference("plain", "training_error") > 0,
+            difference("plain", "training_error") > UNCERTAIN,
         ),
         Claim(
-            "The deeper residual network has no higher training error.",
+            f"The deeper residual network has no higher training error (by more than {UNCERTAIN} points).",
             points("resnet", "training_error"),
-            difference("resnet", "training_error") <= 0,
+            difference("resnet", "training_error") <= UNCERTAIN,
         ),
         Claim(
             "The deeper residual network has the lower test error.",
             points("resnet", "test_error"),
-            difference("resnet", "test_error") < 0,
+            below(difference("resnet", "test_error")),
         ),
     ]
 

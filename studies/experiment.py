@@ -44,11 +44,19 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of a paper, what was measured of it, and whether the measurement supports it."""
+    """A claim of a paper, what was measured of it, and whether the measurement supports it; None: it cannot tell."""
 
     text: str
     measured: str
-    reproduced: bool
+    reproduced: bool | None
+
+
+UNCERTAIN = 2.0  # points of error: 95 % intervals of 10,000 test images are 1 point each way, and there is one seed
+
+
+def below(difference: float) -> bool | None:
+    """Whether a difference of one seed, in points, is negative; None where it is too small to tell."""
+    return None if abs(difference) <= UNCERTAIN else difference < 0
 
 
 # What --quick changes in the recipe of the paper. Whether depth helps to fit shows only near convergence, so two cores
@@ -97,10 +105,12 @@ def trained(arch: Architecture, recipe: Recipe, data: Pack) -> tuple[keras.Model
     asked = json.dumps(
         [
             asdict(arch),
-            recipe.model_dump(exclude_defaults=True),
+            recipe.model_dump(),
             data.key,
             len(data.indices("train")),
             keras.backend.backend(),
+            next(iter(backend.gpus()), None),
+            results.commit(),  # as the result of the study will state it
         ]
     )
     kept = cache_folder() / "studies" / f"{arch.name}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
@@ -192,7 +202,8 @@ def keep(
     )
     plots.write(lambda figure: draw(figure, rows), figure_path, size=size)
     for claim in claims:
-        print(f"{'reproduced' if claim.reproduced else 'NOT reproduced'}: {claim.text}\n    {claim.measured}")
+        verdict = {True: "reproduced", False: "NOT reproduced", None: "cannot tell"}[claim.reproduced]
+        print(f"{verdict}: {claim.text}\n    {claim.measured}")
     print(f"Written to {stem}.json and .png")
 
 

@@ -7,8 +7,9 @@ Source  L. Brigato, L. Iocchi 2020, arXiv:2003.12843 (with few images, tuning ma
 Cost    On two CPU cores: CIFAR-10 47 minutes for each seed; the photographs an hour (estimated). --quick: one epoch of
         each, to see that it works; nothing is kept.
 
-CIFAR-10: 100 training images of each class, chosen anew by each seed. Recipes were tuned on 3,000 other training images
-(--tune), never on the test images. Animals-10: five folds, each tested once by a network trained on the other four.
+CIFAR-10: 100 training images of each class, chosen anew by each seed. `cifar-small-data` was tuned on 3,000 other
+training images (--tune), never on the test images. Animals-10: five folds, each tested once by a network trained on the
+other four.
 Runs are ordinary run folders: an interrupted one is resumed, a finished one is not repeated.
 
     python studies/small_data.py cifar --seeds 3

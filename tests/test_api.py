@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 import resnetlab as rl
 from resnetlab import jobs, models, progress, run, tasks
+from resnetlab.devices import Placement
 from resnetlab.environment import installed
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.models.resnet import build
@@ -279,6 +280,93 @@ def test_a_run_that_is_trained_is_not_changed_by_a_second_process(here: Path) ->
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "Another process is training held" in second.stderr
     assert {path.name: path.read_bytes() for path in run.path.glob("*.json")} == files
+
+
+def test_a_batch_in_any_number_of_parts_is_evaluated(here: Path) -> None:
+    run = rl.train("photos", run="in-parts", progress=None, **TINY | {"batch_size": 12, "accumulate": 3})
+    assert 0 <= run.evaluate(progress=None).top1 <= 1
+
+
+def test_timing_steps_leaves_the_initial_weights_alone(here: Path, trained: rl.Run) -> None:
+    prepared = jobs.prepare(
+        "photos",
+        None,
+        trained,
+        {"batch_size": 8, "epochs": 3},
+        allow_losses=False,
+        placement=Placement(None, "cpu"),
+        report=progress.LogProgress(),
+    )
+    assert prepared.network is not None
+    assert prepared.recipe.frozen_epochs == 2
+    before = prepared.network.get_weights()
+    jobs.time_step(prepared, 0.05)
+    for one, other in zip(before, prepared.network.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_other_data_is_evaluated_on_its_held_out_part(here: Path, trained: rl.Run) -> None:
+    photographs(here / "others" / "train", 20, seed=1)
+    photographs(here / "others" / "val", 7, seed=2)
+    assert trained.evaluate("others", progress=None).n == 14
+    photographs(here / "others" / "test", 3, seed=3)
+    assert trained.evaluate("others", progress=None).n == 6
+
+
+def test_an_evaluation_does_not_outlive_its_weights(here: Path) -> None:
+    run = rl.train("photos", run="evaluated", progress=None, **TINY)
+    run.evaluate(progress=None)
+    assert (run.path / "evaluation.json").exists()
+    best = run.info.best_epoch
+    rl.train(resume=run, epochs=6, progress=None)
+    assert (run.path / "evaluation.json").exists() == (run.info.best_epoch == best)
+
+
+def test_what_a_recipe_file_states_comes_before_the_weights(here: Path) -> None:
+    Path("large.toml").write_text('base = "finetune"\nimage_size = 224\n')
+    Path("larger.toml").write_text('base = "large.toml"\n')
+    fixed = {"model": "resnet18", "image_size": 128, "crop_pct": 0.875, "interpolation": "bicubic"}
+    fixed |= {"preprocessing": "imagenet", "eval_size": None}
+    silent = progress.LogProgress()
+    for name, size in (("large.toml", 224), ("larger.toml", 224), ("finetune", 128)):
+        found = jobs.choose_recipe("photos", name, {}, report=silent, fixed=fixed)
+        assert (found.image_size, found.interpolation) == (size, "bicubic")
+    Path("other.toml").write_text('base = "finetune"\nmodel = "resnet50"\n')
+    with pytest.raises(UsageError, match="Received model 'resnet50', expected 'resnet18'"):
+        jobs.choose_recipe("photos", "other.toml", {}, report=silent, fixed=fixed)
+
+
+def test_a_run_is_not_imported_again(here: Path, trained: rl.Run) -> None:
+    with pytest.raises(UsageError, match="is a run already"):
+        rl.from_pretrained(trained.path, class_names=["a", "b"])
+
+
+def test_safetensors_has_no_precision(here: Path, trained: rl.Run) -> None:
+    with pytest.raises(UsageError, match="safetensors has the weights in float32"):
+        trained.export("safetensors", precision="float16")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux")
+def test_a_class_of_any_name_is_evaluated(here: Path) -> None:
+    photographs(here / "named", 12)
+    (here / "named" / "cat").rename(here / "named" / "caf\udce9")
+    run = rl.train("named", run="named-run", progress=None, **TINY)
+    assert run.evaluate(progress=None).n > 0
+    assert run.folder.class_counts()["caf\udce9"].total() == 12
+
+
+@pytest.mark.skipif(not installed("jax"), reason="needs two backends: make test EXTRAS=jax")
+def test_a_network_is_built_on_the_first_backend_that_is_installed() -> None:
+    code = (
+        "import os; os.environ.pop('KERAS_BACKEND', None)\n"
+        "import resnetlab as rl\n"
+        "from resnetlab import environment\n"
+        "environment.installed = lambda name: name == 'jax'\n"
+        "rl.build('resnet-tiny')\n"
+        "import keras; print(keras.backend.backend())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["jax"], done.stderr
 
 
 def test_an_engine_on_the_cpu_is_not_for_a_gpu(here: Path, trained: rl.Run) -> None:

@@ -649,6 +649,42 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         assert b"Traceback" not in child.stderr.read()
 
 
+@pytest.mark.parametrize("setting", ["deterministic=true", "device=cpu", "run=x", "weights=x", "lr=1"])
+def test_only_keys_of_the_recipe_can_be_set(cli: Cli, setting: str) -> None:
+    code, _, err = cli("train", "digits", "--set", setting)
+    assert code == 2
+    assert f"Unknown recipe key '{setting.partition('=')[0]}'" in " ".join(err.split())
+
+
+def test_a_csv_file_that_was_interrupted_is_kept_under_another_name(tmp_path: Path) -> None:
+    from resnetlab.cli.inference import _csv_writer
+    from resnetlab.inference.predictor import Prediction
+
+    (tmp_path / "out.csv").write_text("former")
+    with contextlib.suppress(KeyboardInterrupt), _csv_writer(tmp_path / "out.csv", 1, 2) as write:
+        write(Prediction.of("cat.jpg", (("cat", 0.75),)))
+        raise KeyboardInterrupt
+    assert (tmp_path / "out.csv").read_text() == "former"
+    assert (tmp_path / "out.partial.csv").read_text("utf-8").splitlines()[1] == "cat.jpg,,,cat,0.75"
+
+
+def test_a_csv_file_is_whole_where_nobody_reads_the_output(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from resnetlab.cli.inference import _csv_writer, _show\n"
+        "from resnetlab.inference.predictor import Prediction\n"
+        "found = [Prediction.of(f'{n}.jpg', (('cat', 0.75),)) for n in range(20_000)]\n"
+        "with _csv_writer(Path('out.csv'), 1, 2) as write:\n"
+        "    _show(found, write, as_json=False, to_file=True)\n"
+    )
+    command = f'{sys.executable} -c "$CODE" | head -1'
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=os.environ | {"CODE": code}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("0.jpg")
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 20_001, done.stderr
+
+
 def test_a_csv_file_has_every_name(tmp_path: Path) -> None:
     from resnetlab.cli.inference import _csv_writer
     from resnetlab.inference.predictor import Prediction

@@ -129,8 +129,6 @@ class Child:
 
     def _how_it_ended(self) -> str:
         code = self._process.wait()
-        if code == -signal.SIGINT:
-            raise KeyboardInterrupt
         if code < 0:
             with suppress(ValueError):
                 name = signal.Signals(-code).name

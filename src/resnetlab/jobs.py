@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from os import PathLike
@@ -20,7 +21,7 @@ from resnetlab.errors import ResnetlabError, UsageError, is_out_of_memory
 from resnetlab.models.shapes import summarize
 from resnetlab.models.variants import architecture
 from resnetlab.progress import Progress
-from resnetlab.recipes import BASE, INPUT_KEYS, RECIPES, Recipe
+from resnetlab.recipes import BASE, INPUT_KEYS, RECIPES, Recipe, stated_keys
 from resnetlab.recipes import recipe as find_recipe
 from resnetlab.report import loggers
 from resnetlab.run import Run
@@ -68,7 +69,9 @@ def choose_recipe(
         asked = RECIPES[DEFAULT_RECIPES.get(data, "photos")]
     else:
         asked = recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe))
-    chosen = asked.changed(**(_applicable(fixed or {}, changes.get("crop", asked.crop)) | dict(changes)))
+    own = set() if fixed is None or isinstance(recipe, Recipe) else stated_keys(str(recipe or ""))
+    of_weights = {key: value for key, value in (fixed or {}).items() if key not in own}
+    chosen = asked.changed(**(_applicable(of_weights, changes.get("crop", asked.crop)) | dict(changes)))
     arch = architecture(chosen.model)  # an unknown name, or images too small for it, before anything is decoded
     for side in (chosen.image_size, chosen.test_size, *(side for side, _ in chosen.progressive)):
         try:
@@ -79,12 +82,13 @@ def choose_recipe(
         return chosen
     if chosen.model != fixed["model"]:
         raise UsageError(f"Received model {chosen.model!r}, expected {fixed['model']!r}, the model of the weights.")
-    size = asked.image_size
-    if chosen.image_size == fixed["image_size"] and size not in (chosen.image_size, BASE.image_size):
-        report.warning(
-            f"Recipe {asked.name} has image_size={size}, but image_size={chosen.image_size} of the weights is used. "
-            f"To train at {size}: --set image_size={size}."
-        )
+    for key in INPUT_KEYS:
+        value, used = getattr(asked, key), getattr(chosen, key)
+        if key not in changes and value not in (used, getattr(BASE, key)):
+            report.warning(
+                f"Recipe {asked.name} has {key}={value}, but {key}={used} of the weights is used. To train with the "
+                f"recipe's: --set {key}={value}."
+            )
     return chosen
 
 
@@ -306,12 +310,10 @@ def parts_that_fit(recipe: Recipe, pack: Pack, network: keras.Model | None) -> i
     Raises:
         ResnetlabError: not even single images fit, or pairs where images are mixed.
     """
-    import keras
-
     from resnetlab import backend
     from resnetlab.models.from_recipe import build_network
     from resnetlab.training.memory import divisors, out_of_memory
-    from resnetlab.training.trainer import make_stream, make_trainer
+    from resnetlab.training.trainer import first_step_of_all, make_stream, make_trainer
 
     if backend.process()[1] > 1:
         raise UsageError('accumulate="auto" tries steps on one machine: give several processes a number.')
@@ -325,36 +327,49 @@ def parts_that_fit(recipe: Recipe, pack: Pack, network: keras.Model | None) -> i
         tried = recipe.changed(accumulate=parts, progressive=())
         stream = make_stream(tried, pack)
         model = network or build_network(tried, len(pack.class_names))
-        initial = [np.array(keras.ops.convert_to_numpy(variable)) for variable in model.variables]
         try:
-            make_trainer(model, tried, stream).train_on_batch(*stream.batch(0))
+            with unchanged(model):
+                step = first_step_of_all(tried, stream)
+                make_trainer(model, tried, stream, step=step).train_on_batch(*stream.batch(0))
             return parts
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             failure = error
-        finally:
-            for variable, value in zip(model.variables, initial, strict=True):
-                variable.assign(value)
     assert failure is not None
     raise ResnetlabError(out_of_memory(tried, failure, None)) from failure
 
 
 def time_step(prepared: Prepared, seconds: float) -> tuple[float, Stream]:
-    """Seconds of a training step on the largest images, measured for so long; and the batches."""
+    """Seconds of a training step of the whole network on the largest images, measured for so long; and the batches."""
     from resnetlab.comparison.timing import FitTimer
     from resnetlab.models.from_recipe import build_network
-    from resnetlab.training.trainer import make_stream, make_trainer
+    from resnetlab.training.trainer import first_step_of_all, make_stream, make_trainer
 
     stream = make_stream(prepared.recipe, prepared.pack)
     network = prepared.network or build_network(prepared.recipe, len(prepared.pack.class_names))
-    trainer = make_trainer(network, prepared.recipe.changed(progressive=()), stream)
-    timer = FitTimer(trainer, prepared.started.device)
+    recipe = prepared.recipe.changed(progressive=())
     parts = stream.accumulate
-    timer.call(stream.batches(0), 1)  # traces and compiles
-    one = timer.steps(partial(stream.batches, 0), parts).seconds
-    steps = max(1, min(stream.steps_per_epoch, int(seconds / one)))
-    return timer.steps(partial(stream.batches, 0), steps * parts).seconds / steps, stream
+    with unchanged(network):
+        trainer = make_trainer(network, recipe, stream, step=first_step_of_all(recipe, stream))
+        timer = FitTimer(trainer, prepared.started.device)
+        timer.call(stream.batches(0), 1)  # traces and compiles
+        one = timer.steps(partial(stream.batches, 0), parts).seconds
+        steps = max(1, min(stream.steps_per_epoch, int(seconds / one)))
+        return timer.steps(partial(stream.batches, 0), steps * parts).seconds / steps, stream
+
+
+@contextmanager
+def unchanged(network: keras.Model) -> Iterator[None]:
+    """Within the context the network may be trained; after it, its weights are as they were."""
+    import keras
+
+    initial = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(network.variables, initial, strict=True):
+            variable.assign(value)
 
 
 def require_determinism(prepared: Prepared, report: Progress) -> None:

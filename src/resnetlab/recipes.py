@@ -276,13 +276,7 @@ class Recipe(BaseModel):
         Raises:
             UsageError: an unknown field, a bad value, or one without effect in the new recipe.
         """
-        for key in changes:
-            if key in Recipe.model_fields:
-                continue
-            hint = "All keys: `resnetlab recipes base`."
-            if (usual := SYNONYMS.get(key.lower().replace("-", "_"))) is None:
-                raise unknown_name("recipe key", key, Recipe.model_fields, hint=hint)
-            raise UsageError(f"Unknown recipe key {key!r}: here it is called {usual!r}. {hint}")
+        require_known_keys(changes)
         try:
             recipe = Recipe(**(self.model_dump() | changes))
         except ValidationError as error:
@@ -300,6 +294,17 @@ class Recipe(BaseModel):
     def with_settings(self, settings: Iterable[str]) -> Recipe:
         """This recipe with "key=value" texts applied, as `parse_settings` reads them."""
         return self.changed(**parse_settings(settings))
+
+
+def require_known_keys(keys: Iterable[str]) -> None:
+    """Raise UsageError, with the nearest names, for a key that a recipe has not."""
+    for key in keys:
+        if key in Recipe.model_fields:
+            continue
+        hint = "All keys: `resnetlab recipes base`."
+        if (usual := SYNONYMS.get(key.lower().replace("-", "_"))) is None:
+            raise unknown_name("recipe key", key, Recipe.model_fields, hint=hint)
+        raise UsageError(f"Unknown recipe key {key!r}: here it is called {usual!r}. {hint}")
 
 
 # Keys that have an effect only with certain values of another one.
@@ -638,6 +643,16 @@ def _parse(text: str, *, toml: bool) -> Any:
     if len(text) > CHARACTERS_MOST:
         raise ValueError(f"it has {len(text):,} characters, expected at most {CHARACTERS_MOST:,}")
     return parse_toml(text) if toml else parse_json(text)
+
+
+def stated_keys(name_or_file: str) -> set[str]:
+    """The keys that a recipe file states, and the files that it is based on."""
+    path = Path(name_or_file)
+    if path.suffix not in (".toml", ".json"):
+        return set()
+    fields = _parse(path.read_text("utf-8"), toml=path.suffix == ".toml")
+    base = str(fields.pop("base", BASE.name))
+    return set(fields) | stated_keys(str(path.parent / base) if base.endswith((".toml", ".json")) else base)
 
 
 def recipe(name_or_file: str, *, _above: tuple[Path, ...] = ()) -> Recipe:

@@ -225,7 +225,8 @@ class Run:
         if unknown_classes := sorted(set(pack.class_names) - set(self.class_names)):
             raise UsageError(
                 f"{source.location} has classes that the run does not know: {', '.join(unknown_classes[:5])}. "
-                f"Expected some of: {', '.join(self.class_names[:20])}."
+                f"Expected some of: {', '.join(self.class_names[:20])}. For imported weights, `resnetlab import "
+                "--class-names FILE` names them."
             )
         kept, notes = select_unseen(self.folder, source, pack)
         for note in notes:
@@ -415,6 +416,8 @@ class Run:
         from resnetlab.inference.engines import export_facts
 
         if format == "safetensors":
+            if (precision, batch_size, data) != ("float32", None, None):
+                raise UsageError("safetensors has the weights in float32: leave precision, batch_size and data out.")
             return self._share(names, None if output is None else Path(output), license, progress)
         exports.require_supported(format, precision)  # before anything is decoded
         self.folder.weights()

@@ -285,7 +285,7 @@ class RunFolder:
         return self._read_subsets("split.csv")
 
     def classes_of_images(self) -> dict[str, str]:
-        """Class by content hash, as it was when the run began; empty for a run that does not record it."""
+        """Class by content hash, `as_written`, when the run began; empty for a run that does not record it."""
         rows = self._read_csv("split.csv", "hash")
         return {row["hash"]: row["class"] for row in rows if row.get("class")}
 
@@ -342,8 +342,9 @@ class RunFolder:
     def class_counts(self) -> dict[str, Counter[str]]:
         """By class, the number of images in each subset, copies included, as it was when the run began."""
         counts: dict[str, Counter[str]] = {name: Counter() for name in self.info().class_names}
+        names = {as_written(name): name for name in counts}
         for row in self._read_csv("split.csv", "class", "subset"):
-            counts.setdefault(row["class"], Counter())[row["subset"]] += 1
+            counts.setdefault(names.get(row["class"], row["class"]), Counter())[row["subset"]] += 1
         return counts
 
     def _read_subsets(self, name: str) -> dict[str, str]:
@@ -358,6 +359,11 @@ class RunFolder:
             return rows
         except (OSError, ValueError, csv.Error) as error:
             raise ResnetlabError(f"{self.path / name} cannot be read: {error}.") from None
+
+    def forget_evaluation(self) -> None:
+        """Remove what describes weights, or a split, that are about to be replaced."""
+        for name in ("evaluation.json", "predictions.npz", "label_errors.csv"):
+            (self.path / name).unlink(missing_ok=True)
 
     def save(self, name: str, write: Callable[[Path], None]) -> None:
         """Write the file `name` atomically: `write` is called with a temporary path."""
@@ -386,11 +392,15 @@ def strongest(splits: Iterable[Mapping[str, str]]) -> dict[str, str]:
     return found
 
 
+def as_written(name: str) -> str:
+    """A name as split.csv has it, where bytes that are not UTF-8 are escaped."""
+    return name.encode("utf-8", errors=UNDECODABLE).decode()
+
+
 def _occupied(path: Path) -> UsageError:
-    return UsageError(
-        f"The run folder {path} is not empty. Choose another with --run, or resume it with "
-        f"--resume {shlex.quote(str(path))}."
-    )
+    resumed = (path / "checkpoints").is_dir()
+    more = f", or resume it with `resnetlab train --resume {shlex.quote(str(path))}`" if resumed else ""
+    return UsageError(f"The run folder {path} is not empty. Choose another with --run{more}.")
 
 
 def _cannot_make(path: Path, error: OSError) -> UsageError:

@@ -291,6 +291,8 @@ def from_pretrained(
     """
     path = Path(source).expanduser()
     if (path / "run.json").is_file():
+        if (run, model, key, class_names, shortcut_padding) != (None,) * 5 or settings:
+            raise UsageError(f"{source} is a run already: import its source again to change how it is read.")
         return load(path, backend=backend, device=device)
     if shortcut_padding not in (None, "both", "end"):
         raise UsageError(f"Received shortcut_padding={shortcut_padding!r}, expected 'both' or 'end'.")

@@ -213,6 +213,7 @@ ILLEGAL = [
     ({"zero_init_last": True, "shortcut": "none"}, "zero_init_last", "with shortcuts"),
     ({"zero_init_last": True, "preactivation": True}, "zero_init_last", "post-activation"),
     ({"batch_norm": False}, "batch_norm=False with conv_bias='none'", "conv_bias='all'"),
+    ({"squeeze_reduction": 16, "shortcut": "none"}, "squeeze_reduction=16 without shortcuts", "with shortcuts"),
     ({"squeeze_reduction": 1024}, "squeeze_reduction=1024", "at most the channels"),
 ]
 

@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,14 @@ def test_each_recipe_that_the_text_names_is_there() -> None:
 def test_an_ablation_differs_in_its_ingredient(without: str) -> None:
     name, recipe = accuracy.choose(options(without=without))
     assert name == f"cifar-94-without-{without}"
-    assert recipe != RECIPES["cifar-94"]
+    fields, changes = accuracy.WITHOUT[without]
+    before, base = RECIPES["cifar-94"], architecture("fast-resnet8")
+    changed = {key for key, value in recipe if value != getattr(before, key)}
+    assert changed == (set(fields) if not changes else {"model"})
     try:
-        assert summarize(architecture(recipe.model), 32).depth == 8
+        ablated = architecture(recipe.model)
+        assert {key for key in asdict(base) if getattr(ablated, key) != getattr(base, key)} - {"name"} == set(changes)
+        assert summarize(ablated, 32).depth == 8
     finally:
         VARIANTS.pop(f"fast-resnet8-without-{without}", None)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -72,7 +75,7 @@ def predict(
     if explain_into is not None:
         make_folder(explain_into)
     with _csv_writer(csv_file, top, len(run.class_names)) as write:
-        usable = _show(predictions, write, as_json=as_json)
+        usable = _show(predictions, write, as_json=as_json, to_file=csv_file is not None)
     if explain_into is not None:
         from resnetlab.inference.explanation import explanations
 
@@ -83,16 +86,20 @@ def predict(
         raise ResnetlabError(f"{problems} of {len(usable)} images could not be used{others}.")
 
 
-def _show(predictions: Iterable[Prediction], write: Callable[[Prediction], object], *, as_json: bool) -> list[bool]:
+def _show(
+    predictions: Iterable[Prediction], write: Callable[[Prediction], object], *, as_json: bool, to_file: bool
+) -> list[bool]:
     """Print and write the predictions as they come; returns of each image whether it could be used."""
     usable = []
     for prediction in predictions:
         usable.append(prediction.problem is None)
-        if as_json:
-            print_json(prediction.to_json(), indent=None)
-        else:
-            print(_describe(prediction))
         write(prediction)
+        try:
+            print_json(prediction.to_json(), indent=None) if as_json else print(_describe(prediction))
+        except BrokenPipeError:  # `| head`: the rows of a file are still wanted
+            if not to_file:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return usable
 
 
@@ -209,7 +216,8 @@ def _describe(prediction: Prediction) -> str:
 def _csv_writer(path: Path | None, top: int, num_classes: int) -> Iterator[Callable[[Prediction], object]]:
     """Writes a row for each image: its path, true class, problem, and the `top` classes with their probabilities.
 
-    The file is complete or as it was before. Without a path, nothing is written.
+    The file is complete or as it was before; what an interrupted process had is in NAME.partial.csv. Without a path,
+    nothing is written.
     """
     if path is None:
         yield lambda prediction: None
@@ -227,7 +235,12 @@ def _csv_writer(path: Path | None, top: int, num_classes: int) -> Iterator[Calla
             row += [value for pair in prediction.top for value in pair]
             writer.writerow(row + [None] * (len(header) - len(row)))
 
-        yield write
+        try:
+            yield write
+        except KeyboardInterrupt:  # after hours, perhaps
+            file.flush()
+            shutil.copyfile(temporary, path.with_suffix(".partial.csv"))
+            raise
 
 
 def export(
@@ -272,6 +285,8 @@ def export(
     run, progress = tasks.load(run_folder, backend=backend, device=device), terminal(as_json=as_json, messages=False)
     if format != "safetensors" and (push_to_hub or license or names != "resnetlab"):
         raise UsageError("--names, --license and --push-to-hub are for --format safetensors.")
+    if push_to_hub and output:
+        raise UsageError("--push-to-hub uploads the default folder: leave --output out.")
     if push_to_hub:
         url = run.push_to_hub(push_to_hub, names=names, license=license, progress=progress)
         print_json({"url": url}) if as_json else print(url)

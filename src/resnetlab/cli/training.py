@@ -226,20 +226,25 @@ def import_weights(
 
     run = tasks.from_pretrained(
         source,
-        run=run_folder or Path("runs") / import_name(source),
-        model=model,
+        run=run_folder or (None if is_run(source) else Path("runs") / import_name(source)),
         key=key,
         class_names=None if class_names is None else _read_class_names(class_names),
         shortcut_padding=shortcut_padding,  # type: ignore[arg-type]  # checked there
         backend=backend,
         device=device,
-        **fields(settings),
+        **fields(settings, model=model),
     )
+    if run.status != "imported":
+        raise UsageError(f"{source} is a run that was trained: use it as it is, such as `resnetlab predict {source}`.")
     record = run.folder.read_json("import.json")
     if as_json:
         print_json({"run": str(run.path), "model": run.info.model, **record})
     else:
         _print_import(run, record)
+
+
+def is_run(source: str) -> bool:
+    return (Path(source).expanduser() / "run.json").is_file()
 
 
 def _print_import(run: Run, record: dict[str, Any]) -> None:
@@ -270,9 +275,10 @@ def port(*arguments: Any, **options: Any) -> None:
 
 def fields(settings: list[str] | None, **options: Any) -> dict[str, Any]:
     """Recipe fields from --set and from the options that are shorthands for a field."""
-    from resnetlab.recipes import parse_settings
+    from resnetlab.recipes import parse_settings, require_known_keys
 
     changes = parse_settings(settings or [])
+    require_known_keys(changes)
     given = {key: value for key, value in options.items() if value is not None}
     if both := sorted(set(changes) & set(given)):
         raise UsageError(f"Received both --{both[0].replace('_', '-')} and --set {both[0]}=: give one of them.")

@@ -85,7 +85,7 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     from resnetlab.data.stream import as_item
     from resnetlab.evaluation.logits import centre_crop
     from resnetlab.models.from_recipe import build_network
-    from resnetlab.training.trainer import make_stream, make_trainer
+    from resnetlab.training.trainer import first_step_of_all, make_stream, make_trainer
 
     precision = job["precision"] if job["precision"] in ("bfloat16", "float16") else "float32"
     recipe = Recipe(**job["recipe"]).changed(batch_size=batch_size, accumulate=1, precision=precision, progressive=())
@@ -93,7 +93,8 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     stream = make_stream(recipe, packed)
     began = time.perf_counter()
     network = build_network(recipe, len(packed.class_names))
-    trainer = make_trainer(network, recipe, stream, jit_compile=job["xla"] if job["xla"] is not None else "auto")
+    xla = job["xla"] if job["xla"] is not None else "auto"
+    trainer = make_trainer(network, recipe, stream, step=first_step_of_all(recipe, stream), jit_compile=xla)
     build = time.perf_counter() - began
 
     item = as_item(stream.batch(0))

@@ -16,7 +16,7 @@ from resnetlab.data.split import UNUSED
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.progress import Progress
 from resnetlab.recipes import Recipe
-from resnetlab.run_folder import DIGITS, RunFolder
+from resnetlab.run_folder import DIGITS, RunFolder, as_written
 
 
 def open_data(
@@ -133,7 +133,7 @@ def open_run_data(
     _require_classes(folder, source)
     before, now = folder.split(), {digest: subset for _, _, subset, digest in split_rows(pack)}
     classes, classes_now = folder.classes_of_images(), {digest: name for _, name, _, digest in split_rows(pack)}
-    relabelled = sum(classes.get(digest, name) != name for digest, name in classes_now.items())
+    relabelled = sum(classes.get(digest, as_written(name)) != as_written(name) for digest, name in classes_now.items())
     if (before != now or relabelled) and allow_changes:
         return source, _split_anew(folder, source, progress)
     if relabelled:
@@ -187,6 +187,7 @@ def _split_anew(folder: RunFolder, source: Source, progress: Progress) -> Pack:
         f"The images have changed since the run began ({_difference(before, {row[3]: row[2] for row in rows})}): it is "
         "no longer what a single run would give."
     )
+    folder.forget_evaluation()
     folder.write_ancestors(folder)
     folder.write_split(rows)
     return pack
@@ -243,7 +244,8 @@ def check_inheritance(origin: RunFolder, used: Mapping[str, str], recipe: Recipe
 def select_unseen(folder: RunFolder, source: Source, pack: Pack) -> tuple[NDArray[np.int64], list[str]]:
     """Indices of the images of other data that neither the run nor its origins were trained on, and notes.
 
-    If the data has a test subset of its own, only that subset is used.
+    If the data has a test part of its own, only that is used, else its validation part; images that the run held out to
+    test on are used in any case.
 
     Raises:
         ResnetlabError: none is left.
@@ -251,10 +253,14 @@ def select_unseen(folder: RunFolder, source: Source, pack: Pack) -> tuple[NDArra
     notes = []
     before = np.array([subset or "" for subset in inherited_subsets(folder.used_images(), pack)])
     kept = np.flatnonzero(before != "train")
-    own_test = np.intersect1d(kept, pack.indices("test")) if any(s.subset for s in source.samples) else kept
-    kept = own_test if len(own_test) else kept
+    given = {sample.subset for sample in source.samples}
+    part = next((part for part in ("test", "validation") if part in given), None)
+    if part is not None:
+        held_out = np.intersect1d(kept, np.union1d(pack.indices(part), np.flatnonzero(before == "test")))
+        kept = held_out if len(held_out) else kept
     if left_out := len(pack.labels) - len(kept):
-        notes.append(f"{left_out} of {len(pack.labels)} images left out: trained on, or not of the data's test part")
+        of_part = "" if part is None else f", or not of the data's {part} part"
+        notes.append(f"{left_out} of {len(pack.labels)} images left out: trained on{of_part}")
     if not len(kept):
         raise ResnetlabError(
             f"The run was trained on every image of {source.location}: nothing is left to evaluate on."

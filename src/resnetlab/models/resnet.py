@@ -13,8 +13,10 @@ and multiply-adds without Keras. Layers are named by position: `stem_conv1`, `st
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
+from resnetlab import environment
 from resnetlab.errors import UsageError
 from resnetlab.models.variants import BOTTLENECK_EXPANSION, Architecture, architecture
 
@@ -82,6 +84,12 @@ def build(
         raise UsageError(f"Received input_shape={input_shape}, expected (height, width, 3).")
     if not 0.0 <= stochastic_depth < 1.0:
         raise UsageError(f"Received stochastic_depth={stochastic_depth}, expected 0 <= rate < 1.")
+    if stochastic_depth and arch.shortcut == "none":
+        raise UsageError(
+            f"Received stochastic_depth={stochastic_depth} for {arch.name}, which has no shortcuts: expected 0."
+        )
+    if "keras" not in sys.modules:  # the first backend that is installed, as everywhere
+        environment.configure()
     import keras
 
     from resnetlab.models.layers import KerasLayers

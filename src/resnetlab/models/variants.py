@@ -132,6 +132,11 @@ class Architecture:
             "a shortcut: pre-activation is defined by keeping the shortcut an identity",
         )
         require(
+            not (self.squeeze_reduction and self.shortcut == "none"),
+            f"squeeze_reduction={self.squeeze_reduction} without shortcuts",
+            "a network with shortcuts, whose branches it scales",
+        )
+        require(
             self.batch_norm or (self.conv_bias == "all" and not self.zero_init_last),
             f"batch_norm=False with conv_bias={self.conv_bias!r}, zero_init_last={self.zero_init_last}",
             "conv_bias='all' and no zero_init_last, as there is no beta to shift and no gamma to zero",
@@ -207,7 +212,10 @@ CIFAR_B = replace(  # He 2015's with projections, as in chenyaofo/pytorch-cifar-
     CIFAR, paper="chenyaofo", shortcut="B", preprocessing="kuangliu"
 )
 WIDE = replace(CIFAR_PRE, paper="Zagoruyko 2016")  # 6n+4 layers
-FAST = replace(  # Page 2018, Jordan 2024: for the most accuracy in the least time, on images of 32x32
+# Page 2018, Jordan 2024: for the most accuracy in the least time, on images of 32x32. Jordan's networks have GELU where
+# these have ReLU, a max-pool before the head where these have the mean, scaled logits without a bias, kernels that begin
+# as identities, and batch norms without a gamma; fast-resnet8 has shortcuts, which his has not.
+FAST = replace(
     CIFAR,
     paper="Jordan 2024",
     stem="whitening",

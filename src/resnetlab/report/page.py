@@ -25,7 +25,7 @@ from resnetlab.errors import ResnetlabError
 from resnetlab.evaluation.metrics import Evaluation
 from resnetlab.models import architecture, summarize
 from resnetlab.progress import format_duration
-from resnetlab.recipes import RECIPES
+from resnetlab.recipes import INPUT_KEYS, RECIPES
 from resnetlab.report import pictures, sections
 from resnetlab.report.pictures import Overlay
 from resnetlab.report.sections import CONFUSION_CLASSES, Cell
@@ -169,7 +169,8 @@ def _command(folder: RunFolder) -> str | None:
         usual = RECIPES[recipe.name].model_dump(mode="json")
         words += ["--recipe", recipe.name]
         for key, value in recipe.model_dump(mode="json", exclude={"name", "description"}).items():
-            if value != usual[key]:
+            replaced = info.weights and key in (*INPUT_KEYS, "eval_size")  # by what the weights had
+            if value != usual[key] or (replaced and value is not None):
                 words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     else:
         words += ["--recipe", str(folder.path / "recipe.json")]

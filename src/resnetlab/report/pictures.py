@@ -142,7 +142,7 @@ def batch(folder: RunFolder, pack: Pack) -> Content | None:
     recipe = folder.recipe()
     if not len(pack.indices("train")):
         return None
-    stream = make_stream(recipe.changed(batch_size=BATCH_IMAGES), pack)
+    stream = make_stream(recipe.changed(batch_size=BATCH_IMAGES, accumulate=1), pack)
     inputs = {name: keras.ops.convert_to_tensor(array) for name, array in stream.batch(0)[0].items()}
     augmented = Augment(stream.augmentation, recipe.training_side(1))(inputs)
     shown = np.clip(keras.ops.convert_to_numpy(augmented), 0, 255).astype(np.uint8)

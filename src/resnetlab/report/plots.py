@@ -405,7 +405,7 @@ def _frame(axes: Axes, values: NDArray[np.float64], *, least: float = 0.0) -> No
 
 
 def _short(name: str, length: int = 24) -> str:
-    name = " ".join(str(name).split())
+    name = " ".join(str(name).encode("utf-8", "replace").decode().split())  # bytes that are not UTF-8 cannot be drawn
     return name if len(name) <= length else name[: length - 1].rstrip() + "…"
 
 

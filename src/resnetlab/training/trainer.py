@@ -96,6 +96,11 @@ class BinaryCrossEntropy(keras.losses.BinaryCrossentropy):
         return super().call(y_true, y_pred)
 
 
+def first_step_of_all(recipe: Recipe, stream: Stream) -> int:
+    """The step from which all layers that the recipe trains are trained; 0 where some stay frozen to the end."""
+    return recipe.frozen_epochs * stream.steps_per_epoch if recipe.frozen_epochs < recipe.epochs else 0
+
+
 def make_trainer(
     network: keras.Model, recipe: Recipe, stream: Stream, *, step: int = 0, jit_compile: bool | str = "auto"
 ) -> keras.Model:
@@ -379,6 +384,7 @@ class _Training:
         loss = record.get("val_loss", -state.step)
         best = state.best_loss is None or loss < state.best_loss
         if best:
+            self.run.forget_evaluation()
             state.best_epoch, state.best_loss = record["epoch"], loss
             self.run.save_weights("best.weights.h5", self.network)
         self.run.save_weights("last.weights.h5", self.network)

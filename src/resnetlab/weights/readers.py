@@ -59,7 +59,7 @@ class Checkpoint:
     architecture: str | None = None  # as the source names it: one of timm's, or "resnet" of transformers
     foreign_head: tuple[str, ...] = ()  # names and shapes of a head that is not in `arrays`
     linear: bool = False  # the head was called `linear`, as in widespread CIFAR repositories
-    note: str | None = None  # which weights were read from a file with several sets
+    note: str | None = None  # which of several sets of weights was read, or what is not as in the source
     key: str | None = None  # as given
 
 
