@@ -190,7 +190,9 @@ def bottleneck_block(x: Tensor, net: Layers, name: str, width: int, stride: int,
 
 
 def preactivation_basic_block(x: Tensor, net: Layers, name: str, width: int, stride: int, position: float) -> Tensor:
-    """He 2016, figure 4e."""
+    """He 2016, figure 4e. The paper activates the input of the first block before it splits; here that is so only where
+    the block changes its shape, as all but preresnet18 and preresnet34 do. As in keras.applications, the max-pool of
+    ImageNet's stem comes before the first batch norm; in the authors' code it comes after it."""
     a = net.relu(net.norm(x, name=f"{name}_bn1"), name=f"{name}_relu1")
     y = net.conv(a, width, 3, stride, name=f"{name}_conv1")
     y = net.relu(net.norm(y, name=f"{name}_bn2"), name=f"{name}_relu2")
