@@ -369,6 +369,21 @@ def test_a_network_is_built_on_the_first_backend_that_is_installed() -> None:
     assert done.stdout.split() == ["jax"], done.stderr
 
 
+@pytest.mark.skipif(not installed("jax"), reason="needs two backends: make test EXTRAS=jax")
+@pytest.mark.parametrize("call", ["explain('cat.jpg')", "report()", "filters()", "export('safetensors')", "model"])
+def test_every_method_starts_the_backend_that_was_asked_for(here: Path, trained: rl.Run, call: str) -> None:
+    """None imports Keras before its backend and device are set."""
+    if call == "report()":  # with predictions, whose mistakes are explained
+        trained.evaluate(progress=None)
+    code = (
+        "import os; os.environ.pop('KERAS_BACKEND', None); os.environ.pop('TF_CPP_MIN_LOG_LEVEL', None)\n"
+        f"import resnetlab as rl; rl.load({str(trained.path)!r}, backend='jax', device='cpu').{call}\n"
+        "import keras; print(keras.backend.backend())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=here)
+    assert (done.stdout.split(), done.stderr) == (["jax"], "")
+
+
 def test_an_engine_on_the_cpu_is_not_for_a_gpu(here: Path, trained: rl.Run) -> None:
     with pytest.raises(UsageError, match="onnx computes on the CPU"):
         rl.load(trained.path, device="gpu").predict("cat.jpg", engine="onnx")

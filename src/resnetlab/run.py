@@ -288,16 +288,19 @@ class Run:
         >>> run.report().name
         'report.html'
         """
-        from resnetlab.inference.explanation import overlays
         from resnetlab.report.page import write_report
 
         path = self.path / "report.html" if path is None else Path(path)
         evaluated = (self.path / "predictions.npz").exists()
         if pack is None and evaluated:
             pack = self._own_pack()
-        shown = pack is not None and evaluated
-        overlay = partial(overlays, self.predictor()) if shown else None
-        write_report(self.folder, path, pack=pack, overlay=overlay, filters=self.filters() if shown else None)
+        overlay, filters = None, None
+        if pack is not None and evaluated:
+            predictor, filters = self.predictor(), self.filters()
+            from resnetlab.inference.explanation import overlays
+
+            overlay = partial(overlays, predictor)
+        write_report(self.folder, path, pack=pack, overlay=overlay, filters=filters)
         return path
 
     def _own_pack(self) -> Pack | None:
@@ -335,14 +338,15 @@ class Run:
         >>> explanation.class_name, explanation.map.shape, explanation.overlay.size
         ('cat', (32, 32), (32, 32))
         """
-        from resnetlab.inference.explanation import explanations
         from resnetlab.inference.images import collect_images
 
         found, _ = collect_images(images)
-        made = explanations(
-            self.predictor(), found, method=method, stage=stage, class_name=class_name, features=features
+        predictor = self.predictor()  # which sets the backend up before Keras is imported
+        from resnetlab.inference.explanation import explanations
+
+        return list(
+            explanations(predictor, found, method=method, stage=stage, class_name=class_name, features=features)
         )
-        return list(made)
 
     def filters(self) -> np.ndarray:
         """The weights of the first convolution: (filters, size, size, 3) float32, for red, green and blue.
@@ -350,9 +354,10 @@ class Run:
         >>> run.filters().shape
         (16, 3, 3, 3)
         """
+        model = self.model
         from resnetlab.evaluation.features import first_filters
 
-        return first_filters(self.model)
+        return first_filters(model)
 
     def predict_test_images(self, count: int, *, top: int = 3, **options: Any) -> Iterator[Prediction]:
         """Predictions of `count` of the run's own test images, chosen at random, with their `true_label`.
@@ -444,11 +449,11 @@ class Run:
         return Export(target, details["model"], format, precision, details["bytes"], details["verified"])
 
     def _share(self, names: str, output: Path | None, license: str | None, progress: Progress | str | None) -> Export:
+        self.folder.weights()
+        start(Placement(self._backend, self._device), progress=make_progress(progress))
         from resnetlab.inference.engines import export_facts
         from resnetlab.inference.sharing import share
 
-        self.folder.weights()
-        start(Placement(self._backend, self._device), progress=make_progress(progress))
         target = share(self.folder, names=names, output=output, license=license)
         details = export_facts(target)
         return Export(target, details["model"], "safetensors", "float32", details["bytes"], details["verified"])

@@ -134,7 +134,6 @@ def explain(
 ) -> None:
     """Show what predictions rest on: each image, and beside it the image with a map over it."""
     from resnetlab import tasks
-    from resnetlab.inference.explanation import explanations, save_filters
     from resnetlab.inference.images import collect_images
 
     run, progress = tasks.load(run_folder, backend=backend, device=device), terminal(as_json=as_json, messages=False)
@@ -144,9 +143,10 @@ def explain(
     found, notes = collect_images(images) if images else ([], [])
     for note in notes:
         progress.info(note)
-    made = explanations(
-        run.predictor(progress=progress), found, method=method, stage=stage, class_name=class_name, features=features
-    )
+    predictor = run.predictor(progress=progress)  # which sets the device up before Keras is imported
+    from resnetlab.inference.explanation import explanations, save_filters
+
+    made = explanations(predictor, found, method=method, stage=stage, class_name=class_name, features=features)
     make_folder(folder)
     if filters:
         save_filters(run.filters(), folder / "filters.png")
@@ -285,8 +285,10 @@ def export(
     run, progress = tasks.load(run_folder, backend=backend, device=device), terminal(as_json=as_json, messages=False)
     if format != "safetensors" and (push_to_hub or license or names != "resnetlab"):
         raise UsageError("--names, --license and --push-to-hub are for --format safetensors.")
-    if push_to_hub and output:
-        raise UsageError("--push-to-hub uploads the default folder: leave --output out.")
+    if push_to_hub and (output, precision, batch_size, data) != (None, "float32", None, None):
+        raise UsageError(
+            "--push-to-hub uploads float32 weights: leave --output, --precision, --batch-size and DATA out."
+        )
     if push_to_hub:
         url = run.push_to_hub(push_to_hub, names=names, license=license, progress=progress)
         print_json({"url": url}) if as_json else print(url)

@@ -12,7 +12,6 @@ from PIL import Image
 
 from resnetlab.data.near_duplicates import NearDuplicate
 from resnetlab.data.pack import Pack
-from resnetlab.evaluation.features import filters_as_images
 from resnetlab.evaluation.label_errors import label_errors
 from resnetlab.evaluation.logits import centre_crop
 from resnetlab.evaluation.metrics import Evaluation, softmax
@@ -125,6 +124,8 @@ def near_duplicate_pairs(folder: RunFolder, pack: Pack, near: Sequence[NearDupli
 
 def filters(weights: np.ndarray) -> Content:
     """The filters of the first convolution."""
+    from resnetlab.evaluation.features import filters_as_images
+
     count, side = weights.shape[:2]
     return {
         "images": [data_uri(Image.fromarray(image)) for image in filters_as_images(weights)],
