@@ -98,8 +98,11 @@ class Alive:
         return Elapsed(answer["seconds"], answer["processor"])
 
     def units_in(self, seconds: float, *, most: int = 1000, limit: float = LIMIT) -> int:
-        """How many units take so many seconds, after two that warm it up."""
+        """How many units take so many seconds, after some that warm it up."""
         needed = min(self.run(1, limit=limit).seconds, self.run(1, limit=limit).seconds)
+        trial = min(20, int(seconds / 2 / max(needed, 1e-4)))
+        if trial > 1:  # the time of one, a difference on a GPU, may be far off
+            needed = self.run(trial, limit=limit).seconds / trial
         return max(1, min(most, round(seconds / max(needed, 1e-4))))
 
     def close(self) -> None:
@@ -156,6 +159,8 @@ def compare(
 
     def turn(each: Alive) -> Elapsed | None:
         name = each.contender.name
+        if limit() < 1:  # the time is over: the rounds before count
+            return None
         try:
             if name not in failed:
                 counts[name] = counts.get(name) or (each.units_in(seconds, limit=limit()) if seconds else units)
@@ -167,12 +172,16 @@ def compare(
     spent = interleave({each.contender.name: partial(turn, each) for each in contenders}, rounds)
     rows += [where | {"contender": name, "failed": why} for name, why in failed.items()]
     rates: dict[str, list[float]] = {}
+    whole = [r for r in range(rounds) if all(turns[r] for name, turns in spent.items() if name not in failed)]
     for each in contenders:
         name = each.contender.name
         if name in failed:
             continue
+        if not whole:
+            rows.append(where | {"contender": name, "failed": "no time left"})
+            continue
         work = counts[name] * (amount(each) if callable(amount) else amount)
-        turns = [one for one in spent[name] if one]
+        turns = [spent[name][r] for r in whole]
         rates[name] = [work / one.seconds for one in turns]
         row: Row = where | {"contender": name, "units": counts[name]}
         row["processor_ms_per_image"] = round(statistics.median(1e3 * one.processor / work for one in turns), 4)

@@ -118,6 +118,17 @@ def test_threads_share_arenas_unless_the_user_has_tuned_malloc() -> None:
     assert arenas > 1
 
 
+def test_jax_may_use_as_much_of_a_gpu_as_the_others() -> None:
+    program = (
+        "[os.environ.pop(key) for key in ('XLA_CLIENT_MEM_FRACTION',) if os.environ.get(key) == '0.95']\n"
+        "environment.configure(backend='jax')\n"
+        "print(json.dumps([value for key, value in os.environ.items() if 'CLIENT_MEM_FRACTION' in key]))"
+    )
+    assert answer(program) == ["0.95"]
+    assert answer(program, XLA_PYTHON_CLIENT_MEM_FRACTION="0.5") == ["0.5"]  # JAX refuses both
+    assert answer(program, XLA_CLIENT_MEM_FRACTION="0.4") == ["0.4"]
+
+
 def test_the_users_settings_stay_and_no_gpu_is_hidden_unasked() -> None:
     env = answer(
         "environment.configure(device='auto', onednn=True); print(json.dumps(dict(os.environ)))",

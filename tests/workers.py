@@ -95,6 +95,10 @@ def serve(backend: str, device: str) -> None:
     os.dup2(2, 1)  # what a function prints must not get among the answers
     apply_warning_filters()
     configure(backend=backend, device=device)
+    if device == "gpu":
+        from resnetlab import backend as running
+
+        assert running.device() == "gpu", f"{backend} sees no GPU"  # else all would be computed on the CPU
     while calls.peek(1):
         try:
             function, kwargs = pickle.load(calls)

@@ -217,9 +217,19 @@ if NAME == "tensorflow":
         """The device that training runs on: "cpu" or "gpu"."""
         return "gpu" if gpus() else "cpu"
 
+    def compute_capability() -> tuple[int, int] | None:
+        """Of the NVIDIA GPU that is used; None of another device, or where the backend does not tell."""
+        for gpu in tf.config.list_physical_devices("GPU")[:1]:
+            return tf.config.experimental.get_device_details(gpu).get("compute_capability")
+        return None
+
     def gpu_memory_peak() -> int:
-        """Peak memory, in bytes, that this process has allocated on the first GPU."""
+        """Peak memory, in bytes, that this process has allocated on the first GPU since `reset_gpu_memory_peak`."""
         return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+
+    def reset_gpu_memory_peak() -> None:
+        """Forget the peak so far; JAX has no such function."""
+        tf.config.experimental.reset_memory_stats("GPU:0")
 
     def require_determinism() -> None:
         """Use only kernels that give the same result each time, for the rest of the process."""
@@ -524,6 +534,15 @@ elif NAME == "torch":
         """As on TensorFlow, above."""
         return "cpu" if _device_type() == "cpu" else "gpu"
 
+    def compute_capability() -> tuple[int, int] | None:
+        """As on TensorFlow, above."""
+        return torch.cuda.get_device_capability() if _device_type() == "cuda" else None
+
+    def reset_gpu_memory_peak() -> None:
+        """As on TensorFlow, above."""
+        if _device_type() == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
     def gpu_memory_peak() -> int:
         """As on TensorFlow, above."""
         if _device_type() == "mps":  # MPS does not track the peak
@@ -637,9 +656,17 @@ elif NAME == "jax":
         """As on TensorFlow, above."""
         return "cpu" if jax.devices()[0].platform == "cpu" else "gpu"
 
+    def compute_capability() -> tuple[int, int] | None:
+        """As on TensorFlow, above."""
+        major, dot, minor = str(getattr(jax.devices()[0], "compute_capability", "")).partition(".")
+        return (int(major), int(minor)) if dot else None
+
+    def reset_gpu_memory_peak() -> None:
+        """As on TensorFlow, above: not on JAX."""
+
     def gpu_memory_peak() -> int:
         """As on TensorFlow, above."""
-        return int(jax.devices()[0].memory_stats()["peak_bytes_in_use"])
+        return int((jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0))
 
     def require_determinism() -> None:
         """As on TensorFlow, above; raises RuntimeError where `environment.configure` was not asked for it."""

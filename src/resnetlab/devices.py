@@ -41,11 +41,21 @@ def resolve_precision(precision: str) -> str:
     from resnetlab.doctor import machine
 
     if running.device() == "gpu":
-        gpus = machine.nvidia().gpus
-        fast = bool(gpus) and gpus[0].has_bfloat16
+        fast = _gpu_has_bfloat16()
     else:
         fast = machine.cpu().has_bfloat16
     return "bfloat16" if fast else "float32"
+
+
+def _gpu_has_bfloat16() -> bool:
+    """Of the GPU in use, by the backend; the driver's list has all, in an order of its own."""
+    from resnetlab import backend as running
+    from resnetlab.doctor import machine
+
+    if (capability := running.compute_capability()) is not None:
+        return capability >= (8, 0)
+    gpus = machine.nvidia().gpus
+    return bool(gpus) and gpus[0].has_bfloat16
 
 
 def start(placement: Placement, *, progress: Progress, precision: str = "float32") -> Started:
@@ -110,11 +120,12 @@ def _started(backend: str | None, device: str, *, progress: Progress, precision:
                 "or pass --device cpu."
             )
         return Started(running.NAME, used, environment.cpu_name())
-    if precision == "bfloat16" and gpus and not gpus[0].has_bfloat16:
+    name = (running.gpus() or [environment.cpu_name()])[0]
+    if precision == "bfloat16" and gpus and not _gpu_has_bfloat16():
         progress.warning(
-            f"{gpus[0].name} (compute capability {gpus[0].compute_capability}) has no bfloat16 "
-            "hardware and emulates it slowly. Use --set precision=float16."
+            f"{name} (compute capability below 8.0) has no bfloat16 hardware and emulates it slowly. Use --set "
+            "precision=float16."
         )
     if idle := environment.idle_gpus():
         progress.info(f"{len(idle)} more GPUs ({', '.join(idle)}) stay idle: to use them, --devices all.")
-    return Started(running.NAME, used, (running.gpus() or [environment.cpu_name()])[0])
+    return Started(running.NAME, used, name)

@@ -312,7 +312,7 @@ def parts_that_fit(recipe: Recipe, pack: Pack, network: keras.Model | None) -> i
     """
     from resnetlab import backend
     from resnetlab.models.from_recipe import build_network
-    from resnetlab.training.memory import divisors, out_of_memory
+    from resnetlab.training.memory import divisors, out_of_memory, release_tensors
     from resnetlab.training.trainer import first_step_of_all, make_stream, make_trainer
 
     if backend.process()[1] > 1:
@@ -335,6 +335,7 @@ def parts_that_fit(recipe: Recipe, pack: Pack, network: keras.Model | None) -> i
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            release_tensors(error)
             failure = error
     assert failure is not None
     raise ResnetlabError(out_of_memory(tried, failure, None)) from failure

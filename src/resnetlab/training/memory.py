@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import replace
+from types import FrameType
 
 import keras
 
@@ -26,10 +28,23 @@ def rows_that_fit(trainer: keras.Model, stream: Stream, step: int) -> int | None
         except Exception as error:
             if not is_out_of_memory(error):
                 return None
+            release_tensors(error)
             rows //= 2
         else:
             return rows
     return None
+
+
+def release_tensors(error: BaseException) -> None:
+    """Forget the variables of the functions that have failed, which hold the tensors of the step on PyTorch."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        failed: FrameType | None = frame
+        while failed is not None:
+            try:
+                failed.clear()
+            except RuntimeError:  # it still runs
+                break
+            failed = failed.f_back
 
 
 def divisors(number: int) -> list[int]:

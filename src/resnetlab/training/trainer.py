@@ -37,7 +37,7 @@ from resnetlab.training.averages import Averages
 from resnetlab.training.checkpoint import Checkpoints
 from resnetlab.training.divergence import first_nonfinite_weight, locate
 from resnetlab.training.interval import EVERY_FIVE_MINUTES, Interval
-from resnetlab.training.memory import out_of_memory, rows_that_fit
+from resnetlab.training.memory import out_of_memory, release_tensors, rows_that_fit
 from resnetlab.training.optimizers import Schedule, make_optimizer
 from resnetlab.training.resume import fingerprint, require_same_origin
 from resnetlab.training.steps import StepCallback, metric_values, stop_requests
@@ -434,6 +434,7 @@ class _Training:
             raise
         except Exception as error:
             if is_out_of_memory(error):
+                release_tensors(error)
                 fits = rows_that_fit(self.trainer, self.stream, self.state.step) if self.together.alone else None
                 raise ResnetlabError(out_of_memory(self.recipe, error, fits)) from error
             if self.together.alone:
