@@ -147,7 +147,7 @@ class Recipe(BaseModel):
 
     # Objective
     loss: Literal["cross-entropy", "binary-cross-entropy"] = Field("cross-entropy", description="training loss")
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="probability spread over the other classes")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="probability spread over all classes")
     target_threshold: float | None = Field(
         None, ge=0.0, lt=1.0, description="for binary-cross-entropy: targets above it become 1, others 0"
     )

@@ -1,12 +1,14 @@
 """Feature maps and filters: on every backend what the layers compute, from the weights that they have."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
 
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.evaluation.features import feature_maps, filters_as_images, first_filters, strongest_channels
-from resnetlab.models import build
+from resnetlab.models import architecture, build
 from tests.models.reference import randomise
 from tests.workers import Workers
 
@@ -56,6 +58,15 @@ def test_the_filters_of_a_whitening_stem_are_its_components() -> None:
     network = build("fast-resnet8", num_classes=5, input_shape=(32, 32, 3))
     components = keras.ops.convert_to_numpy(network.get_layer("stem_conv1").components)
     np.testing.assert_array_equal(first_filters(network), np.moveaxis(components, -1, 0))
+
+
+def test_the_filters_of_a_network_of_bgr_images_are_rgb_too() -> None:
+    networks = [
+        build(replace(architecture("resnet-tiny"), preprocessing=name), input_shape=(16, 16, 3), num_classes=2)
+        for name in ("imagenet", "caffe")
+    ]
+    rgb, bgr = map(first_filters, networks)  # of the same initial kernels
+    np.testing.assert_array_equal(rgb, bgr[..., ::-1])
 
 
 def test_what_cannot_be_shown_is_an_error() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 
-from resnetlab.evaluation.gradients import GradientRecorder
+from resnetlab.evaluation.gradients import GradientRecorder, gradient_norms
 from resnetlab.models import VARIANTS, build
 from tests.workers import Workers
 
@@ -38,6 +38,14 @@ def moved(images: np.ndarray, labels: np.ndarray, rate: float) -> tuple[dict[str
 def batch() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {"images": rng.integers(0, 256, (8, 16, 16, 3), np.uint8), "labels": rng.integers(0, 10, 8)}
+
+
+def test_measuring_leaves_the_network_as_it_was() -> None:
+    network, _ = compiled(0.0)
+    before = [keras.ops.convert_to_numpy(variable) for variable in network.variables]
+    assert min(gradient_norms(network, **batch()).values()) > 0
+    for one, other in zip(before, network.variables, strict=True):
+        np.testing.assert_array_equal(one, keras.ops.convert_to_numpy(other))
 
 
 def test_norms_are_those_of_the_way_the_weights_move(on: Workers, backend: str) -> None:

@@ -1,5 +1,8 @@
 """Stochastic depth in training: masks come with the batch, so they are the same on every backend, compiled or not."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ import pytest
 from resnetlab.data.pack import Pack, pack
 from resnetlab.data.sources import resolve
 from resnetlab.models.from_recipe import build_network
-from resnetlab.models.layers import StochasticDepth
+from resnetlab.models.layers import StochasticDepth, SupplyMasks
 from resnetlab.recipes import RECIPES, Recipe
 from resnetlab.training.trainer import make_augmentation, make_stream, make_trainer
 from tests.workers import Workers
@@ -62,6 +65,30 @@ def test_a_branch_is_dropped_for_the_samples_whose_mask_is_zero(digits: Pack) ->
         size = np.abs(keras.ops.convert_to_numpy(output)).max(axis=(1, 2, 3))
         np.testing.assert_array_equal(size > 0, kept > 0)
     assert not any(layer.supplied_masks for layer in layers)  # each mask is used once
+
+
+def test_each_thread_has_its_own_masks() -> None:
+    """TensorFlow's strategies trace the step once for each device, in threads that take turns."""
+    layer = StochasticDepth(0.5, name="drop")
+    supply = SupplyMasks(keras.Sequential([layer]), name="supply")
+    masks = {"one": np.array([[0.0], [2.0]], np.float32), "other": np.array([[2.0], [0.0]], np.float32)}
+    both_supplied = threading.Barrier(2)
+
+    def run(name: str) -> np.ndarray:
+        supply(np.zeros((2, 1), np.float32), masks[name], training=True)
+        both_supplied.wait(timeout=60)
+        return keras.ops.convert_to_numpy(layer(np.ones((2, 1, 1, 1), np.float32), training=True)).ravel()
+
+    with ThreadPoolExecutor(2) as threads:
+        for name, found in zip(masks, threads.map(run, masks), strict=True):
+            np.testing.assert_array_equal(found, masks[name].ravel())
+
+
+def test_layers_that_draw_their_own_masks_draw_different_ones() -> None:
+    network = build_network(RECIPE, 10)
+    layers = [layer for layer in network.layers if isinstance(layer, StochasticDepth)]
+    drawn = [keras.random.uniform((100,), seed=layer.generator) for layer in layers]
+    assert len({tuple(keras.ops.convert_to_numpy(each).tolist()) for each in drawn}) == len(layers) > 2
 
 
 def test_masks_have_the_rates_of_the_blocks() -> None:

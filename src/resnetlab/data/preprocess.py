@@ -257,7 +257,8 @@ def _to_8_bits(image: Image.Image, content: bytes, tiles: list[Any], done: list[
     if _tag(image, _PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds in 8 bits only
         parts[0] = 255 - parts[0]
     if has_alpha:
-        parts.append(_scaled(samples[..., -1:], None, []))
+        whole = (0, int(np.iinfo(samples.dtype).max)) if samples.dtype.kind in "iu" else None
+        parts.append(_scaled(samples[..., -1:], whole, []))
     elif (transparent := image.info.get("transparency")) is not None:  # a PNG with one transparent colour
         parts.append(np.any(colours != transparent, axis=-1, keepdims=True).astype(np.uint8) * 255)
         mode += "A"

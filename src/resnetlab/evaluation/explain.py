@@ -113,7 +113,7 @@ def _array(tensor: Any) -> np.ndarray:
 def _combine(features: np.ndarray, gradients: np.ndarray, method: str) -> np.ndarray:
     if method == "grad-cam":
         weights = gradients.mean(axis=(1, 2), keepdims=True)
-    elif method == "grad-cam++":
+    elif method == "grad-cam++":  # equation 19; 1e-6 as in the package grad-cam, which outweighs small gradients
         total = features.sum(axis=(1, 2), keepdims=True)
         share = gradients**2 / (2 * gradients**2 + total * gradients**3 + 1e-6)
         weights = (share * (gradients != 0) * np.maximum(gradients, 0)).sum(axis=(1, 2), keepdims=True)

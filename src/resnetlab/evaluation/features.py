@@ -21,7 +21,9 @@ def first_filters(network: keras.Model) -> np.ndarray:
     kernel = next((found for found in weights if len(getattr(found, "shape", ())) == 4), None)
     if kernel is None or kernel.shape[2] != 3:
         raise ResnetlabError("The network has no convolution of colour images, whose filters could be shown.")
-    return np.moveaxis(np.asarray(keras.ops.convert_to_numpy(kernel), np.float32), -1, 0)
+    filters = np.moveaxis(np.asarray(keras.ops.convert_to_numpy(kernel), np.float32), -1, 0)
+    takes_bgr = any(getattr(layer, "preprocessing", None) == "caffe" for layer in network.layers)
+    return filters[..., ::-1] if takes_bgr else filters
 
 
 def feature_maps(network: keras.Model, images: np.ndarray, *, stage: str | None = None) -> np.ndarray:

@@ -34,8 +34,14 @@ class GradientRecorder(keras.optimizers.SGD):
 
 
 def gradient_norms(network: keras.Model, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Norms of the gradient at each convolution (see `GradientRecorder.norms`) on one batch."""
+    """Norms of the gradient at each convolution (see `GradientRecorder.norms`) on one batch.
+
+    The network is left as it was, running statistics included.
+    """
+    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.variables]
     recorder = GradientRecorder(0.0)
     network.compile(recorder, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     network.train_on_batch(images, labels)
+    for variable, value in zip(network.variables, before, strict=True):
+        variable.assign(value)
     return recorder.norms(network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from typing import Any
 
@@ -224,14 +225,15 @@ class StochasticDepth(keras.layers.Layer):
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"{self.name}: received rate={rate}, expected 0 <= rate < 1.")
         self.rate, self.seed = rate, seed
-        self.generator = keras.random.SeedGenerator(seed)
-        self.supplied_masks: list[Tensor] = []  # at most one, (batch,): 0 or 1 / (1 - rate); taken by the next call
+        self.generator = keras.random.SeedGenerator((seed + zlib.crc32(self.name.encode())) % 2**31)
+        # By thread, as each device of TensorFlow's strategy has one: (batch,), 0 or 1 / (1 - rate), for the next call.
+        self.supplied_masks: dict[int, Tensor] = {}
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         if not training or self.rate == 0.0:
             return x
-        if self.supplied_masks:
-            return x * ops.cast(ops.reshape(self.supplied_masks.pop(), (-1, 1, 1, 1)), x.dtype)
+        if (mask := self.supplied_masks.pop(threading.get_ident(), None)) is not None:
+            return x * ops.cast(ops.reshape(mask, (-1, 1, 1, 1)), x.dtype)
         draw = keras.random.uniform((ops.shape(x)[0], 1, 1, 1), seed=self.generator)
         return x * ops.cast(draw >= self.rate, x.dtype) / (1.0 - self.rate)
 
@@ -252,7 +254,7 @@ class SupplyMasks(keras.layers.Layer):
     def call(self, x: Tensor, masks: Tensor, training: bool | None = None) -> Tensor:
         if training:
             for i, layer in enumerate(self.stochastic_depth_layers()):
-                layer.supplied_masks[:] = [masks[:, i]]
+                layer.supplied_masks[threading.get_ident()] = masks[:, i]
         return x
 
     def compute_output_shape(self, x_shape: Shape, masks_shape: Shape) -> Shape:

@@ -227,7 +227,10 @@ class _Moments(_PerVariableRate):
 
 
 class AdamW(_Moments, keras.optimizers.Adam):
-    """AdamW (Loshchilov 2017, arXiv:1711.05101, algorithm 2) with decay of kernels only, each at its own rate."""
+    """AdamW (Loshchilov 2017, arXiv:1711.05101, algorithm 2) with decay of kernels only, each at its own rate.
+
+    As in Keras's Adam, epsilon (1e-7) is added before the bias correction of the second moment; in the paper after it.
+    """
 
     kernel = staticmethod(backend.adam_update)
 
