@@ -226,7 +226,7 @@ def test_defective_images_among_good_ones_are_set_aside_and_training_goes_throug
 
     code, out, err = cli("train", data, *TINY, "--run", "a [run]")
     assert code == 2
-    assert "is not empty. Choose another with --run, or resume it with --resume" in err
+    assert "is not empty. Choose another with --run, or resume it with `resnetlab train --resume 'a [run]'`." in err
 
     code, out, err = cli("predict", run.path, data / "cat", "--json", "--top", "1")
     answers = [json.loads(line) for line in out.splitlines()]
@@ -410,19 +410,20 @@ def test_ported_weights_predict_are_evaluated_and_trained_on_from(cli: Cli, publ
     recipe_file.write_text(
         'base = "finetune"\nimage_size = 40\nepochs = 1\nfrozen_epochs = 0\nbatch_size = 8\n', "utf-8"
     )
-    mine = ("train", data, "--weights", "runs/net", "--recipe", recipe_file)
-    code, out, err = cli(*mine, "--run", "of 32")
+    other = ("--recipe", "quick", "--epochs", "1", "--batch-size", "8", "--set", "warmup=0", "--set", "test=0.1")
+    code, out, err = cli("train", data, "--weights", "runs/net", *other, "--run", "of 32")
     assert (code, err) == (
         0,
-        "warning: Recipe mine has image_size=40, but image_size=32 of the weights is used. "
-        "To train at 40: --set image_size=40.\n",
+        "warning: Recipe quick has image_size=16, but image_size=32 of the weights is used. "
+        "To train with the recipe's: --set image_size=16.\n",
     )
-    code, out, err = cli(*mine, "--run", "of 40", "--set", "image_size=40")
+    mine = ("train", data, "--weights", "runs/net", "--recipe", recipe_file)
+    code, out, err = cli(*mine, "--run", "of 40")  # what a file states is wanted
     assert (code, err) == (0, "")
     assert [RunFolder.open(Path(name)).recipe().image_size for name in ("of 32", "of 40")] == [32, 40]
     code, out, err = cli("train", data, "--weights", "runs/net", "--recipe", recipe_file, "--run", "of 40")
     assert code == 2
-    assert "Choose another with --run, or resume it with --resume 'of 40'." in err
+    assert "Choose another with --run, or resume it with `resnetlab train --resume 'of 40'`." in err
     code, out, err = cli("train", data, "--weights", "runs/net", "--model", "resnet34", "--run", "other")
     assert code == 2
     assert "Received model 'resnet34', expected 'resnet18'" in err

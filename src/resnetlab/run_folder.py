@@ -398,8 +398,8 @@ def as_written(name: str) -> str:
 
 
 def _occupied(path: Path) -> UsageError:
-    resumed = (path / "checkpoints").is_dir()
-    more = f", or resume it with `resnetlab train --resume {shlex.quote(str(path))}`" if resumed else ""
+    trained = (path / "run.json").is_file() and not (path / "import.json").is_file()
+    more = f", or resume it with `resnetlab train --resume {shlex.quote(str(path))}`" if trained else ""
     return UsageError(f"The run folder {path} is not empty. Choose another with --run{more}.")
 
 
