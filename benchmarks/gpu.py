@@ -9,9 +9,9 @@ Whether the GPU computes the right thing is `pytest -m gpu`, which comes first: 
 Claim: ResNet-50 trains in bfloat16 at 224x224 at 1.2 times the speed of torchvision's with torch.compile and
 channels_last, and faster. Parts, in order of worth:
 
-    throughput    ResNet-50, 224x224, bfloat16, batch 256: ours on each backend, torchvision and timm, eager and
-                  compiled, fed by a batch that lies on the device; ours also by a packed stream of 256x256 images,
-                  augmented on the device
+    throughput    ResNet-50, 224x224, bfloat16, batch 256: ours on each backend, torchvision (or else timm), eager and
+                  compiled, fed by a batch that lies on the device (for TensorFlow on the host); then ours by a packed
+                  stream of 256x256 images, augmented on the device
     original      the original job, ResNet-50 at 64x64: CPU against GPU at batch 32 and at large batches
 
 Expected of an H200 (measured there: 790 TFLOP/s bfloat16, 4.3 TB/s). An image takes 24.5 GFLOP: 31 us. Its 11 M

@@ -99,7 +99,7 @@ def trained(arch: Architecture, recipe: Recipe, data: Pack) -> tuple[keras.Model
     """A network trained by `recipe`, and a row for each epoch: the error on the training images as they were shown,
     that on the test images (about fifteen times in all, and at the end), loss, step and seconds.
 
-    Kept in the cache: studies that look at the same network train it once between them.
+    Kept in the cache: at one commit, studies that look at the same network train it once between them.
     """
     network = build(arch, num_classes=len(data.class_names), seed=recipe.seed)
     asked = json.dumps(

@@ -133,12 +133,10 @@ def _remove_abandoned(parent: Path) -> None:
 def locked(file: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the lock `file`, which the system releases when the process ends, however it ends.
 
-    The thread that holds it may enter it again.
-
     Args:
         waiting: called once where another process holds it, before waiting for it; by default TimeoutError is raised.
     """
-    lock = FileLock(file, timeout=0, is_singleton=True)
+    lock = FileLock(file, timeout=0)
     try:
         lock.acquire()
     except Timeout:

@@ -63,7 +63,8 @@ def choose_recipe(
     """The requested recipe, or the default one for the data, with its changes applied.
 
     Args:
-        fixed: fields that the initial weights determine; `changes` override them, except for the model.
+        fixed: fields that the initial weights determine; `changes`, and what a recipe file states, override them,
+            except for the model.
     """
     if recipe is None:
         asked = RECIPES[DEFAULT_RECIPES.get(data, "photos")]
@@ -71,8 +72,12 @@ def choose_recipe(
         asked = recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe))
     own = set() if fixed is None or isinstance(recipe, Recipe) else stated_keys(str(recipe or ""))
     of_weights = {key: value for key, value in (fixed or {}).items() if key not in own}
+    if own or "image_size" in changes:
+        of_weights.pop("eval_size", None)  # it belongs to the size of the weights
     chosen = asked.changed(**(_applicable(of_weights, changes.get("crop", asked.crop)) | dict(changes)))
     arch = architecture(chosen.model)  # an unknown name, or images too small for it, before anything is decoded
+    if chosen.stochastic_depth and arch.shortcut == "none":
+        raise UsageError(f"{arch.name} has no shortcuts: expected stochastic_depth=0, not {chosen.stochastic_depth}.")
     for side in (chosen.image_size, chosen.test_size, *(side for side, _ in chosen.progressive)):
         try:
             summarize(arch, side)
@@ -206,7 +211,7 @@ def resume_job(
 ) -> Job:
     check_resumable(folder, changes)
     if follows(placement):
-        folder = RunFolder(shutil.copytree(folder.path, temporary_folder(), dirs_exist_ok=True))
+        folder = RunFolder(_copy(folder.path))
     source, pack = open_run_data(folder, None if data is None else str(data), progress=report, allow_changes=force)
     recipe, info = folder.recipe(), folder.info()
     placement = replace(placement, backend=placement.backend or info.backend, deterministic=info.deterministic)
@@ -224,7 +229,14 @@ def resume_job(
     return Job(folder, changed, pack, started)
 
 
-def run_job(job: Job, report: Progress, every: Interval, *, resume: bool, force: bool) -> None:
+def _copy(folder: Path) -> Path:
+    """A copy of a run folder, from which the first process may be removing what killed ones have left."""
+    return Path(
+        shutil.copytree(folder, temporary_folder(), dirs_exist_ok=True, ignore=shutil.ignore_patterns(".tmp-*"))
+    )
+
+
+def run_job(job: Job, report: Progress, every: Interval, *, resume: bool, force: bool, locked: bool = False) -> None:
     from resnetlab import backend
     from resnetlab.training import trainer
 
@@ -240,6 +252,7 @@ def run_job(job: Job, report: Progress, every: Interval, *, resume: bool, force:
             force=force,
             network=job.network,
             every=every,
+            locked=locked,
         )
     finally:
         backend.end_distribution()  # evaluation and prediction follow, on one device

@@ -106,10 +106,11 @@ def train(
                 "with another recipe from its weights: `resnetlab train DATA --weights RUN`."
             )
         folder = _resumed_folder(resume)
-        with nullcontext() if follows(placement) else folder.training_lock():  # before anything in it is changed
+        locked = not follows(placement)
+        with folder.training_lock() if locked else nullcontext():  # before anything in it is changed
             job = resume_job(folder, data, fields, force=force_resume, **options)
             report.info(f"run folder {job.folder.path}")
-            run_job(job, report, every, resume=True, force=force_resume)
+            run_job(job, report, every, resume=True, force=force_resume, locked=locked)
     elif force_resume:
         raise UsageError("force_resume is for resumed runs: give resume too.")
     else:
@@ -292,7 +293,7 @@ def from_pretrained(
     path = Path(source).expanduser()
     if (path / "run.json").is_file():
         if (run, model, key, class_names, shortcut_padding) != (None,) * 5 or settings:
-            raise UsageError(f"{source} is a run already: import its source again to change how it is read.")
+            raise UsageError(f"{source} is a run already, and is used as it is: leave the other arguments out.")
         return load(path, backend=backend, device=device)
     if shortcut_padding not in (None, "both", "end"):
         raise UsageError(f"Received shortcut_padding={shortcut_padding!r}, expected 'both' or 'end'.")

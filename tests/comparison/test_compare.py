@@ -477,6 +477,7 @@ def test_the_gpu_branch_runs_end_to_end(quick: dict[str, Any], tmp_path: Path, m
         "def on_cpu(**settings):\n"
         "    start(**settings)\n"
         "    from resnetlab import backend as kernels\n"
+        "    kernels.reset_gpu_memory_peak = lambda: None\n"
         "    kernels.gpus, kernels.gpu_memory_peak = lambda: ['a CPU in place of a GPU'], lambda: 10**9\n"
         "environment.start = on_cpu\n"
         "from resnetlab.child_process import serve\n"

@@ -230,6 +230,7 @@ def test_zip_files_that_are_not_cifar10_are_no_matter(make, tmp_path):
 
 def test_a_comparison_in_the_folder_is_no_class(make, tmp_path):
     folder = make.write_classes(tmp_path / "photos", {"cat": 3, "dog": 3})
+    (folder / "cat" / "compare.json").write_text("{}")  # of the user's own
     made = folder / "runs" / "compare-1"
     made.mkdir(parents=True)
     (made / "compare.json").write_text("{}")

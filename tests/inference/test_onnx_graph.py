@@ -40,7 +40,8 @@ REPRESENTATIVE = {  # one of each kind of block, shortcut, stem and preprocessin
 
 def network_of(name: str) -> keras.Model:
     row = VARIANTS[name]
-    network = build(replace(row, depths=tuple(min(depth, 2) for depth in row.depths)), stochastic_depth=0.2)
+    small = replace(row, depths=tuple(min(depth, 2) for depth in row.depths))
+    network = build(small, stochastic_depth=0.0 if row.shortcut == "none" else 0.2)
     randomise(network, gain=2.0 if row.shortcut == "none" else 1.0)
     return network
 

@@ -235,7 +235,9 @@ def import_weights(
         **fields(settings, model=model),
     )
     if run.status != "imported":
-        raise UsageError(f"{source} is a run that was trained: use it as it is, such as `resnetlab predict {source}`.")
+        raise UsageError(
+            f"{source} is a run that was trained: use it directly, such as `resnetlab predict {shlex.quote(source)}`."
+        )
     record = run.folder.read_json("import.json")
     if as_json:
         print_json({"run": str(run.path), "model": run.info.model, **record})

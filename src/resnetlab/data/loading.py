@@ -138,9 +138,9 @@ def open_run_data(
         return source, _split_anew(folder, source, progress)
     if relabelled:
         raise ResnetlabError(
-            f"{relabelled:,} images of {source.location} are in the folder of another class than when {folder.path} "
-            "was trained on them. Move them back, or train on them from this run's weights: `resnetlab train DATA "
-            f"--weights {named}`."
+            f"{source.location}: the folder of {relabelled:,} image{'s' * (relabelled > 1)} is of another "
+            f"class than when {folder.path} was trained on them. Move them back, or train on them from this run's "
+            f"weights: `resnetlab train DATA --weights {named}`."
         )
     if before != now:
         raise ResnetlabError(
@@ -160,7 +160,7 @@ def _require_classes(folder: RunFolder, source: Source) -> None:
     gone, new = (sorted(set(a) - set(b)) for a, b in ((expected, source.class_names), (source.class_names, expected)))
     raise ResnetlabError(
         f"The classes of {source.location} are not those that {folder.path} was trained on: "
-        f"{', '.join(gone) or 'none'} gone, {', '.join(new) or 'none'} new. Rename the folders as they were, or train "
+        f"{', '.join(gone) or 'none'} gone, {', '.join(new) or 'none'} new. Restore the folders, or train "
         f"on them from this run's weights: `resnetlab train DATA --weights {shlex.quote(str(folder.path))}`."
     )
 
@@ -254,12 +254,12 @@ def select_unseen(folder: RunFolder, source: Source, pack: Pack) -> tuple[NDArra
     before = np.array([subset or "" for subset in inherited_subsets(folder.used_images(), pack)])
     kept = np.flatnonzero(before != "train")
     given = {sample.subset for sample in source.samples}
-    part = next((part for part in ("test", "validation") if part in given), None)
-    if part is not None:
+    of_part = ""
+    if (part := next((part for part in ("test", "validation") if part in given), None)) is not None:
         held_out = np.intersect1d(kept, np.union1d(pack.indices(part), np.flatnonzero(before == "test")))
-        kept = held_out if len(held_out) else kept
+        if len(held_out):
+            kept, of_part = held_out, f", or not of the data's {part} part"
     if left_out := len(pack.labels) - len(kept):
-        of_part = "" if part is None else f", or not of the data's {part} part"
         notes.append(f"{left_out} of {len(pack.labels)} images left out: trained on{of_part}")
     if not len(kept):
         raise ResnetlabError(

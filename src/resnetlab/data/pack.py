@@ -158,6 +158,8 @@ def write_shards(
     if source.packed is not None:
         raise UsageError(f"{source.location} is packed already.")
     shards.require_free(target)
+    if not allow_losses:  # what is known before anything is decoded
+        require_few_losses(source, Counter(source.class_names[sample.label] for sample in source.samples))
     interpolation, whole = recipe.interpolation, recipe.whole_images
     images, meta = _stored(source, recipe.pack_size, interpolation, whole, cache_folder(), None, decoded, None)
     if not allow_losses:

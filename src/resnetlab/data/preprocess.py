@@ -257,7 +257,8 @@ def _to_8_bits(image: Image.Image, content: bytes, tiles: list[Any], done: list[
     if _tag(image, _PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds in 8 bits only
         parts[0] = 255 - parts[0]
     if has_alpha:
-        whole = (0, int(np.iinfo(samples.dtype).max)) if samples.dtype.kind in "iu" else None
+        bits = max(8, int(samples.max()).bit_length()) if samples.dtype.kind in "iu" else 0  # of colours and alpha
+        whole = (0, 2 ** (bits + bits % 2) - 1) if bits else None
         parts.append(_scaled(samples[..., -1:], whole, []))
     elif (transparent := image.info.get("transparency")) is not None:  # a PNG with one transparent colour
         parts.append(np.any(colours != transparent, axis=-1, keepdims=True).astype(np.uint8) * 255)

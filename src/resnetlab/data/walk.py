@@ -32,7 +32,6 @@ _DOCUMENTS = (
 )
 DOCUMENT_SUFFIXES = frozenset(_DOCUMENTS.split())
 
-OUR_FILES = ("run.json", "compare.json")  # a folder that has one was made by `train`, `import` or `compare`
 CLUTTER = frozenset(  # in lower case
     {"__macosx", "__pycache__", "icon\r", "lost+found", "node_modules", "_vti_cnf"}
     | {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "zbthumbnail.info"}
@@ -123,7 +122,15 @@ def subfolders(path: Path) -> list[Path]:
 
 
 def _holds_runs(folder: Path) -> bool:
-    return any((folder / name).is_file() or any(folder.glob(f"*/{name}")) for name in OUR_FILES)
+    if (folder / "run.json").is_file() or any(folder.glob("*/run.json")):
+        return True
+    comparisons = [folder / "compare.json", *folder.glob("*/compare.json")]
+    return any(path.is_file() and path.with_name("compare.png").is_file() for path in comparisons)
+
+
+def _is_ours(names: set[str]) -> bool:
+    """Whether a folder with these files was made by `train` or `import`, or by `compare`."""
+    return "run.json" in names or ("compare.json" in names and "compare.png" in names)
 
 
 @dataclass
@@ -139,7 +146,7 @@ class _Node:
 
     @property
     def is_ours(self) -> bool:
-        return any(name in self.others for name in OUR_FILES)
+        return _is_ours({*self.others, *self.images})
 
     @property
     def is_run(self) -> bool:

@@ -24,10 +24,11 @@ def build_network(recipe: Recipe, num_classes: int) -> keras.Model:
     before, precision = keras.config.dtype_policy(), resolve_precision(recipe.precision)
     keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     try:
+        arch = resolve_architecture(recipe)
         network = build(
-            resolve_architecture(recipe),
+            arch,
             num_classes=num_classes,
-            stochastic_depth=recipe.stochastic_depth,
+            stochastic_depth=recipe.stochastic_depth if arch.shortcut != "none" else 0.0,  # older runs may state it
             seed=recipe.seed,
         )
     finally:

@@ -190,8 +190,8 @@ def open_loggers(run: RunFolder) -> list[Logger]:
 class LoggedProgress(LogProgress):
     """Progress that also goes to loggers."""
 
-    def __init__(self, progress: Progress, loggers: list[Logger]) -> None:
-        self.progress, self.loggers = progress, loggers
+    def __init__(self, progress: Progress, loggers: Sequence[Logger]) -> None:
+        self.progress, self.loggers = progress, [*loggers]
         for name in ("info", "warning", "count", "start", "step", "stop"):
             setattr(self, name, getattr(progress, name))
 

@@ -177,11 +177,13 @@ def train(
     force: bool = False,
     network: keras.Model | None = None,
     every: Interval = EVERY_FIVE_MINUTES,
+    locked: bool = False,
 ) -> Status:
     """Train until all epochs are finished, early stopping triggers, or the process receives a stop signal.
 
     Args:
         resume: from the newest checkpoint that is whole.
+        locked: the caller holds the run's training lock.
         force: resume although the recipe or the data are not those of the checkpoint.
         network: one of `build_network`, with its initial weights (`transfer.load_backbone`); by default it is new.
         every: how often a checkpoint is written within an epoch; there is one after each epoch too.
@@ -204,7 +206,7 @@ def train(
         network = build_network(recipe, len(pack.class_names))
         if not resume:
             initialize_whitening(network, pack.images, pack.indices("train"))
-    with run.training_lock():
+    with nullcontext() if locked else run.training_lock():
         training = _Training(pack, recipe, run, network, progress, every, resume=resume, force=force)
         run.update(status="started")
         if resume:  # its number of epochs may have been changed

@@ -53,7 +53,7 @@ def require_known_architecture(origin: str, theirs: str) -> None:
         raise ResnetlabError(
             f"{origin}: its architecture is {theirs!r}, which is not among those known here: "
             f"{', '.join(sorted(set(_TIMM.values())))}. A network of another name can compute otherwise with weights "
-            "of the same shapes. If it is the same as one of `resnetlab models`, name that one with --model."
+            "of the same shapes. If it is the same as one of `resnetlab models`: resnetlab import SOURCE --model NAME."
         )
 
 

@@ -284,7 +284,7 @@ def _as_transformers_says(checkpoint: Checkpoint, config: dict[str, Any], proces
     for key, expected in (("hidden_act", "relu"), ("downsample_in_first_stage", False)):
         if config.get(key, expected) != expected:
             raise ResnetlabError(
-                f"{checkpoint.origin}: received {key}={config[key]!r}, expected {expected!r}: no network here has that."
+                f"{checkpoint.origin}: received {key}={config[key]!r}, expected {expected!r}, as in all networks here."
             )
     size, cropped, resample = _side(processor.get("size")), _side(processor.get("crop_size")), processor.get("resample")
     if resample is not None and resample not in _RESAMPLING:
@@ -300,7 +300,7 @@ def _as_transformers_says(checkpoint: Checkpoint, config: dict[str, Any], proces
     return replace(
         checkpoint,
         architecture="resnet",
-        note=_squeezed(processor),
+        note=checkpoint.note or _squeezed(processor),
         settings=settings,
         class_names=None if not names or names[0] == "LABEL_0" else names,
         stride_on="1x1" if config.get("downsample_in_bottleneck") else "3x3",
@@ -335,7 +335,7 @@ def _as_timm_says(checkpoint: Checkpoint, stated: dict[str, Any]) -> Checkpoint:
     names = stated.get("label_names")
     return replace(
         checkpoint,
-        architecture=stated.get("architecture"),
+        architecture=None if "architecture" not in stated else str(stated["architecture"]),
         settings=settings,
         class_names=tuple(_unique(names)) if names else None,
         licence=config.get("license") or checkpoint.licence,
