@@ -268,7 +268,7 @@ def test_classes_that_were_renamed_and_images_that_were_moved_are_told(here: Pat
     (here / "pets" / "feline").rename(here / "pets" / "cat")
     moved = next((here / "pets" / "cat").iterdir())
     moved.rename(here / "pets" / "dog" / f"moved-{moved.name}")
-    with pytest.raises(ResnetlabError, match="the folder of 1 image is of another class"):
+    with pytest.raises(ResnetlabError, match="1 image is in the folder of another class"):
         run.evaluate(progress=None)
 
 

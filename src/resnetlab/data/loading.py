@@ -138,8 +138,8 @@ def open_run_data(
         return source, _split_anew(folder, source, progress)
     if relabelled:
         raise ResnetlabError(
-            f"{source.location}: the folder of {relabelled:,} image{'s' * (relabelled > 1)} is of another "
-            f"class than when {folder.path} was trained on them. Move them back, or train on them from this run's "
+            f"{relabelled:,} {'image is' if relabelled == 1 else 'images are'} in the folder of another class of "
+            f"{source.location} than when {folder.path} was trained. Move them back, or train on them from this run's "
             f"weights: `resnetlab train DATA --weights {named}`."
         )
     if before != now:
