@@ -340,20 +340,21 @@ def catalog(result: Result) -> str:
 
 
 def memory(result: Result) -> str:
-    (row,) = result["rows"]
+    """Slopes of a long run's memory."""
+    (row,), chosen = result["rows"], result["configuration"]
+    settings = ", ".join(chosen["settings"])
     text = (
-        f"A training run of {row['hours']:.1f} hours ({row['epochs']:,} epochs of {result['configuration']['data']}): "
-        f"{row['mib_after_warm_up']:,.0f} MiB after {60 * row['warm_up_hours']:.0f} minutes, "
-        f"{row['mib_at_the_end']:,.0f} MiB at the end; fitted slope **{row['mib_per_hour']:.2f} MiB per hour** "
-        f"(standard error {row['standard_error']:.2f})."
+        f"{row['hours']:.1f} hours of training on {chosen['data']} (recipe {chosen['recipe']}, {settings}; "
+        f"{row['epochs']:,} epochs, {row['steps']:,} steps): {row['mib_after_warm_up']:,.0f} MiB resident after "
+        f"{60 * row['warm_up_hours']:.0f} minutes, {row['mib_at_the_end']:,.0f} MiB at the end.\n\n"
     )
-    if "allocated_mib_per_hour" in row:
-        text += (
-            f" Of what malloc holds: {row['held_mib_per_hour']:+.2f} MiB per hour; of what is allocated: "
-            f"{row['allocated_mib_per_hour']:+.2f} ({row['allocated_standard_error']:.2f}); of tensors: "
-            f"{row['tensors_mib_per_hour']:+.2f}."
-        )
-    return f"{text}\n{conditions(result)}"
+    names = {"mib": "resident", "held": "held by malloc", "allocated": "allocated and not freed", "tensors": "tensors"}
+    cells = []
+    for key, name in names.items():
+        rate = row["mib_per_hour" if key == "mib" else f"{key}_mib_per_hour"]
+        error = row["standard_error" if key == "mib" else f"{key}_standard_error"]
+        cells.append([name, f"{rate:+.2f}", f"{error:.2f}"])
+    return text + markdown(["memory", "MiB per hour (fitted)", "standard error"], cells) + conditions(result)
 
 
 def shards(result: Result) -> str:
