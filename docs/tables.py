@@ -251,10 +251,10 @@ def run(result: Result) -> str:
     )
 
 
-def accuracy(result: Result) -> str:
-    """A recipe over seeds, as studies/accuracy.py keeps it: one row, without the ablations."""
-    recipe, rows = result["configuration"], result["rows"]
-    return markdown(ACCURACY_HEAD, [accuracy_cells(recipe["model"], recipe, rows)]) + conditions(result)
+def accuracy(*found: Result) -> str:
+    """Recipes over seeds, as studies/accuracy.py keeps them: a row for each, without the ablations."""
+    text = markdown(ACCURACY_HEAD, map(accuracy_cells, found))
+    return text + "".join(dict.fromkeys(map(conditions, found)))
 
 
 ACCURACY_HEAD = (
@@ -269,15 +269,17 @@ ACCURACY_HEAD = (
 )
 
 
-def accuracy_cells(name: str, recipe: Result, rows: Sequence[Result]) -> list[str]:
+def accuracy_cells(result: Result) -> list[str]:
+    recipe, rows, cores = result["configuration"], result["rows"], result["device"]["cores"]
     return [
-        name,
+        recipe["model"],
         recipe["name"],
         str(recipe["epochs"]),
         str(len(rows)),
         f"**{percent_with_spread(rows, 'top1')}**",
         percent_with_spread(rows, "top1_with_flips"),
-        f"{statistics.fmean(row['seconds'] for row in rows) / 60:.1f} min, {rows[0]['precision']}",
+        f"{statistics.fmean(row['seconds'] for row in rows) / 60:.0f} min, {cores} core{'s' * (cores > 1)}, "
+        f"{rows[0]['precision']}",
         f"{statistics.fmean(row['share_of_matrix_product'] for row in rows):.0%}",
     ]
 
@@ -504,7 +506,8 @@ def table(name: str, results: Path, *, from_page: str) -> str:
         return "\n" + FROM_CODE[name]() + "\n"
     prefix, make = TABLES[name]
     files = [path for path in sorted(results.glob(f"{prefix}*.json")) if not re.search("smoke|-without-|=", path.name)]
-    made = [make(json.loads(path.read_text(encoding="utf-8"))) for path in files]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    made = [accuracy(*found)] if name == "accuracy" and found else [make(result) for result in found]
     return "\n" + "\n".join(made or ["Not measured yet.\n"]).replace("{results}", from_page) + "\n"
 
 

@@ -567,7 +567,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         CIFAR.changed(
             name="cifar-paper-quick",
-            description="aims at the accuracies of He et al. 2015, table 6, in fewer epochs; not reproduced yet",
+            description="the accuracy of He et al. 2015, table 6, in 60 epochs: ResNet-20 91.97 % (91.25 %), one seed",
             precision="auto",
             flip="alternating",
             epochs=60,

@@ -44,6 +44,19 @@ def test_an_ablation_differs_in_its_ingredient(without: str) -> None:
         VARIANTS.pop(f"fast-resnet8-without-{without}", None)
 
 
+def test_the_recipe_has_the_accuracy_that_its_description_states() -> None:
+    found = json.loads(
+        (Path(__file__).parents[2] / "results" / "accuracy-cifar-paper-quick-resnet20.json").read_text("utf-8")
+    )
+    recipe = RECIPES["cifar-paper-quick"]
+    (row,) = found["rows"]
+    assert (row["subset"], row["n"]) == ("test", 10_000)
+    assert f"ResNet-20 {100 * row['top1']:.2f} % (91.25 %), one seed" in recipe.description
+    measured = {key: value for key, value in found["configuration"].items() if key in type(recipe).model_fields}
+    expected = recipe.model_dump(mode="json") | {"precision": measured["precision"]}  # auto, there bfloat16
+    assert {**measured, "description": "", "seed": 0} == {**expected, "description": "", "seed": 0}
+
+
 def test_in_tuning_the_test_images_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = rl.train("digits", recipe="quick", epochs=1, warmup=0, run=tmp_path / "run", progress=None)
     monkeypatch.setattr(rl.Run, "evaluate", None)
