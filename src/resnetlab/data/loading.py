@@ -131,9 +131,11 @@ def open_run_data(
         download=download,
     )
     _require_classes(folder, source)
-    before, now = folder.split(), {digest: subset for _, _, subset, digest in split_rows(pack)}
-    classes, classes_now = folder.classes_of_images(), {digest: name for _, name, _, digest in split_rows(pack)}
-    relabelled = sum(classes.get(digest, as_written(name)) != as_written(name) for digest, name in classes_now.items())
+    rows = split_rows(pack)
+    before, now = folder.split(), {digest: subset for _, _, subset, digest in rows}
+    written = {name: as_written(name) for name in pack.class_names}
+    classes, classes_now = folder.classes_of_images(), {digest: written[name] for _, name, _, digest in rows}
+    relabelled = sum(classes.get(digest, name) != name for digest, name in classes_now.items())
     if (before != now or relabelled) and allow_changes:
         return source, _split_anew(folder, source, progress)
     if relabelled:
