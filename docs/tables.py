@@ -36,10 +36,14 @@ def conditions(result: Result) -> str:
     device, versions = result["device"], result["environment"]["versions"]
     names = (("tensorflow", "tensorflow-cpu"), ("torch",), ("jax",), ("keras",))
     found = [f"{options[0]} {versions[name]}" for options in names for name in options if name in versions]
-    machine = device["gpu"] or f"{device['cpu']}, {device['cores']} cores"
+    machine = device["gpu"] or f"{device['cpu']}, {count(device['cores'], 'core')}"
     more = "".join(f" {text}." for key in ("as installed", "clock") if (text := result["configuration"].get(key)))
     when = f"{result['measured_at'][:10]}, commit {result['commit']}"
     return f"\n{machine}; {', '.join(found)}; {when}.{more}\n"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def throughput(result: Result) -> str:
@@ -278,7 +282,7 @@ def accuracy_cells(result: Result) -> list[str]:
         str(len(rows)),
         f"**{percent_with_spread(rows, 'top1')}**",
         percent_with_spread(rows, "top1_with_flips"),
-        f"{statistics.fmean(row['seconds'] for row in rows) / 60:.0f} min, {cores} core{'s' * (cores > 1)}, "
+        f"{statistics.fmean(row['seconds'] for row in rows) / 60:.0f} min, {count(cores, 'core')}, "
         f"{rows[0]['precision']}",
         f"{statistics.fmean(row['share_of_matrix_product'] for row in rows):.0%}",
     ]
@@ -292,17 +296,18 @@ def percent_with_spread(rows: Sequence[Result], key: str) -> str:
 
 
 def small_data(result: Result) -> str:
-    """Two recipes on few images, by seed or fold, as studies/small_data.py keeps them."""
+    """Recipes on few images, by seed or fold, as studies/small_data.py keeps them."""
     by_recipe: dict[str, list[Result]] = {}
     for row in result["rows"]:
         by_recipe.setdefault(row["recipe"], []).append(row)
     cells = []
     for name, rows in by_recipe.items():
         settings = result["configuration"]["recipes"][name]
-        trained = f"{settings['model']}, {settings['epochs']} epochs"
+        trained = rows[0].get("network", settings["model"]) + f", {settings['epochs']} epochs"
         cells.append([f"`{name}`", trained, f"**{percent_with_spread(rows, 'top1')}**"])
     runs = len(result["rows"]) // len(by_recipe)
-    head = ("recipe", "network", f"top-1, mean ± standard deviation of {runs} seeds")
+    each = "folds" if result["rows"][0]["of"].startswith("fold") else "seeds"
+    head = ("recipe", "network", f"top-1, mean ± standard deviation of {runs} {each}")
     return markdown(head, cells) + conditions(result)
 
 
@@ -310,8 +315,8 @@ def reliability(result: Result) -> str:
     """What was done how often, what came of it, and what went wrong."""
     cells = []
     for row in result["rows"]:
-        counts = {key: row[key] for key in ("kills", "times", "runs", "cases", "refused", "accepted") if key in row}
-        found = [f"{count:,} {key}" for key, count in counts.items()]
+        found = [count(row[f"{noun}s"], noun) for noun in ("kill", "time", "run", "case") if f"{noun}s" in row]
+        found += [f"{row[key]:,} {key}" for key in ("refused", "accepted") if key in row]
         if "steps_lost_at_most" in row:
             lost, every = row["steps_lost_at_most"], row["steps_between_checkpoints"]
             found.append(f"at most {lost} steps lost, with a checkpoint every {every}")
@@ -488,6 +493,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "cifar": ("cifar10", run),
     "accuracy": ("accuracy", accuracy),
     "small-data": ("small-data-cifar", small_data),
+    "small-data-animals": ("small-data-animals", small_data),
     "gpu": ("gpu", gpu),
     "studies": ("study", study),
     "reliability": ("reliability-[kdhi]", reliability),  # kills, disk-full, hostile, images
@@ -505,10 +511,15 @@ def table(name: str, results: Path, *, from_page: str) -> str:
     if name in FROM_CODE:
         return "\n" + FROM_CODE[name]() + "\n"
     prefix, make = TABLES[name]
-    files = [path for path in sorted(results.glob(f"{prefix}*.json")) if not re.search("smoke|-without-|=", path.name)]
+    files = [path for path in sorted(results.glob(f"{prefix}*.json")) if shown(path.stem)]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     made = [accuracy(*found)] if name == "accuracy" and found else [make(result) for result in found]
     return "\n" + "\n".join(made or ["Not measured yet.\n"]).replace("{results}", from_page) + "\n"
+
+
+def shown(stem: str) -> bool:
+    """Whether a result is one of a table: not of a trial, an ablation, or changed settings other than the epochs."""
+    return not re.search("smoke|-without-|=", re.sub(r"-epochs=\d+$", "", stem))
 
 
 def fill(text: str, results: Path, *, from_page: str = "results") -> str:

@@ -1,7 +1,7 @@
 """The public API in ten lines: train on scikit-learn's digits, evaluate, predict, export.
 
 pip install ".[cpu,onnx]"                          once
-python examples/quickstart.py                      less than a minute on a CPU
+python examples/quickstart.py                      a few minutes on a CPU
 python examples/quickstart.py photos/              a folder with a folder of images for each class
 KERAS_BACKEND=jax python examples/quickstart.py    on another backend: jax or torch
 """
