@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: results/throughput-MACHINE.json")
     options = parser.parse_args()
     precisions = options.precision or ["float32"]
-    what = "throughput" if len(precisions) == 1 else "precision"
+    what = "throughput" if precisions == ["float32"] else "precision"
     out = options.out or harness.ROOT / "results" / f"{what}-{harness.machine_name()}.json"
     rows: list[Row] = []
     for name in options.job or jobs:

@@ -21,15 +21,15 @@ Runs are ordinary run folders: an interrupted one is resumed, a finished one is 
 
 from __future__ import annotations
 
-import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiment import Row, arguments, finished_run, keras, say
+from experiment import Row, arguments, finished_run, kept_rows, keras, say
 
 import resnetlab as rl
 from resnetlab import backend, results
@@ -58,9 +58,14 @@ def choose(options: Any) -> tuple[str, Recipe]:
         recipe, name = recipe.changed(model=options.model), f"{name}-{options.model}"
     if options.without:
         fields, changes = WITHOUT[options.without]
+        arch = architecture(recipe.model)
+        as_it_is = all(getattr(recipe, key) == value for key, value in fields.items())
+        needed = {"muon": recipe.optimizer == "muon", "whitening": arch.stem == "whitening"}
+        if not needed.get(options.without, not as_it_is or bool(changes)):
+            sys.exit(f"{recipe.name} with {recipe.model} has no {options.without} to leave out.")
         recipe, name = recipe.changed(**fields), f"{name}-without-{options.without}"
         if changes:
-            arch = replace(architecture(recipe.model), **changes, name=f"{recipe.model}-without-{options.without}")
+            arch = replace(arch, **changes, name=f"{recipe.model}-without-{options.without}")
             VARIANTS[arch.name] = arch
             recipe = recipe.changed(model=arch.name)
     if options.set:
@@ -125,18 +130,17 @@ def keep(name: str, recipe: Recipe, rows: Sequence[Row], out: Path) -> None:
     }
     what = f"CIFAR-10: top-1 of {recipe.model} by recipe {recipe.name}, and training time, by seed"
     path = out / f"accuracy-{name}.json"
-    before = json.loads(path.read_text("utf-8")) if path.exists() else {"configuration": None, "rows": []}
     result = results.result(what, configuration=configuration, rows=rows, gpu=device)
-    if json.loads(json.dumps(result["configuration"])) == before["configuration"]:
-        seeds = {row["seed"] for row in rows}
-        others = [row for row in before["rows"] if row["seed"] not in seeds]
-        result["rows"] = sorted([*others, *rows], key=lambda row: row["seed"])
+    seeds = {row["seed"] for row in rows}
+    others = [row for row in kept_rows(path, configuration) if row["seed"] not in seeds]
+    result["rows"] = sorted([*others, *rows], key=lambda row: row["seed"])
     results.write(path, result)
 
 
 def main() -> None:
     def add(parser: Any) -> None:
-        parser.add_argument("recipe", choices=[name for name in RECIPES if name.startswith("cifar")])
+        known = [name for name in RECIPES if name.startswith("cifar") and not RECIPES[name].validation]
+        parser.add_argument("recipe", choices=known)
         parser.add_argument("--model", help="another network than the recipe's")
         parser.add_argument("--seeds", type=int, default=1, help="how many, from --seed on")
         parser.add_argument("--without", choices=WITHOUT, help="leave one ingredient out")

@@ -127,20 +127,37 @@ def trained(arch: Architecture, recipe: Recipe, data: Pack) -> tuple[keras.Model
     return network, found
 
 
-def finished_run(data: Path | str, recipe: Recipe, folder: Path) -> Run:
+def finished_run(data: Path | str, recipe: Recipe, folder: Path, *, weights: Run | None = None) -> Run:
     """A run by the library: found, resumed, or trained now. Ends the process if it is interrupted."""
     shown = TerminalProgress()
     if (folder / "run.json").exists():
         run = load(folder)
-        if run.recipe != recipe.changed(precision=run.recipe.precision):
+        if run.recipe != recipe.changed(precision=run.recipe.precision, description=run.recipe.description):
             sys.exit(f"{folder} was trained by another recipe. Move it away, or give another --runs.")
         if run.status != "finished":
             run = train(resume=folder, progress=shown)
     else:
-        run = train(data, recipe=recipe, run=folder, progress=shown)
+        run = train(data, recipe=recipe, weights=weights, run=folder, progress=shown)
     if run.status != "finished":
         sys.exit(130)
     return run
+
+
+def kept_rows(path: Path, configuration: Row) -> list[Row]:
+    """The rows of a result file, if it is of the same configuration; descriptions of recipes may differ."""
+    if not path.exists():
+        return []
+    before = json.loads(path.read_text("utf-8"))
+    same = _without_descriptions(before["configuration"]) == _without_descriptions(
+        json.loads(json.dumps(configuration))
+    )
+    return before["rows"] if same else []
+
+
+def _without_descriptions(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_descriptions(each) for key, each in value.items() if key != "description"}
 
 
 def _epochs(network: keras.Model, recipe: Recipe, data: Pack, label: str) -> Iterator[Row]:

@@ -19,6 +19,7 @@ Runs are ordinary run folders: an interrupted one is resumed, a finished one is 
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import sys
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import Row, arguments, finished_run, keras, say
+from experiment import Row, arguments, finished_run, kept_rows, keras, say
 from PIL import Image
 
 import resnetlab as rl
@@ -38,11 +39,10 @@ from resnetlab.atomic import atomic_folder
 from resnetlab.data.pack import Pack, pack
 from resnetlab.data.sources import resolve
 from resnetlab.environment import cache_folder
-from resnetlab.recipes import RECIPES, Recipe, parse_settings
+from resnetlab.recipes import INPUT_KEYS, RECIPES, parse_settings
 
 OF_EACH, OF_EACH_IN_TUNING, FOLDS = 100, 300, 5
-PLAIN = {"cifar": "cifar", "animals": "animals"}
-BEST = {"cifar": "cifar-small-data", "animals": "photos"}
+COMPARED = {"cifar": ("cifar", "cifar-small-data"), "animals": ("animals", "photos", "finetune")}
 
 
 def subset_of_cifar(seed: int, folder: Path, *, tuning: bool) -> Path:
@@ -85,11 +85,21 @@ def folds_of_animals(folder: Path) -> Iterator[Path]:
         yield target
 
 
-def measure(part: str, recipe: Recipe, run: rl.Run, **fields: Any) -> Row:
-    found = run.evaluate(progress=None)
+def cifar_weights(folder: Path) -> rl.Run | None:
+    """A ResNet-56 that was trained on CIFAR-10, from $RESNETLAB_DATA/weights; None where it is not there."""
+    imported = folder / "weights-resnet56"
+    if imported.exists():
+        return rl.load(imported)
+    found = sorted(Path(os.environ.get("RESNETLAB_DATA", "data"), "weights").glob("resnet56-*.th"))
+    return rl.from_pretrained(found[0], run=imported, shortcut_padding="both") if found else None
+
+
+def measure(part: str, run: rl.Run, **fields: Any) -> Row:
+    found, recipe = run.evaluate(progress=None), run.recipe
     return {
         "part": part,
         "recipe": recipe.name,
+        "network": f"{recipe.model}, {recipe.image_size}x{recipe.image_size}",
         **fields,
         "n": found.n,
         "top1": found.top1,
@@ -103,11 +113,16 @@ def measure(part: str, recipe: Recipe, run: rl.Run, **fields: Any) -> Row:
 
 
 def measured(options: Any) -> Iterator[Row]:
-    """A row for each recipe and seed or fold: both recipes in turns."""
-    names = [options.recipe] if options.recipe else [PLAIN[options.part], BEST[options.part]]
+    """A row for each recipe and seed or fold: the recipes in turns."""
+    names = [options.recipe] if options.recipe else list(COMPARED[options.part])
+    weights = cifar_weights(options.runs) if "finetune" in names else None
+    if "finetune" in names and weights is None:
+        say("finetune is left out: $RESNETLAB_DATA/weights has no resnet56-*.th")
+        names.remove("finetune")
     recipes = [RECIPES[name].changed(**parse_settings(options.set)) for name in names]
     if options.quick:
-        recipes = [recipe.changed(epochs=1, warmup=0, early_stopping=0, progressive=()) for recipe in recipes]
+        quick = {"epochs": 1, "warmup": 0, "early_stopping": 0, "progressive": (), "frozen_epochs": 0}
+        recipes = [recipe.changed(**quick) for recipe in recipes]
     if options.part == "cifar":
         seeds = range(options.seed, options.seed + options.seeds)
         data = {f"seed{seed}": subset_of_cifar(seed, options.runs, tuning=options.tune) for seed in seeds}
@@ -117,30 +132,35 @@ def measured(options: Any) -> Iterator[Row]:
     for number, (name, images) in enumerate(data.items()):
         for recipe in recipes:
             seeded = recipe.changed(seed=options.seed + number if options.part == "cifar" else options.seed)
-            run = finished_run(images, seeded, options.runs / f"small-{options.part}-{recipe.name}-{name}{changes}")
-            row = measure(options.part, recipe, run, of=name)
+            initial = weights if recipe.name == "finetune" else None
+            if initial is not None:
+                of_weights = {key: getattr(initial.recipe, key) for key in ("model", *INPUT_KEYS)}
+                seeded = seeded.changed(**of_weights | {"crop_pct": 1.0})  # it has seen whole images
+            folder = options.runs / f"small-{options.part}-{recipe.name}-{name}{changes}"
+            row = measure(options.part, finished_run(images, seeded, folder, weights=initial), of=name)
             say(f"{recipe.name} {name}: top-1 {100 * row['top1']:.2f} % of {row['n']:,}, {row['seconds']:.0f} s")
             keras.backend.clear_session()
             yield row
 
 
 def summary(rows: Sequence[Row]) -> Iterator[str]:
-    """The mean of each recipe, its deviation, and the mean of the differences."""
+    """The mean of each recipe, its deviation, and the mean of the differences to the first one."""
     by_recipe: dict[str, list[float]] = {}
     for row in rows:
         by_recipe.setdefault(row["recipe"], []).append(100 * row["top1"])
     for name, found in by_recipe.items():
         spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
         yield f"{name}: top-1 {statistics.fmean(found):.2f}{spread} % (n = {len(found)})"
-    if len(by_recipe) == 2:
-        plain, best = by_recipe.values()
-        pairs = [b - a for a, b in zip(plain, best, strict=True)]
-        yield f"difference: {statistics.fmean(pairs):+.2f} points, from {min(pairs):+.2f} to {max(pairs):+.2f}"
+    (first, plain), *others = by_recipe.items()
+    for name, found in others:
+        pairs = [b - a for a, b in zip(plain, found, strict=True)]
+        shown = f"{statistics.fmean(pairs):+.2f} points, from {min(pairs):+.2f} to {max(pairs):+.2f}"
+        yield f"{name} minus {first}: {shown}"
 
 
 def main() -> None:
     def add(parser: Any) -> None:
-        parser.add_argument("part", choices=PLAIN)
+        parser.add_argument("part", choices=COMPARED)
         parser.add_argument("--recipe", choices=RECIPES, help="this one alone; nothing is kept")
         parser.add_argument("--tune", action="store_true", help="test on other training images; nothing is kept")
         parser.add_argument("--seeds", type=int, default=3, help="how many, from --seed on, of CIFAR-10")
@@ -157,11 +177,14 @@ def main() -> None:
     print("\n".join(summary(rows)))
     if options.quick or options.tune or options.recipe or options.set:
         return
-    recipes = {name: RECIPES[name].model_dump(mode="json") for name in (PLAIN[options.part], BEST[options.part])}
+    recipes = {name: RECIPES[name].model_dump(mode="json") for name in COMPARED[options.part]}
     device = backend.gpus()[0] if backend.gpus() else None
     configuration = {"recipes": recipes, "backend": keras.backend.backend()}
-    what = "Training from scratch on few images: top-1 of two recipes, by seed or fold"
+    what = "Training on few images: top-1 of each recipe, by seed or fold"
     path = options.out / f"small-data-{options.part}.json"
+    measured_now = {(row["recipe"], row["of"]) for row in rows}
+    others = [row for row in kept_rows(path, configuration) if (row["recipe"], row["of"]) not in measured_now]
+    rows = sorted([*others, *rows], key=lambda row: row["of"])
     results.write(path, results.result(what, configuration=configuration, rows=rows, gpu=device))
     print(f"Written to {path}")
 

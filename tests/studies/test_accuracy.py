@@ -51,7 +51,7 @@ def test_the_recipe_has_the_accuracy_that_its_description_states() -> None:
     recipe = RECIPES["cifar-paper-quick"]
     (row,) = found["rows"]
     assert (row["subset"], row["n"]) == ("test", 10_000)
-    assert f"ResNet-20 {100 * row['top1']:.2f} % (91.25 %), one seed" in recipe.description
+    assert f"ResNet-20 {100 * row['top1']:.2f} %, one seed (paper: 91.25 %)" in recipe.description
     measured = {key: value for key, value in found["configuration"].items() if key in type(recipe).model_fields}
     expected = recipe.model_dump(mode="json") | {"precision": measured["precision"]}  # auto, there bfloat16
     assert {**measured, "description": "", "seed": 0} == {**expected, "description": "", "seed": 0}

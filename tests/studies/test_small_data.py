@@ -80,12 +80,12 @@ def test_the_difference_is_that_of_pairs() -> None:
     assert list(small_data.summary(rows)) == [
         "a: top-1 51.00 ± 1.41 % (n = 2)",
         "b: top-1 63.00 ± 4.24 % (n = 2)",
-        "difference: +12.00 points, from +10.00 to +14.00",
+        "b minus a: +12.00 points, from +10.00 to +14.00",
     ]
 
 
 def test_the_recipes_that_are_compared_are_there() -> None:
-    assert {*small_data.PLAIN.values(), *small_data.BEST.values()} <= set(RECIPES)
+    assert {name for names in small_data.COMPARED.values() for name in names} <= set(RECIPES)
 
 
 def test_the_claim_is_what_was_measured() -> None:
