@@ -318,10 +318,13 @@ elif NAME == "torch":
 
     def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, *, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
         """As on TensorFlow, above."""
+        count = x.numel() // x.shape[-1]
+        if count == 1:  # which PyTorch refuses
+            mean = x.reshape(-1)
+            return (x - mean) * gamma * epsilon**-0.5 + beta, mean, torch.zeros_like(gamma)
         mean, variance = torch.zeros_like(gamma), torch.ones_like(gamma)
         # With momentum 1 the running statistics become the batch's own.
         y = F.batch_norm(x.permute(0, 3, 1, 2), mean, variance, gamma, beta, training=True, momentum=1.0, eps=epsilon)
-        count = x.numel() // x.shape[-1]
         return y.permute(0, 2, 3, 1), mean, variance * ((count - 1) / count)
 
     def batch_norm_inference(

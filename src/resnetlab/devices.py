@@ -21,6 +21,10 @@ class Placement:
     cluster: Cluster | None = None
     deterministic: bool = False
 
+    @property
+    def is_distributed(self) -> bool:
+        return self.devices != 1 or self.cluster is not None
+
 
 @dataclass(frozen=True)
 class Started:
@@ -48,10 +52,12 @@ def resolve_precision(precision: str) -> str:
 
 
 def _gpu_has_bfloat16() -> bool:
-    """Of the GPU in use, by the backend; the driver's list has all, in an order of its own."""
+    """Of the GPU or TPU in use, by the backend; the driver's list has all, in an order of its own."""
     from resnetlab import backend as running
     from resnetlab.doctor import machine
 
+    if any(name.startswith("TPU") for name in running.gpus()):
+        return True
     if (capability := running.compute_capability()) is not None:
         return capability >= (8, 0)
     gpus = machine.nvidia().gpus
@@ -68,8 +74,7 @@ def start(placement: Placement, *, progress: Progress, precision: str = "float32
     """
     backend, device = placement.backend, placement.device
     settings = {"device": device, "deterministic": placement.deterministic, "devices": placement.devices}
-    distributed = placement.devices != 1 or placement.cluster is not None
-    if distributed:
+    if placement.is_distributed:
         name = environment.configure(backend=backend, **settings)  # type: ignore[arg-type]
         if name == "torch" or (name == "tensorflow" and placement.cluster is not None):
             raise UsageError(
@@ -86,7 +91,7 @@ def start(placement: Placement, *, progress: Progress, precision: str = "float32
             running.divide_cpu(placement.devices)
     environment.start(backend=backend, **settings)
     started = _started(backend, device, progress=progress, precision=precision)
-    if not distributed:
+    if not placement.is_distributed:
         return started
     from resnetlab import backend as running
 
@@ -98,8 +103,13 @@ def _started(backend: str | None, device: str, *, progress: Progress, precision:
     """What runs; warns of a GPU that is not used, or not suited to `precision`."""
     from resnetlab import backend as running
     from resnetlab import doctor
+    from resnetlab.doctor import machine
 
     used = running.device()
+    if used == "cpu" and precision == "bfloat16" and not machine.cpu().may_have_bfloat16:
+        progress.warning(
+            "This CPU has no bfloat16 instructions: float32 is faster on it. Use --precision float32, or auto."
+        )
     if device == "cpu":
         if used == "gpu":
             raise ResnetlabError(

@@ -87,7 +87,7 @@ def configure(
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["KERAS_TORCH_DEVICE"] = "cpu"  # Keras takes CUDA, MPS or XPU by itself
-    else:
+    elif "keras" not in sys.modules:  # its backend has its devices already
         _leave_gpus(devices)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)

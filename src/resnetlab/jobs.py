@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from resnetlab.recipes import BASE, INPUT_KEYS, RECIPES, Recipe, stated_keys
 from resnetlab.recipes import recipe as find_recipe
 from resnetlab.report import loggers
 from resnetlab.run import Run
-from resnetlab.run_folder import RunFolder, RunInfo
+from resnetlab.run_folder import DIGITS, RunFolder, RunInfo
 from resnetlab.training.interval import Interval
 from resnetlab.training.resume import check_resumable, extend
 from resnetlab.weights.importing import import_to_cache
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from resnetlab.data.stream import Stream
 
 PathOrStr = str | PathLike[str]
+FEW_STEPS = 50  # the running statistics of a batch norm need about as many
 DEFAULT_RECIPES = {"digits": "quick", "cifar10": "cifar-quick", "animals10": "animals"}  # of a folder: "photos"
 
 
@@ -72,7 +74,7 @@ def choose_recipe(
         asked = recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe))
     own = set() if fixed is None or isinstance(recipe, Recipe) else stated_keys(str(recipe or ""))
     of_weights = {key: value for key, value in (fixed or {}).items() if key not in own}
-    if own or "image_size" in changes:
+    if "image_size" in own | changes.keys():
         of_weights.pop("eval_size", None)  # it belongs to the size of the weights
     chosen = asked.changed(**(_applicable(of_weights, changes.get("crop", asked.crop)) | dict(changes)))
     arch = architecture(chosen.model)  # an unknown name, or images too small for it, before anything is decoded
@@ -87,7 +89,7 @@ def choose_recipe(
         return chosen
     if chosen.model != fixed["model"]:
         raise UsageError(f"Received model {chosen.model!r}, expected {fixed['model']!r}, the model of the weights.")
-    for key in INPUT_KEYS:
+    for key in ("eval_size", *INPUT_KEYS):
         value, used = getattr(asked, key), getattr(chosen, key)
         if key not in changes and value not in (used, getattr(BASE, key)):
             report.warning(
@@ -128,12 +130,15 @@ def prepare(
     if data is None:
         raise UsageError("Missing DATA: animals10, cifar10, digits, or a folder of class folders.")
     data = str(data)
-    backend, device = placement.backend, placement.device
-    origin = None if weights is None else _initial_weights(weights, backend=backend, device=device)
+    device = placement.device
+    origin = None if weights is None else _initial_weights(weights, placement)
     if origin is None:
         chosen = choose_recipe(data, recipe, changes, report=report)
     else:
-        fixed = {key: getattr(origin.recipe(), key) for key in ("model", "eval_size", *INPUT_KEYS)}
+        before = origin.recipe()
+        fixed = {key: getattr(before, key) for key in ("model", "eval_size", *INPUT_KEYS)}
+        if before.crop != "resized":
+            fixed["crop_pct"] = 1.0  # the network has seen whole images
         chosen = choose_recipe(data, recipe or "finetune", changes, report=report, fixed=fixed)
     inherited = {} if origin is None else origin.used_images()
     source, pack = open_data(data, chosen, progress=report, inherited=inherited, allow_losses=allow_losses)
@@ -158,7 +163,8 @@ def prepare(
         initial = f"from the weights of {origin.path} ({'and its head' if with_head else 'under a new head'})"
     if chosen.accumulate == "auto":
         chosen = chosen.changed(accumulate=parts_that_fit(chosen, pack, network))
-    _describe(report, chosen, source, pack, started, initial, notes, inherited=bool(inherited))
+    known = bool(inherited.keys() & {digest[:DIGITS] for digest in pack.hashes})
+    _describe(report, chosen, source, pack, started, initial, notes, inherited=known)
     return Prepared(chosen, source, pack, started, origin, network)
 
 
@@ -305,16 +311,37 @@ def _describe(
     report.info(f"on the {started.device.upper()} ({started.device_name}), {started.backend}{shared}")
     for note in notes:
         report.info(note)
+    if recipe.frozen_epochs == recipe.epochs:
+        what = "the head is" if recipe.frozen_stages is None else f"what follows stage {recipe.frozen_stages} is"
+        report.info(f"only {what} trained, in all {recipe.epochs} epochs: frozen_epochs={recipe.frozen_epochs}")
+    patience = recipe.early_stopping * max(1, round(len(pack.indices("train")) / recipe.batch_size))
+    if recipe.early_stopping and patience < FEW_STEPS:
+        report.warning(
+            f"Early stopping may end training after {patience} steps without a lower loss of the "
+            f"{len(pack.indices('validation')):,} validation images: too few to tell. Use a smaller --batch-size, "
+            "initial --weights, or --set early_stopping=0."
+        )
 
 
-def _initial_weights(weights: PathOrStr | Run, *, backend: str | None, device: str) -> RunFolder:
-    """The run folder of initial weights, imported if necessary; weights without a head are accepted."""
+def _initial_weights(weights: PathOrStr | Run, placement: Placement) -> RunFolder:
+    """The run folder of initial weights, imported if necessary; weights without a head are accepted.
+
+    Raises:
+        UsageError: several devices or processes, which an import would start as one.
+    """
     if isinstance(weights, Run):
         return weights.folder
     path = Path(weights).expanduser()
     if (path / "run.json").is_file():
         return RunFolder.open(path)
-    return import_to_cache(str(weights), None, {"new_head": True}, backend=backend, device=device)
+    if placement.is_distributed:
+        named = shlex.quote(str(weights))
+        raise UsageError(
+            f"On several devices or processes, initial weights are those of a run. Import {weights} first: `resnetlab "
+            f"import {named} --run runs/weights`, then `--weights runs/weights`."
+        )
+    options = {"new_head": True}
+    return import_to_cache(str(weights), None, options, backend=placement.backend, device=placement.device)
 
 
 def parts_that_fit(recipe: Recipe, pack: Pack, network: keras.Model | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import html
 import logging
 import os
@@ -148,7 +149,7 @@ class TerminalProgress(LogProgress):
             console = self.warnings
             self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
             self._task = self._bar.add_task(task, total=total)
-            self._bar.start()
+            self._show()
         self._bar.update(self._task, completed=done, total=total)
         if done >= total:
             self.stop()
@@ -171,7 +172,7 @@ class TerminalProgress(LogProgress):
         self._task = self._bar.add_task(
             "train", total=self.clock.total, completed=step, epoch=f"1/{epochs}", logs="", speed=0.0
         )
-        self._bar.start()
+        self._show()
 
     def step(self, step: int, logs: Mapping[str, float]) -> None:
         if self.clock.update(step) and self._estimate_at and time.perf_counter() > self._estimate_at:
@@ -186,9 +187,15 @@ class TerminalProgress(LogProgress):
         self.info(format_epoch(record, self.epochs, best=best))
         self.clock.reset()
 
+    def _show(self) -> None:
+        """Show the bar; the cursor that it hides is shown again, however the process ends."""
+        self._bar.start()
+        atexit.register(self._bar.stop)
+
     def stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+            atexit.unregister(self._bar.stop)
             self._bar = None
 
 

@@ -35,7 +35,7 @@ class Export:
         path: folder of the files, with a README.md on how to serve them.
         model: name of the architecture.
         format: "onnx", "saved_model", "litert", "openvino" or "safetensors".
-        precision: of weights and arithmetic.
+        precision: of the stored weights, and of the arithmetic where the runtime follows it.
         bytes: size of the model's own files.
         verification: number of images, fraction with the same class, largest difference between probabilities, ...
     """
@@ -93,9 +93,12 @@ class Run:
         device: "auto", "cpu" or "gpu".
     """
 
-    def __init__(self, folder: RunFolder, *, backend: str | None = None, device: str = "auto") -> None:
+    def __init__(
+        self, folder: RunFolder, *, backend: str | None = None, device: str = "auto", pack: Pack | None = None
+    ) -> None:
         self.folder = folder
         self._backend, self._device = backend, device
+        self._pack = pack  # the images that it was just trained on, which may have changed on the disk meanwhile
         self._predictors: dict[tuple[str, str], Predictor] = {}
         self._weights_read: object = None  # which version of the file they are of
 
@@ -173,7 +176,13 @@ class Run:
         from resnetlab.data.loading import open_run_data
 
         self.folder.weights()
-        _, pack = open_run_data(self.folder, progress=report)
+        try:
+            _, pack = open_run_data(self.folder, progress=report)
+        except ResnetlabError as error:
+            if (trained_on := self._trained_on()) is None:
+                raise
+            pack = trained_on
+            report.warning(f"{error} This evaluation is of the images as they were when they were trained on.")
         return self._evaluate_own(pack, report, flips=flips)
 
     def _evaluate_own(self, pack: Pack, report: Progress, *, flips: bool) -> Evaluation:
@@ -279,7 +288,7 @@ class Run:
     def report(self, path: str | PathLike[str] | None = None, *, pack: Pack | None = None) -> Path:
         """Write a page about the run: curves, results by class, mistakes with Grad-CAM, the data, the machine.
 
-        One HTML file that needs no network; training and evaluation write it as report.html in the run folder.
+        One HTML file that needs no network. `evaluate` on the run's own data writes it into the run folder.
 
         Args:
             path: of the page; by default report.html in the run folder.
@@ -303,6 +312,10 @@ class Run:
         write_report(self.folder, path, pack=pack, overlay=overlay, filters=filters)
         return path
 
+    def _trained_on(self) -> Pack | None:
+        """The images that this object was trained on, unless the run has been trained on others since."""
+        return self._pack if self._pack is not None and self._pack.key == self.info.pack else None
+
     def _own_pack(self) -> Pack | None:
         """The run's images; None where they are not on this machine, or changed, or it has none."""
         from resnetlab.data.loading import open_run_data
@@ -310,7 +323,7 @@ class Run:
         try:
             return open_run_data(self.folder, progress=make_progress(None), download=False)[1]
         except ResnetlabError:
-            return None
+            return self._trained_on()
 
     def explain(
         self,
@@ -401,7 +414,7 @@ class Run:
         Args:
             format: "onnx", "saved_model", "litert" or "openvino"; or "safetensors": weights and a model card, as the
                 Hugging Face hub keeps them, which `from_pretrained` reads back.
-            precision: "float32", "float16", "bfloat16" (of saved_model) or "int8" (of the others).
+            precision: "float32"; "float16" or "int8" (not saved_model); "bfloat16" (saved_model).
             batch_size: fixed in the export; None for any.
             output: folder; by default RUN/export/FORMAT-PRECISION. An existing export is replaced.
             data: images to verify on, and to calibrate int8 on; by default the run's own.

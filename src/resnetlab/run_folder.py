@@ -41,6 +41,7 @@ from resnetlab.untrusted import parse_json
 
 FORMAT = 2
 DIGITS = 16  # of a content hash, as kept in a run folder
+DRAWN = ("report.html", "confusion.png", "reliability.png", "curves.png")  # of an evaluation
 SUBSET_PRIORITY = {"train": 0, "validation": 1, "test": 2}  # of several subsets of an image, the lowest counts
 UNDECODABLE = "backslashreplace"  # non-UTF-8 bytes of a file name are written as JSON escapes: \\udc..
 
@@ -196,7 +197,7 @@ class RunFolder:
 
     def recipe(self) -> Recipe:
         try:
-            return Recipe().changed(**self.read_json("recipe.json"))
+            return Recipe.stored(self.read_json("recipe.json"))
         except UsageError as error:
             raise ResnetlabError(f"{self.recipe_file} is damaged, or of another version. {error}") from None
 
@@ -362,7 +363,7 @@ class RunFolder:
 
     def forget_evaluation(self) -> None:
         """Remove what describes weights, or a split, that are about to be replaced."""
-        for name in ("evaluation.json", "predictions.npz", "label_errors.csv"):
+        for name in ("evaluation.json", "predictions.npz", "label_errors.csv", *DRAWN):
             (self.path / name).unlink(missing_ok=True)
 
     def save(self, name: str, write: Callable[[Path], None]) -> None:
@@ -398,8 +399,8 @@ def as_written(name: str) -> str:
 
 
 def _occupied(path: Path) -> UsageError:
-    trained = (path / "run.json").is_file() and not (path / "import.json").is_file()
-    more = f", or resume it with `resnetlab train --resume {shlex.quote(str(path))}`" if trained else ""
+    resumable = (path / "run.json").is_file() and any((path / "checkpoints").glob("step-*.npz"))
+    more = f", or resume it with `resnetlab train --resume {shlex.quote(str(path))}`" if resumable else ""
     return UsageError(f"The run folder {path} is not empty. Choose another with --run{more}.")
 
 

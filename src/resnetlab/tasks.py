@@ -1,4 +1,4 @@
-"""The tasks of the public API: train, load, from_pretrained, compare, variants. The command line calls these too."""
+"""The tasks of the public API: train, plan_training, pack, load, from_pretrained, compare. The commands call them."""
 
 from __future__ import annotations
 
@@ -108,21 +108,24 @@ def train(
         folder = _resumed_folder(resume)
         locked = not follows(placement)
         with folder.training_lock() if locked else nullcontext():  # before anything in it is changed
+            if allow_losses:
+                folder.update(allow_losses=True)
             job = resume_job(folder, data, fields, force=force_resume, **options)
             report.info(f"run folder {job.folder.path}")
             run_job(job, report, every, resume=True, force=force_resume, locked=locked)
     elif force_resume:
         raise UsageError("force_resume is for resumed runs: give resume too.")
     else:
+        run = None if run is None else Path(run).expanduser()
         if run is not None and not follows(placement):
-            RunFolder.require_empty(Path(run))
+            RunFolder.require_empty(run)
         prepared = prepare(data, recipe, weights, fields, allow_losses=allow_losses, **options)
         if deterministic:
             require_determinism(prepared, report)
         job = create_job(prepared, str(data), run, log, allow_losses=allow_losses, placement=placement)
         report.info(f"run folder {job.folder.path}")
         run_job(job, report, every, resume=False, force=False)
-    return Run(job.folder, backend=job.started.backend, device=device)
+    return Run(job.folder, backend=job.started.backend, device=device, pack=job.pack)
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def plan_training(
         raise UsageError(f"Received seconds={seconds}, expected more than 0.")
     report = make_progress(progress)
     if run is not None:
-        RunFolder.require_empty(Path(run))
+        RunFolder.require_empty(Path(run).expanduser())
     prepared = prepare(
         data, recipe, weights, fields, allow_losses=allow_losses, placement=Placement(backend, device), report=report
     )
@@ -254,7 +257,7 @@ def load(run: PathOrStr, *, backend: str | None = None, device: str = "auto") ->
     >>> rl.load(run.path).status
     'finished'
     """
-    return Run(RunFolder.open(Path(run)), backend=backend, device=device)
+    return Run(RunFolder.open(Path(run).expanduser()), backend=backend, device=device)
 
 
 def from_pretrained(
@@ -308,7 +311,7 @@ def from_pretrained(
     if run is None:
         folder = import_to_cache(str(source), key, options, backend=backend, device=device)
     else:
-        folder = import_weights(str(source), Path(run), key, options, backend=backend, device=device)
+        folder = import_weights(str(source), Path(run).expanduser(), key, options, backend=backend, device=device)
     return Run(folder, backend=backend, device=device)
 
 
@@ -325,7 +328,8 @@ def compare(
     progress: Progress | str | None = "auto",
     **fields: Unpack[RecipeFields],
 ) -> Comparison:
-    """Measure CPU against GPU on your data: images/s of training and prediction, and what limits them.
+    """Measure CPU and GPU, backends, precisions and batch sizes on your data: images/s of training and prediction,
+    what limits them, and the fastest options of `train`.
 
     Each configuration is measured in a process of its own.
 
@@ -385,7 +389,7 @@ def compare_runs(runs: Sequence[PathOrStr | Run], path: PathOrStr = "comparison.
 
 
 def _run_folder(run: PathOrStr | Run) -> RunFolder:
-    return run.folder if isinstance(run, Run) else RunFolder.open(Path(run))
+    return run.folder if isinstance(run, Run) else RunFolder.open(Path(run).expanduser())
 
 
 def _resumed_folder(run: PathOrStr | Run) -> RunFolder:

@@ -80,7 +80,7 @@ def read_member(archive: zipfile.ZipFile, name: str, *, most: int) -> bytes:
 def check_hdf5(path: Path, file: IO[bytes] | None = None) -> None:
     """Raise ResnetlabError where an HDF5 file, at `path` or `file` in it, cannot be read as a network's weights safely.
 
-    Refused are links and datasets that lead to other files, arrays of anything but numbers, sizes that the file cannot
+    Refused are links and datasets that lead to other files, arrays of texts of any length, sizes that the file cannot
     hold, and compression other than gzip's.
     """
     import h5py
@@ -90,7 +90,7 @@ def check_hdf5(path: Path, file: IO[bytes] | None = None) -> None:
         for dataset in hdf5_datasets(path, opened):
             if dataset.external or dataset.is_virtual:
                 raise ResnetlabError(f"{path}: {dataset.name} refers to other files: refused, and nothing was read.")
-            if dataset.dtype.kind == "O":  # each element may point to a text of any length
+            if dataset.dtype.hasobject:  # each element may point to a text of any length
                 raise ResnetlabError(f"{path}: {dataset.name} holds {dataset.dtype}, expected numbers.")
             chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize if dataset.chunks else 0
             claimed += max(int(dataset.nbytes), chunk)
@@ -141,7 +141,9 @@ def _check_chunks(path: Path, dataset: Any, size: int) -> None:
         raise ResnetlabError(f"{path}: {dataset.name} is compressed in an unusual way, expected gzip or nothing.")
     for number in range(dataset.id.get_num_chunks()):
         mask, content = dataset.id.read_direct_chunk(dataset.id.get_chunk_info(number).chunk_offset)
-        if h5py.h5z.FILTER_DEFLATE in filters and not mask:
+        if mask:  # a bit for each filter that was left out
+            raise ResnetlabError(f"{path}: a chunk of {dataset.name} leaves out filters: not supported.")
+        if h5py.h5z.FILTER_DEFLATE in filters:
             content = zlib.decompressobj().decompress(content, size + 1)
         if len(content) != size:
             raise ResnetlabError(f"{path}: a chunk of {dataset.name} is not of the {size:,} bytes that it claims.")

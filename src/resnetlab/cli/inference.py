@@ -31,7 +31,7 @@ def predict(
     ] = None,
     held_out: Annotated[
         int,
-        typer.Option(metavar="N", help="Instead: so many of the run's test images, with their true classes.", min=0),
+        typer.Option(metavar="N", help="Instead of IMAGE: N of the run's test images, with their true classes.", min=0),
     ] = 0,
     top: Annotated[int, typer.Option(metavar="N", help="Classes to show for each image.", min=1)] = 3,
     csv_file: Annotated[
@@ -48,7 +48,7 @@ def predict(
         ),
     ] = "keras",
     precision: Annotated[
-        str, typer.Option(metavar="NAME", help="Of the engine's export: float32, float16 or int8.")
+        str, typer.Option(metavar="NAME", help="Precision of the engine's export: float32, float16 or int8.")
     ] = "float32",
     backend: Backend = None,
     device: Device = "auto",
@@ -125,7 +125,7 @@ def explain(
         typer.Option("--filters", help="Write a picture of the first convolution's filters; IMAGE may be left out."),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Of the pictures; default: RUN/explanations.")
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write the pictures; default: RUN/explanations.")
     ] = None,
     backend: Backend = None,
     device: Device = "auto",
@@ -253,22 +253,22 @@ def export(
         str, typer.Option(metavar="NAME", help="onnx, saved_model, litert, openvino; or safetensors, to share weights.")
     ] = "onnx",
     precision: Annotated[
-        str, typer.Option(metavar="NAME", help="float32, float16, bfloat16 (of saved_model) or int8 (of the others).")
+        str, typer.Option(metavar="NAME", help="float32; float16 or int8 (not saved_model); bfloat16 (saved_model).")
     ] = "float32",
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Fixed in the export; default: any.", min=1)
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Of the export; default: RUN/export/FORMAT-PRECISION.")
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write it; default: RUN/export/FORMAT-PRECISION.")
     ] = None,
     names: Annotated[
         str,
         typer.Option(
-            metavar="LIBRARY", help="Of safetensors: the names of resnetlab, torchvision, timm or transformers."
+            metavar="LIBRARY", help="For safetensors: whose names to use: resnetlab, torchvision, timm or transformers."
         ),
     ] = "resnetlab",
     license: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of safetensors: for the model card, such as apache-2.0.")
+        str | None, typer.Option(metavar="NAME", help="For safetensors: licence in the model card, such as apache-2.0.")
     ] = None,
     push_to_hub: Annotated[
         str | None,

@@ -46,7 +46,7 @@ Backend = Annotated[
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or gpu.")]
 AllowLosses = Annotated[
-    bool, typer.Option("--allow-losses", help="Accept a class that loses most of its images (`resnetlab audit`).")
+    bool, typer.Option("--allow-losses", help="Continue where most images of a class are unusable (`resnetlab audit`).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Verbose = Annotated[

@@ -217,7 +217,7 @@ def compare(
     settings: Settings = None,
     devices: Annotated[str | None, typer.Option(metavar="NAMES", help="cpu, gpu, or cpu,gpu; default: all.")] = None,
     backends: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Of tensorflow,jax,torch; default: all installed.")
+        str | None, typer.Option(metavar="NAMES", help="Any of tensorflow,jax,torch; default: all installed.")
     ] = None,
     batch_sizes: Annotated[
         str | None, typer.Option(metavar="SIZES", help="Such as 8,32,128; default: around the recipe's.")
@@ -230,7 +230,7 @@ def compare(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure CPU against GPU on your data: time of an epoch, from which batch size the GPU is faster, and why."""
+    """Measure devices, backends and precisions on your data: time of an epoch, what limits it, the fastest options."""
     from resnetlab import tasks
 
     progress = terminal(as_json=as_json)

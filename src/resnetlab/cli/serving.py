@@ -22,10 +22,10 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", help="Port; 0: any that is free.", min=0, max=65535)] = 8000,
     engine: Annotated[
-        str, typer.Option(metavar="NAME", help="Of a run: keras, onnx or openvino; auto: onnx where it is installed.")
+        str, typer.Option(metavar="NAME", help="For a run: keras, onnx or openvino; auto: onnx where it is installed.")
     ] = "auto",
     precision: Annotated[
-        str, typer.Option(metavar="NAME", help="Of the engine's export: float32, float16 or int8.")
+        str, typer.Option(metavar="NAME", help="Precision of the engine's export: float32, float16 or int8.")
     ] = "float32",
     overlays: Annotated[
         bool, typer.Option("--overlays/--no-overlays", help="Load Keras too, for Grad-CAM of a run.")

@@ -100,8 +100,11 @@ def train(
     flags |= {"learning_rate": learning_rate, "precision": precision}
     options: dict[str, Any] = {"recipe": recipe, "weights": weights, "backend": backend, "device": device}
     options |= {"allow_losses": allow_losses, "progress": progress} | fields(settings, **flags)
-    if dry_run and (resume or log):
-        raise UsageError("--dry-run plans a new run and keeps nothing: leave --resume and --log out.")
+    if dry_run and (resume or log or coordinator or deterministic or devices != "1"):
+        raise UsageError(
+            "--dry-run plans a new run on one device and keeps nothing: leave --resume, --log, --devices, "
+            "--coordinator and --deterministic out."
+        )
     if dry_run:
         plan = tasks.plan_training(data, run=run_folder, **options)
         if as_json:
@@ -128,6 +131,9 @@ def train(
     if {"test", "validation"} & set(run.folder.split().values()):
         _evaluate(run, progress, as_json=as_json, after_training=True)
     else:
+        run.report()
+        if as_json:
+            print_json({"run": str(run.path), "status": run.status})
         progress.info("No test or validation images, so nothing is evaluated: `resnetlab evaluate RUN DATA`.")
     folder = shlex.quote(str(run.path))
     progress.info(f"\nrun folder {run.path}\nnext: `resnetlab predict {folder} IMAGES`")
@@ -195,7 +201,7 @@ def import_weights(
         ),
     ],
     run_folder: Annotated[
-        Path | None, typer.Option("--run", metavar="FOLDER", help="Of the run; default: runs/SOURCE.")
+        Path | None, typer.Option("--run", metavar="FOLDER", help="Run folder; default: runs/SOURCE.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="An architecture of `resnetlab models`; default: recognised.")
@@ -206,7 +212,7 @@ def import_weights(
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of a file with several sets of weights, the one to take."),
+        typer.Option(metavar="NAME", help="Which set of weights to take from a file with several."),
     ] = None,
     shortcut_padding: Annotated[
         str | None,
@@ -236,7 +242,8 @@ def import_weights(
     )
     if run.status != "imported":
         raise UsageError(
-            f"{source} is a run that was trained: use it directly, such as `resnetlab predict {shlex.quote(source)}`."
+            f"{source} is a run that was trained: use it directly, such as `resnetlab predict {shlex.quote(source)} "
+            "IMAGE`."
         )
     record = run.folder.read_json("import.json")
     if as_json:

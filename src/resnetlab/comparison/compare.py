@@ -1,4 +1,4 @@
-"""CPU against GPU in one run.
+"""Devices, backends, precisions and batch sizes in one run.
 
 This process does not import Keras: it starts one child process per configuration, in which only one device is visible,
 and reads the measurements from it.
@@ -6,6 +6,7 @@ and reads the measurements from it.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -82,9 +83,9 @@ def plan(report: doctor.Report, *, devices: Sequence[str] | None = None, backend
     backends = backends or [name for name in environment.BACKENDS if name in installed]
     on_gpu = list(backends) if devices and "gpu" in devices else doctor.gpu_backends(report, backends)
     reasons = dict.fromkeys(doctor.why_no_gpu(report, backend=name) for name in backends if name not in on_gpu)
-    gpus = report.facts.nvidia.gpus
-    precisions = ("float32", "float16") if gpus and not gpus[0].has_bfloat16 else ("float32", "tf32", "bfloat16")
-    on_cpu = ("float32", "bfloat16") if report.facts.cpu.has_bfloat16 else ("float32",)
+    gpu = doctor.first_visible_gpu(report.facts)
+    precisions = ("float32", "float16") if gpu and not gpu.has_bfloat16 else ("float32", "tf32", "bfloat16")
+    on_cpu = ("float32", "bfloat16") if report.facts.cpu.may_have_bfloat16 else ("float32",)
     found: list[Configuration] = []
     for device in devices or ("cpu", "gpu"):
         for backend in on_gpu if device == "gpu" else backends:
@@ -207,6 +208,9 @@ def _write(
     stopped = configuration.get("interrupted")
     found["summary"] = [f"Interrupted {stopped}: this is not the whole comparison."] if stopped else []
     found["summary"] += summarize_rows(rows, recipe.batch_size, planned.no_gpu)
+    if recipe.progressive:
+        side = recipe.image_size
+        found["summary"].append(f"Measured at {side}x{side} pixels; the epochs of smaller images take less.")
     results.write(output / "compare.json", found)
     return found
 
@@ -347,8 +351,8 @@ SETTINGS = (
     ("cpu", "tensorflow", "onednn", (True, False), "oneDNN makes TensorFlow on this CPU"),
     ("gpu", "tensorflow", "xla", (True, False), "XLA makes TensorFlow on this GPU"),
     *(
-        (device, backend, "precision", ("bfloat16", "float32"), f"bfloat16 makes {name} on this {device.upper()}")
-        for device in ("cpu", "gpu")
+        (device, backend, "precision", ("bfloat16", other), f"bfloat16 makes {name} on this {device.upper()}")
+        for device, other in (("cpu", "float32"), ("gpu", "tf32"))  # as `train` computes in float32
         for backend, name in (("tensorflow", "TensorFlow"), ("jax", "JAX"), ("torch", "PyTorch"))
     ),
 )
@@ -358,8 +362,8 @@ def _median_speedup(rows: Sequence[Row], key: str, value: Any, other: Any) -> fl
     """Median ratio of training throughput with two values of `key`, over rows that are equal otherwise."""
     same = [k for k in ("batch_size", "precision", "device", "backend", "onednn", "xla") if k != key]
     rates = {(*(row[k] for k in same), row[key]): row["train"]["median"] for row in rows}
-    ratios = sorted(rates[k] / rates[(*k[:-1], other)] for k in rates if k[-1] == value and (*k[:-1], other) in rates)
-    return ratios[len(ratios) // 2] if ratios else None
+    ratios = [rates[k] / rates[(*k[:-1], other)] for k in rates if k[-1] == value and (*k[:-1], other) in rates]
+    return statistics.median(ratios) if ratios else None
 
 
 def _line(row: Row) -> str:

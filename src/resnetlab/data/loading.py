@@ -192,6 +192,8 @@ def _split_anew(folder: RunFolder, source: Source, progress: Progress) -> Pack:
     folder.forget_evaluation()
     folder.write_ancestors(folder)
     folder.write_split(rows)
+    folder.write_json("audit.json", pack.audit)
+    folder.update(pack=pack.key)
     return pack
 
 

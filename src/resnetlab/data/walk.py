@@ -122,7 +122,8 @@ def subfolders(path: Path) -> list[Path]:
 
 
 def _holds_runs(folder: Path) -> bool:
-    if (folder / "run.json").is_file() or any(folder.glob("*/run.json")):
+    runs = [folder / "run.json", *folder.glob("*/run.json")]
+    if any(path.is_file() and path.with_name("recipe.json").is_file() for path in runs):
         return True
     comparisons = [folder / "compare.json", *folder.glob("*/compare.json")]
     return any(path.is_file() and path.with_name("compare.png").is_file() for path in comparisons)
@@ -130,7 +131,7 @@ def _holds_runs(folder: Path) -> bool:
 
 def _is_ours(names: set[str]) -> bool:
     """Whether a folder with these files was made by `train` or `import`, or by `compare`."""
-    return "run.json" in names or ("compare.json" in names and "compare.png" in names)
+    return {"run.json", "recipe.json"} <= names or ("compare.json" in names and "compare.png" in names)
 
 
 @dataclass
@@ -150,7 +151,7 @@ class _Node:
 
     @property
     def is_run(self) -> bool:
-        return self.parent is not None and (self.holds_run or self.is_ours)
+        return self.parent is not None and (self.is_ours or (self.holds_run and not self.images))
 
 
 class _Scan:

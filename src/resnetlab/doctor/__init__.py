@@ -15,7 +15,7 @@ from typing import Any
 from resnetlab.doctor import frameworks as _frameworks
 from resnetlab.doctor import machine
 from resnetlab.doctor.diagnosis import collect_findings
-from resnetlab.doctor.facts import BACKENDS, LABELS, Facts, Finding
+from resnetlab.doctor.facts import BACKENDS, LABELS, Facts, Finding, Gpu
 from resnetlab.doctor.table import render
 
 __all__ = [
@@ -131,6 +131,15 @@ def gpu_backends(report: Report, backends: Sequence[str] = BACKENDS) -> list[str
         for name in backends
         if name in installed and ("GPU" in report.runs_on.get(name, ()) if name in probed else name not in blocked)
     ]
+
+
+def first_visible_gpu(facts: Facts) -> Gpu | None:
+    """The NVIDIA GPU that is used by default: the first of $CUDA_VISIBLE_DEVICES, else the most capable one."""
+    gpus = facts.nvidia.gpus
+    first = facts.environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    if first.isdecimal() and int(first) < len(gpus):
+        return gpus[int(first)]
+    return max(gpus, key=lambda gpu: float(gpu.compute_capability), default=None)
 
 
 def _sentence(finding: Finding) -> str:

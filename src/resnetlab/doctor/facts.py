@@ -50,6 +50,11 @@ class Cpu:
         """Whether the backends compute faster in bfloat16 than in float32: it has instructions for it (x86)."""
         return "avx512_bf16" in self.flags or "amx_bf16" in self.flags
 
+    @property
+    def may_have_bfloat16(self) -> bool:
+        """Whether it is worth measuring: an Arm CPU with its instructions is faster with some builds only."""
+        return self.has_bfloat16 or "bf16" in self.flags
+
 
 @dataclass(frozen=True)
 class Memory:

@@ -33,7 +33,7 @@ def predict_logits(
     """Logits (len(indices), num_classes) float32 of `images[indices]`, or their mirror images: the middle (size, size).
 
     The last batch is padded, so that the network is compiled for one shape, and the padded rows are dropped. Batches
-    have a `multiple` of images: of the devices that share them.
+    have a `multiple` of images, as several devices need; each of them computes all.
     """
     batch_size = -(-min(batch_size, len(indices)) // multiple) * multiple
     rows = []

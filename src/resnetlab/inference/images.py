@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -119,6 +120,7 @@ def _expand(argument: str) -> tuple[list[Path], str | None, Counter[str]]:
     """The image files of a file, a folder (searched as for training, see `data.walk`) or a glob."""
     if not argument.strip():
         raise UsageError(f"Received an empty path among the images. {EXPECTED}")
+    argument = os.path.expanduser(argument)
     path, none = Path(argument), Counter[str]()
     if path.exists() and is_clutter(path.name):
         return [], f"left out: {argument}, a name that is never data", none

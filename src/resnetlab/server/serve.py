@@ -73,7 +73,7 @@ def serve(
             )
         run = source if isinstance(source, Run) else None
         if run is None and not (Path(str(source)) / EXPORT_FILE).is_file():
-            run = Run(RunFolder.open(Path(str(source))), backend=backend, device=device)
+            run = Run(RunFolder.open(Path(str(source)).expanduser()), backend=backend, device=device)
         if run is None:
             model = _export(Path(str(source)), engine)
         else:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from resnetlab.data.stream import Stream
+from resnetlab import backend
+from resnetlab.data.stream import Stream, as_item
 
 
 def first_nonfinite_weight(network: keras.Model) -> str | None:
@@ -26,9 +28,12 @@ def locate(trainer: keras.Model, network: keras.Model, stream: Stream, *, start:
     `trainer` has the state after `start` steps; it is trained again up to the step before, and is of no use then.
     """
     if step - 1 > start:
-        again = stream.batches(start)
-        trainer.fit(again, steps_per_epoch=(step - 1 - start) * stream.accumulate, shuffle=False, verbose=0)
-        again.close()
+        over = threading.Event()
+        again = backend.feed(as_item(stream.batch(0)))(lambda: stream.batches(start, until=over))
+        try:
+            trainer.fit(again, steps_per_epoch=(step - 1 - start) * stream.accumulate, shuffle=False, verbose=0)
+        finally:
+            over.set()
     if weight := first_nonfinite_weight(network):
         return f"the update of step {step - 1} made the weight {weight} non-finite"
     for part in range(stream.accumulate):

@@ -16,16 +16,16 @@ class Interval:
     seconds: float = 0.0
 
     @classmethod
-    def parse(cls, text: str) -> Interval:
-        """Of "500" (steps), "90s" or "5m".
+    def parse(cls, interval: str | int) -> Interval:
+        """Of "500" or 500 (steps), "90s" or "5m".
 
         Raises:
             UsageError: anything else.
         """
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([sm]?)", text)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([sm]?)", str(interval))
         amount = float(match[1]) if match else 0.0
         if match is None or not amount or (not match[2] and not amount.is_integer()):
-            raise UsageError(f"Received a checkpoint interval of {text!r}, expected steps (500), 90s, or 5m.")
+            raise UsageError(f"Received a checkpoint interval of {interval!r}, expected steps (500), 90s, or 5m.")
         if not match[2]:
             return cls(steps=int(amount))
         return cls(seconds=amount * {"s": 1, "m": 60}[match[2]])

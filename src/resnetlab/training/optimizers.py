@@ -53,7 +53,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     "constant" is flat; "cosine" and "linear" reach zero after the last step (Loshchilov 2016, arXiv:1608.03983);
     "steps" falls to a tenth at each milestone. An optimizer that begins later in the run counts its steps from `start`.
-    Keras counts the `parts` of a batch.
+    Keras counts the `parts` of a batch. In float16, steps whose gradients overflow are not counted.
     """
 
     def __init__(

@@ -6,7 +6,6 @@ import math
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +14,6 @@ import keras
 import numpy as np
 
 from resnetlab.progress import Progress
-
-# The loss of a step is read so many steps later: to wait for each at once would keep a GPU idle.
-DELAY = 4
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -47,7 +43,7 @@ class StepCallback(keras.callbacks.Callback):
         self.start, self.progress, self.pause, self.partial = start, progress, pause, partial
         self.steps = 0
         self.diverged: int | None = None
-        self._losses: deque[tuple[int, Any]] = deque()
+        self._lock = threading.Lock()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.partial is not None:  # an epoch that is resumed: Keras has just reset its metrics
@@ -58,23 +54,14 @@ class StepCallback(keras.callbacks.Callback):
         step, rest = divmod(batch + 1, self.parts)
         if rest:
             return
-        self.steps = max(self.steps, step)  # calls may overtake each other
+        with self._lock:  # calls may overtake each other
+            self.steps = max(self.steps, step)
+            # The running mean of the epoch: from the first loss that is not finite, no later one is.
+            if not math.isfinite((logs or {}).get("loss", 0.0)):
+                self.diverged = min(step, self.diverged or step)
         self.progress.step(self.start + step, logs or {})
-        self._losses.append((step, (logs or {}).get("loss", 0.0)))
-        if len(self._losses) > DELAY:
-            self._read_loss()
         if self.diverged is not None or self.pause(self.steps):
             self.trainer.stop_training = True
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        while self._losses:
-            self._read_loss()
-
-    def _read_loss(self) -> None:
-        """The running mean of the epoch: from the first loss that is not finite, no later one is."""
-        step, loss = self._losses.popleft()
-        if self.diverged is None and not math.isfinite(float(loss)):
-            self.diverged = step
 
 
 def metric_values(trainer: keras.Model) -> list[np.ndarray]:

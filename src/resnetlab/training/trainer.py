@@ -2,7 +2,8 @@
 
 The state of a run is its weights, its optimizer's slots and the step number (see `data/stream.py` and
 `checkpoint.py`), so an interrupted run that is resumed sees the same batches as one that never stopped. On a CPU the
-results are bitwise equal; on a GPU only with deterministic kernels. Which layers are frozen is also a function of the
+results are bitwise equal (but for the stated loss of several devices on TensorFlow); on a GPU only with deterministic
+kernels. Which layers are frozen is also a function of the
 step (`transfer.py`).
 """
 
@@ -145,7 +146,8 @@ def require_validation(recipe: Recipe, pack: Pack) -> None:
     if recipe.early_stopping and not len(pack.indices("validation")):
         raise ResnetlabError(
             "Early stopping watches the validation loss, and the validation set is empty. Raise its fraction with "
-            "--set validation=0.3, or turn early stopping off with --set early_stopping=0."
+            "--set validation=0.3 (a class needs three images to be in each subset, two with --set test=0), or turn "
+            "early stopping off with --set early_stopping=0."
         )
 
 
@@ -254,9 +256,13 @@ class _Training:
             saved, arrays = self.checkpoints.newest(progress.warning)
             require_same_origin(saved.get("origin"), self.origin, force=force)
             self.state = TrainState.of(saved, run, self.steps)
+            if other_images := saved.get("origin", self.origin)["data"] != self.origin["data"]:
+                self.state.step = len(self.state.records) * self.steps  # an epoch may have another number of steps
         self.trainer = make_trainer(network, recipe, self.stream, step=self.state.step)
         if resume:
             checkpoint.restore(self.trainer, arrays)
+            if other_images:
+                self._count_steps_anew()
             self._restore_files()
         else:
             self._save()  # so that a run that is killed early can be resumed, and divergence be traced
@@ -274,6 +280,13 @@ class _Training:
             verify_checksum(self.run.weights())
         except ResnetlabError as error:
             self.progress.warning(f"The weights of the best epoch, {state.best_epoch}, are lost. {error}")
+
+    def _count_steps_anew(self) -> None:
+        """Give the optimizer, and so its schedule, the number of steps that the finished epochs have now."""
+        optimizer = getattr(self.trainer.optimizer, "inner_optimizer", self.trainer.optimizer)
+        start = self.recipe.frozen_epochs * self.steps
+        done = self.state.step - (start if self.state.step >= start else 0)
+        optimizer.iterations.assign(done * self.recipe.parts)
 
     def is_over(self) -> bool:
         """Whether all epochs are finished, or early stopping ends the run."""

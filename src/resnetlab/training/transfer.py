@@ -80,6 +80,7 @@ def freeze(network: keras.Model, recipe: Recipe, step: int, steps_per_epoch: int
     for place, layers in enumerate(groups):
         for layer in layers:
             layer.trainable = step >= unfreeze_step or place > frozen
+    network.predict_function = None  # on JAX with several devices it is compiled for the former lists of variables
     return unfreeze_step if step >= unfreeze_step else 0
 
 

@@ -150,6 +150,8 @@ def import_checkpoint(
     settings = _default_settings(arch, naming) | stated
     if stated.get("crop_pct", 1.0) < 1.0:  # the middle of larger images, whatever is usual
         settings["crop"] = "resized"
+    if settings.get("crop", BASE.crop) != "resized":
+        settings.pop("crop_pct", None)  # nothing is cropped
     recipe = BASE.changed(name="imported", description=f"weights of {checkpoint.origin}", **settings)
     arch = replace(arch, preprocessing=recipe.preprocessing or arch.preprocessing)
     network = build(arch, num_classes=num_classes)

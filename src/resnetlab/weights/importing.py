@@ -12,6 +12,8 @@ from resnetlab import environment
 from resnetlab.errors import ResnetlabError
 from resnetlab.run_folder import RunFolder
 
+FORMAT = 1  # raised when an import of the same files would have another result: cached ones are not used then
+
 
 def import_weights(
     source: str, folder: Path, key: str | None, options: Mapping[str, Any], *, backend: str | None, device: str
@@ -35,7 +37,7 @@ def import_to_cache(
     path = Path(source).expanduser()
     files = (sorted(path.iterdir()) if path.is_dir() else [path]) if path.exists() else []
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    identity = f"{path.resolve() if stats else source} {stats} {key} {sorted(options.items())}"
+    identity = f"{FORMAT} {path.resolve() if stats else source} {stats} {key} {sorted(options.items())}"
     name = f"{import_name(source)}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     kept = environment.cache_folder() / "imported" / name
     if kept.is_dir():
