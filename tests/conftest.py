@@ -34,6 +34,12 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=[name for name in BACKENDS if name != HERE])
+def other_backend(request: pytest.FixtureRequest) -> str:
+    """Each backend but this process's own: for what is compared with what this process computes."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def photographs() -> np.ndarray:
     """Two or more real photographs: (n, 224, 224, 3) uint8."""

@@ -4,6 +4,7 @@ import doctest
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -259,7 +260,7 @@ def test_a_run_resumed_through_another_handle_has_its_new_weights(here: Path) ->
 
 def test_classes_that_were_renamed_and_images_that_were_moved_are_told(here: Path) -> None:
     photographs(here / "pets", 12)
-    run = rl.train("pets", run="pets-run", progress=None, **TINY)
+    run = rl.load(rl.train("pets", run="pets-run", progress=None, **TINY).path)
     (here / "pets" / "cat").rename(here / "pets" / "feline")
     with pytest.raises(ResnetlabError, match="cat gone, feline new"):
         run.evaluate(progress=None)
@@ -270,6 +271,41 @@ def test_classes_that_were_renamed_and_images_that_were_moved_are_told(here: Pat
     moved.rename(here / "pets" / "dog" / f"moved-{moved.name}")
     with pytest.raises(ResnetlabError, match="1 image is in the folder of another class"):
         run.evaluate(progress=None)
+
+
+def test_what_was_just_trained_is_evaluated_though_the_images_have_changed(here: Path) -> None:
+    photographs(here / "pets", 12)
+    run = rl.train("pets", run="changed-run", progress=None, **TINY)
+    found = run.evaluate(progress=None)
+    shutil.copy(next((here / "photos" / "cat").iterdir()), here / "pets" / "cat" / "new.jpg")
+    with pytest.raises(ResnetlabError, match="1 new"):
+        rl.load(run.path).evaluate(progress=None)
+    told = Told()
+    assert run.evaluate(progress=told).to_json() == found.to_json()
+    assert ["as they were when they were trained on" in text for text in told.warnings] == [True]
+    assert (run.path / "report.html").is_file()
+    resumed = rl.train(resume=run.path, epochs=2, force_resume=True, progress=None)
+    assert resumed.info.pack != run._pack.key  # type: ignore[union-attr]
+    assert [record["epoch"] for record in resumed.history] == [1, 2]
+    audited = json.loads((run.path / "audit.json").read_text("utf-8"))
+    assert audited == resumed._pack.audit  # type: ignore[union-attr]
+
+
+class Told(progress.LogProgress):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_a_path_may_begin_with_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    run = rl.train("~/photos", run="~/at-home", progress=None, **TINY)
+    assert run.path == here / "at-home"
+    assert rl.load("~/at-home").path == here / "at-home"
+    image = next((here / "photos" / "cat").iterdir())
+    assert run.predict(f"~/photos/cat/{image.name}", progress=None)[0].problem is None
 
 
 def test_a_run_that_is_trained_is_not_changed_by_a_second_process(here: Path) -> None:
@@ -284,7 +320,13 @@ def test_a_run_that_is_trained_is_not_changed_by_a_second_process(here: Path) ->
 
 def test_a_batch_in_any_number_of_parts_is_evaluated(here: Path) -> None:
     run = rl.train("photos", run="in-parts", progress=None, **TINY | {"batch_size": 12, "accumulate": 3})
-    assert 0 <= run.evaluate(progress=None).top1 <= 1
+    found = run.evaluate(progress=None)
+    whole = run.recipe.changed(accumulate=1)
+    run.folder.write_json("recipe.json", whole.model_dump(mode="json"))
+    expected = rl.load(run.path).evaluate(progress=None)
+    assert found.n == expected.n == sum(subset == "test" for subset in run.folder.split().values())
+    assert found.top1 == expected.top1
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
 
 
 def test_timing_steps_leaves_the_initial_weights_alone(here: Path, trained: rl.Run) -> None:
@@ -370,18 +412,43 @@ def test_a_network_is_built_on_the_first_backend_that_is_installed() -> None:
 
 
 @pytest.mark.skipif(not installed("jax"), reason="needs two backends: make test EXTRAS=jax")
-@pytest.mark.parametrize("call", ["explain('cat.jpg')", "report()", "filters()", "export('safetensors')", "model"])
-def test_every_method_starts_the_backend_that_was_asked_for(here: Path, trained: rl.Run, call: str) -> None:
-    """None imports Keras before its backend and device are set."""
-    if call == "report()":  # with predictions, whose mistakes are explained
-        trained.evaluate(progress=None)
+def test_a_run_computes_on_the_backend_that_was_asked_for(here: Path, trained: rl.Run) -> None:
     code = (
         "import os; os.environ.pop('KERAS_BACKEND', None); os.environ.pop('TF_CPP_MIN_LOG_LEVEL', None)\n"
-        f"import resnetlab as rl; rl.load({str(trained.path)!r}, backend='jax', device='cpu').{call}\n"
+        "import resnetlab as rl\n"
+        f"rl.load({str(trained.path)!r}, backend='jax', device='cpu').explain('cat.jpg')\n"
         "import keras; print(keras.backend.backend())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=here)
     assert (done.stdout.split(), done.stderr) == (["jax"], "")
+
+
+def test_every_method_starts_the_backend_before_it_imports_keras(here: Path, trained: rl.Run) -> None:
+    trained.evaluate(progress=None)  # a report explains mistakes
+    code = f"""
+import sys
+import resnetlab as rl
+from resnetlab import environment
+
+class Started(BaseException):
+    pass
+
+def start(**settings):
+    raise Started(settings["backend"], settings["device"], "keras" in sys.modules)
+
+environment.start = start
+run = rl.load({str(trained.path)!r}, backend="jax", device="cpu")
+for call in (
+    lambda: run.explain("cat.jpg"), lambda: run.report(), lambda: run.filters(), lambda: run.export("safetensors"),
+    lambda: run.model, lambda: run.evaluate(), lambda: run.predict("cat.jpg"),
+):
+    try:
+        call()
+    except Started as started:
+        print(*started.args)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=here)
+    assert (done.stdout.splitlines(), done.stderr) == (["jax cpu False"] * 7, "")
 
 
 def test_an_engine_on_the_cpu_is_not_for_a_gpu(here: Path, trained: rl.Run) -> None:

@@ -71,6 +71,33 @@ def test_automatic_precision_on_a_gpu(capability: str | None, expected: str, mon
     assert resolve_precision("auto") == expected
 
 
+def test_a_tpu_computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "device", lambda: "gpu")
+    monkeypatch.setattr(running, "gpus", lambda: ["TPU v5 lite"])
+    assert resolve_precision("auto") == "bfloat16"
+
+
+@pytest.mark.parametrize(("flags", "warned"), [(("avx2",), True), (("avx512_bf16",), False), (("bf16",), False)])
+def test_bfloat16_on_a_cpu_without_it_is_warned_of(
+    flags: tuple[str, ...], warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cpu", lambda: Cpu("CPU", 1, 1.0, flags))
+    warnings: list[str] = []
+    progress = TerminalProgress()
+    monkeypatch.setattr(progress, "warning", warnings.append)
+    start(Placement("tensorflow", "cpu"), progress=progress, precision="bfloat16")
+    assert ["no bfloat16 instructions" in warning for warning in warnings] == [True] * warned
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [("1", "A100"), ("0", "V100"), ("", "A100"), ("GPU-77", "A100"), ("9", "A100")]
+)
+def test_the_gpu_whose_precisions_are_measured_is_the_one_in_use(visible: str, expected: str) -> None:
+    gpus = (Gpu("V100", 0, 0, "7.0"), Gpu("A100", 0, 0, "8.0"))
+    facts = SimpleNamespace(nvidia=SimpleNamespace(gpus=gpus), environment={"CUDA_VISIBLE_DEVICES": visible})
+    assert doctor.first_visible_gpu(facts).name == expected  # type: ignore[arg-type, union-attr]
+
+
 @pytest.mark.parametrize(("visible", "left", "idle"), [(None, "0", ("1", "2")), ("2,0", "2", ("0",)), ("1", "1", ())])
 def test_one_of_several_gpus_is_left_visible(
     visible: str | None, left: str, idle: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -149,7 +149,7 @@ def test_a_setting_without_a_value(setting: str) -> None:
 def test_a_file_states_what_differs_from_its_base(tmp_path: Path) -> None:
     toml = tmp_path / "mine.toml"
     toml.write_text('base = "animals"\nepochs = 3\nmodel = "resnet18"\n')
-    assert recipe(str(toml)) == RECIPES["animals"].changed(name="mine", epochs=3, model="resnet18")
+    assert recipe(str(toml)) == RECIPES["animals"].changed(name="mine", description="", epochs=3, model="resnet18")
     other = tmp_path / "yours.json"
     other.write_text(json.dumps({"base": str(toml), "seed": 4, "name": "theirs"}))  # a file on a file
     assert recipe(str(other)) == recipe(str(toml)).changed(name="theirs", seed=4)
@@ -293,6 +293,18 @@ def test_a_setting_without_effect_is_refused_and_answered_with_what_it_needs(
     governing, value = needed.split("=")
     BASE.changed(**{governing: value}).changed(**changes)
     BASE.changed(**changes, **{governing: value})
+    other = "none" if governing == "crop" else "adamw"
+    with pytest.raises(UsageError, match=f"{next(iter(changes))}=.* has no effect.*{needed}"):
+        BASE.changed(**changes, **{governing: other})  # though what governs it is stated too
+
+
+def test_a_stored_recipe_of_fewer_fields_may_have_settings_without_effect() -> None:
+    mixed = BASE.changed(crop="pad", crop_padding=8).changed(crop="resized")
+    fields = mixed.model_dump(mode="json")
+    del fields["erase"]
+    assert Recipe.stored(fields) == mixed
+    with pytest.raises(UsageError, match="crop_paddin"):
+        Recipe.stored({"crop_paddin": 8})
 
 
 def test_every_key_of_a_recipe_may_be_repeated_whether_it_has_an_effect_or_not() -> None:

@@ -38,6 +38,11 @@ def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
     run.update(status="finished")
+    with pytest.raises(UsageError, match=r"is not empty.*--run") as error:
+        make(run.path)
+    assert "--resume" not in str(error.value)  # it has no checkpoint
+    run.checkpoints.mkdir()
+    (run.checkpoints / "step-000000000.npz").touch()
     with pytest.raises(UsageError, match=r"is not empty.*--run.*--resume"):
         make(run.path)
     assert run.info().status == "finished"

@@ -213,7 +213,7 @@ def test_the_summary_on_both_devices() -> None:
         "At their best settings the GPU is 20.0 times as fast as the CPU.",
         "At the recipe's batch size 32 it is 8.0 times as fast.",
         "The GPU is faster from batch size 32 on.",
-        "oneDNN makes TensorFlow on this CPU 3.00 times as fast.",
+        "oneDNN makes TensorFlow on this CPU 2.50 times as fast.",
         "XLA makes TensorFlow on this GPU 2.00 times as fast.",
         "The fastest options of `resnetlab train`: `--device gpu --backend tensorflow --batch-size 128 "
         "--precision float32`; another batch size may need another learning rate.",
@@ -302,6 +302,7 @@ def test_ratios_are_of_rows_that_agree_in_everything_else() -> None:
     assert compare._median_speedup(rows, "onednn", True, False) == 3.0  # of 2, 3 and 4
     assert compare._median_speedup(rows[:1], "onednn", True, False) is None
     assert compare._median_speedup([], "onednn", True, False) is None
+    assert compare._median_speedup(rows[:4], "onednn", True, False) == 2.5  # of 3 and 2
     rows.append(row("cpu", 8, 45.0, precision="bfloat16"))
     assert compare._median_speedup(rows, "precision", "bfloat16", "float32") == 1.5
 

@@ -33,10 +33,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits in two shards."""
+    root = tmp_path_factory.mktemp("packed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESNETLAB_CACHE", str(root / "cache"))
+        assert tasks.pack("digits", root / "shards", recipe=RECIPE, shard_megabytes=1, progress=None) == 2
+    return root / "shards"
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    assert tasks.pack("digits", tmp_path / "shards", recipe=RECIPE, shard_megabytes=1, progress=None) == 2
-    return tmp_path / "shards"
+def folder(packed: Path, tmp_path: Path) -> Path:
+    """A copy of them, for a test to harm."""
+    return shutil.copytree(packed, tmp_path / "shards")
 
 
 @pytest.fixture

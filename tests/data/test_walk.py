@@ -27,6 +27,7 @@ CLUTTER = (
     "__pycache__/c.png",
     "runs/pets-resnet18/curves.png",
     "runs/pets-resnet18/run.json",
+    "runs/pets-resnet18/recipe.json",
 )
 
 
@@ -57,6 +58,13 @@ def test_training_and_prediction_see_the_same_files(tmp_path: Path) -> None:
     paths, notes = expand([str(root)])
     assert relative(paths, root) == images
     assert notes == ["ignored: files that are no images by their ending: 1 .txt"]
+
+
+def test_a_class_with_a_run_in_it_or_a_file_of_that_name_is_data(tmp_path: Path) -> None:
+    images = ["cat/a.jpg", "dog/b.jpg"]
+    root = grow(tmp_path / "pets", *images, "cat/run.json", "dog/first/run.json", "dog/first/recipe.json")
+    grow(root, "dog/first/curves.png")
+    assert [sample.name for sample in resolve(str(root)).samples] == images
 
 
 def test_globs_pass_over_what_is_never_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,8 @@ def test_the_last_maps_averaged_are_what_the_head_sees(on: Workers, backend: str
         np.testing.assert_array_equal(weights, found["kernel"][..., number])
 
 
-def test_all_backends_have_the_same_maps(on: Workers, backend: str) -> None:
-    here, there = maps_and_filters("stage1")["maps"], on(backend)(maps_and_filters, stage="stage1")["maps"]
+def test_all_backends_have_the_same_maps(on: Workers, other_backend: str) -> None:
+    here, there = maps_and_filters("stage1")["maps"], on(other_backend)(maps_and_filters, stage="stage1")["maps"]
     assert here.shape[:3] == (2, 32, 32)
     np.testing.assert_allclose(there, here, atol=1e-3 * here.max())
 

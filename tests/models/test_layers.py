@@ -193,6 +193,15 @@ def test_batch_norm_trains_as_keras_own(on: Workers, backend: str, shape: tuple[
         assert np.abs(ours[name] - theirs[name]).max() <= 1e-4 * scale, name
 
 
+def test_one_value_per_channel_is_normalised_alike_on_every_backend(on: Workers, backend: str) -> None:
+    x = normal(1, 1, 1, 3)
+    arguments = {"x": x, "weights": batch_norm_weights(3), "target": normal(1, 1, 1, 3, seed=1), "steps": 2}
+    here, there = (on(name)(train_batch_norm, kind="ours", **arguments) for name in ("tensorflow", backend))
+    for name, expected in here.items():
+        np.testing.assert_allclose(there[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(here["training output 0"].ravel(), batch_norm_weights(3)[1], rtol=1e-6)  # beta
+
+
 def test_batch_norm_keeps_a_tenth_of_each_batch(on: Workers, backend: str) -> None:
     x = 2 * normal(4, 5, 7, 6) + 1
     results = on(backend)(

@@ -256,6 +256,22 @@ def _long_strings(file: h5py.File, _: Path) -> None:
     dataset[:] = "x" * 100_000
 
 
+def _long_strings_in_a_compound(file: h5py.File, _: Path) -> None:
+    kind = np.dtype([("value", "f4"), ("name", h5py.string_dtype())])
+    rows = np.zeros(1000, kind)
+    rows["name"] = "x" * 100_000
+    file.create_dataset("layers/conv/kernel", data=rows, dtype=kind)
+
+
+def _one_huge_chunk_of_a_filter_left_out(file: h5py.File, _: Path) -> None:
+    """Its stored bytes are as many as it claims; the filter that is left out is not the one that inflates."""
+    stored = zlib_of_zeros(1 << 30)
+    dataset = file.create_dataset(
+        "layers/conv/kernel", (len(stored),), "u1", chunks=(len(stored),), compression="gzip", shuffle=True
+    )
+    dataset.id.write_direct_chunk((0,), stored, filter_mask=0b01)
+
+
 def _one_huge_chunk(file: h5py.File, _: Path) -> None:
     dataset = file.create_dataset(
         "layers/conv/kernel", (1 << 28,), "f4", chunks=(1 << 28,), maxshape=(None,), compression="gzip"
@@ -290,6 +306,8 @@ HDF5: dict[str, Callable[[h5py.File, Path], object]] = {
     "a group that contains itself": _cycle,
     "a group linked 2**60 times": _doubling,
     "texts instead of numbers": _long_strings,
+    "texts beside numbers": _long_strings_in_a_compound,
+    "a chunk that leaves a filter out": _one_huge_chunk_of_a_filter_left_out,
 }
 
 

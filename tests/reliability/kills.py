@@ -204,8 +204,8 @@ def run(kills: int, *, seed: int = 0, per_run: int = 12) -> dict[str, Any]:
         "killed_while": dict(found.kills),
         "runs": runs,
         "steps_between_checkpoints": EVERY,
-        "steps_lost_at_most": max(found.lost, default=0),
-        "steps_lost_on_average": round(float(np.mean(found.lost)), 2) if found.lost else 0.0,
+        "steps_lost_at_most": max(found.lost, default=None),  # None where no kill fell into training
+        "steps_lost_on_average": round(float(np.mean(found.lost)), 2) if found.lost else None,
         "seconds": round(time.monotonic() - began),
         "problems": found.problems,
     }

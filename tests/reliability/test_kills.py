@@ -19,4 +19,5 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path: 
     (row,) = json.loads((tmp_path / "reliability-kills-tensorflow.json").read_text())["rows"]
     assert row["problems"] == []
     assert row["kills"] == 2
+    assert row["steps_lost_at_most"] is not None
     assert row["steps_lost_at_most"] <= 2 * row["steps_between_checkpoints"]

@@ -18,6 +18,7 @@ import resnetlab as rl
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.inference.predictor import Predictor
 from resnetlab.run_folder import RunFolder
+from resnetlab.training import checkpoint
 from resnetlab.training.checkpoint import Checkpoints
 from resnetlab.training.interval import Interval
 from resnetlab.training.trainer import train
@@ -68,7 +69,28 @@ def _flipped(whole: bytes, place: int) -> bytes:
 def test_the_checkpoint_before_a_damaged_one_is_taken(finished: RunFolder, tmp_path: Path, damage: str) -> None:
     run = RunFolder(shutil.copytree(finished.path, tmp_path / "run"))
     newest, before = Checkpoints(run).files()
-    newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
+    harmed = DAMAGES[damage](newest.read_bytes())
+    newest.write_bytes(harmed)
+    warnings: list[str] = []
+    progress, arrays = Checkpoints(run).newest(warnings.append)
+    (told,) = warnings
+    assert f"{newest} is damaged" in told
+    assert not newest.exists()
+    expected = checkpoint.read(before)
+    assert progress == expected[0]
+    assert progress["step"] == 0
+    for array, other in zip(arrays, expected[1], strict=True):
+        np.testing.assert_array_equal(array, other)
+    newest.write_bytes(harmed)
+    before.write_bytes(DAMAGES[damage](before.read_bytes()))
+    with pytest.raises(ResnetlabError, match=r"nothing to resume.*damaged.*damaged"):
+        Checkpoints(run).newest(warnings.append)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(finished: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(finished.path, tmp_path / "run"))
+    newest, before = Checkpoints(run).files()
+    newest.write_bytes(DAMAGES["bits"](newest.read_bytes()))
     progress = Quiet()
     assert train(digits(), BASE.changed(epochs=1), run, progress=progress, resume=True) == "finished"
     assert any(f"{newest} is damaged" in message for message in progress.warnings)
@@ -77,7 +99,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(finished: RunFolder, tmp_p
         np.testing.assert_array_equal(state(run)[name], array, err_msg=name)
     assert records(run) == records(finished)
     for file in (newest, before):
-        file.write_bytes(DAMAGES[damage](file.read_bytes()))
+        file.write_bytes(DAMAGES["bits"](file.read_bytes()))
     with pytest.raises(ResnetlabError, match=r"nothing to resume.*damaged.*damaged"):
         train(digits(), BASE.changed(epochs=1), run, progress=Quiet(), resume=True)
     shutil.rmtree(run.checkpoints)
@@ -100,16 +122,26 @@ def test_lost_weights_are_told_when_resumed_and_when_used(finished: RunFolder, t
         Predictor(run)
 
 
-@pytest.mark.parametrize("content", [None, "", '{"epoch": 1, "loss"'])
-def test_a_lost_or_damaged_log_changes_nothing(tmp_path: Path, content: str | None) -> None:
-    recipe = BASE.changed(epochs=3)
-    whole, parts = (new_run(tmp_path / name, recipe) for name in ("whole", "parts"))
+@pytest.fixture(scope="module")
+def whole_and_stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, RunFolder]:
+    """A run of three epochs, and one that was stopped in the third."""
+    recipe, folder = BASE.changed(epochs=3), tmp_path_factory.mktemp("runs")
+    whole, stopped = (new_run(folder / name, recipe) for name in ("whole", "stopped"))
     train(digits(), recipe, whole, progress=Quiet())
-    train(digits(), recipe, parts, progress=Quiet(stop_at=14))
+    assert train(digits(), recipe, stopped, progress=Quiet(stop_at=14)) == "interrupted"
+    return whole, stopped
+
+
+@pytest.mark.parametrize("content", [None, "", '{"epoch": 1, "loss"'])
+def test_a_lost_or_damaged_log_changes_nothing(
+    whole_and_stopped: tuple[RunFolder, RunFolder], tmp_path: Path, content: str | None
+) -> None:
+    whole, stopped = whole_and_stopped
+    parts = RunFolder(shutil.copytree(stopped.path, tmp_path / "parts"))
     parts.metrics_file.unlink()
     if content is not None:
         parts.metrics_file.write_text(content, "utf-8")
-    train(digits(), recipe, parts, progress=Quiet(), resume=True)
+    train(digits(), whole.recipe(), parts, progress=Quiet(), resume=True)
     assert records(parts) == records(whole)
 
 

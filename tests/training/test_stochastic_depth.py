@@ -36,15 +36,25 @@ def losses(data: Pack, recipe: Recipe, jit_compile: bool | str = "auto", start: 
     return found
 
 
-def test_losses_are_the_same_on_every_backend(on: Workers, backend: str, digits: Pack) -> None:
-    expected = losses(digits, RECIPE)
-    np.testing.assert_allclose(on(backend)(losses, data=digits, recipe=RECIPE), expected, rtol=1e-3)
+@pytest.fixture(scope="module")
+def expected(digits: Pack) -> list[float]:
+    return losses(digits, RECIPE)
+
+
+def test_losses_are_the_same_on_every_backend(
+    on: Workers, other_backend: str, digits: Pack, expected: list[float]
+) -> None:
+    np.testing.assert_allclose(on(other_backend)(losses, data=digits, recipe=RECIPE), expected, rtol=1e-3)
+
+
+def test_masks_make_a_difference(digits: Pack, expected: list[float]) -> None:
     without = losses(digits, RECIPE.changed(stochastic_depth=0.0))
-    assert np.abs(np.array(without) / expected - 1).max() > 0.01  # the masks make a difference
+    assert np.abs(np.array(without) / expected - 1).max() > 0.01
 
 
 def test_losses_are_the_same_with_xla(digits: Pack) -> None:
-    recipe = RECIPE.changed(learning_rate=0.0005)  # each step multiplies what rounding has changed
+    # At a low rate, as each step multiplies what rounding has changed.
+    recipe = RECIPE.changed(model="resnet-tiny", learning_rate=0.0005)
     np.testing.assert_allclose(losses(digits, recipe, jit_compile=True), losses(digits, recipe), rtol=1e-4)
 
 

@@ -242,6 +242,11 @@ def test_what_cannot_be_shared_is_told(tmp_path: Path) -> None:
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "need the backend jax or tensorflow" in text.replace("\n", " ")
+    named = ("--devices", "2", "--weights", "resnet18.pth")
+    process = start(tmp_path, "digits", *named, backend="jax", cwd=tmp_path)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "Import resnet18.pth first: `resnetlab import resnet18.pth" in text.replace("\n", " ")
     divided = ("--devices", "2", "--accumulate", "2", "--batch-size", "64")
     process = start(tmp_path, "digits", *divided, backend="tensorflow", cwd=tmp_path)
     text, _ = process.communicate(timeout=120)

@@ -140,19 +140,23 @@ def records(run: RunFolder) -> list[dict[str, Any]]:
     ]
 
 
-# (a) Interrupted and resumed
+# (a) Interrupted and resumed. Of three programs, each on two of the three backends: here everything at once, in
+# test_accumulate.py batches in parts, in test_transfer.py phases.
 
 
-def interrupted_and_not(folder: str, name: str = "everything", stop_at: int = 8) -> dict[str, Any]:
-    """Two epochs at a stretch; and two epochs, stopped in the middle of the second, and gone on with."""
-    recipe = RECIPES[name]
-    whole, parts = (new_run(Path(folder, name), recipe) for name in ("whole", "parts"))
+def interrupted_and_not(
+    folder: str, name: str = "everything", stop_at: int = 8, whole: RunFolder | None = None
+) -> dict[str, Any]:
+    """Two epochs at a stretch, if not `whole` is that; and two epochs, stopped in the second, and gone on with."""
+    recipe, parts = RECIPES[name], new_run(Path(folder, "parts"), RECIPES[name])
     pack = digits()
     pack = replace(pack, images=pack.images.view(Slow))
     before = signal.getsignal(signal.SIGINT)
-    statuses = [train(pack, recipe, whole, progress=Quiet())]
+    if whole is None:
+        whole = new_run(Path(folder, "whole"), recipe)
+        train(pack, recipe, whole, progress=Quiet())
     stopped, resumed = Quiet(stop_at=stop_at), Quiet()
-    statuses.append(train(pack, recipe, parts, progress=stopped))
+    statuses = [whole.info().status, train(pack, recipe, parts, progress=stopped)]
     halfway = parts.info()
     assert signal.getsignal(signal.SIGINT) is before
     assert parts.weights().exists()  # usable as it is
@@ -168,6 +172,7 @@ def interrupted_and_not(folder: str, name: str = "everything", stop_at: int = 8)
     }
 
 
+@pytest.mark.parametrize("backend", ["tensorflow", "torch"])
 def test_an_interrupted_run_equals_one_that_never_stopped(on: Workers, backend: str, tmp_path: Path) -> None:
     found = on(backend)(interrupted_and_not, folder=str(tmp_path))
     assert found["statuses"] == ["finished", "interrupted", "finished"]
@@ -189,9 +194,16 @@ def test_an_interrupted_run_equals_one_that_never_stopped(on: Workers, backend: 
     np.testing.assert_array_equal(*found["best"])
 
 
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    run = new_run(tmp_path_factory.mktemp("grown") / "run", FAST)
+    train(digits(), FAST, run, progress=Quiet())
+    return run
+
+
 @pytest.mark.parametrize("stop_at", [6, 8])  # where the size changes, and after it
-def test_a_run_of_growing_images_is_resumed_exactly(tmp_path: Path, stop_at: int) -> None:
-    found = interrupted_and_not(str(tmp_path), "fast", stop_at)
+def test_a_run_of_growing_images_is_resumed_exactly(grown: RunFolder, tmp_path: Path, stop_at: int) -> None:
+    found = interrupted_and_not(str(tmp_path), "fast", stop_at, whole=grown)
     assert found["statuses"] == ["finished", "interrupted", "finished"]
     whole, parts = found["states"]
     assert "components" in " ".join(whole)
@@ -254,6 +266,24 @@ def test_early_stopping_without_validation_images_is_told(tmp_path: Path) -> Non
     pack.subset[:] = "train"
     with pytest.raises(ResnetlabError, match=r"validation set is empty.*--set early_stopping=0"):
         train(pack, recipe, new_run(tmp_path / "run", recipe), progress=Quiet())
+
+
+def test_a_run_that_goes_on_with_more_images_counts_epochs(tmp_path: Path) -> None:
+    recipe = BASE.changed(epochs=6, early_stopping=5)
+    run, few = new_run(tmp_path / "run", recipe), digits()
+    subset = few.subset.copy()
+    subset[: TRAIN // 2] = "unused"
+    few = replace(few, subset=subset)
+    per_epoch = (make_stream(recipe, few).steps_per_epoch, make_stream(recipe, digits()).steps_per_epoch)
+    assert per_epoch[0] < per_epoch[1]
+    assert train(few, recipe, run, progress=Quiet(stop_at=3 * per_epoch[0] + 1)) == "interrupted"
+    assert run.info().epoch == 3
+    told = Quiet()
+    assert train(digits(), recipe, run, progress=told, resume=True, force=True) == "finished"
+    assert [record["epoch"] for record in run.metrics()] == [1, 2, 3, 4, 5, 6]
+    assert sorted(told.steps) == list(range(3 * per_epoch[1] + 1, 6 * per_epoch[1] + 1))
+    iterations = next(array for name, array in state(run).items() if name.endswith("iteration"))
+    assert iterations == 6 * per_epoch[1]
 
 
 # (c) Divergence
@@ -344,16 +374,29 @@ def few_steps(folder: str, changes: dict[str, Any]) -> dict[str, Any]:
     "changes",
     [
         {"optimizer": "lamb", "precision": "bfloat16", "mixup": 0.2, "cutmix": 1.0, "loss": "binary-cross-entropy"},
-        {"optimizer": "adamw", "class_weights": True, "ema": 0.9, "learning_rate": 1e-3, "schedule": "linear"},
-        {"momentum": 0.0, "schedule": "steps", "milestones": [0.5], "validation": 0.0},
         {**FAST.model_dump(include={"model", "optimizer", "nesterov", "flip"}), "crop": "pad", "precision": "auto"},
     ],
-    ids=["lamb, bfloat16, mixing", "adamw, class weights, averages", "no momentum", "muon, whitening, auto"],
+    ids=["lamb, bfloat16, mixing", "muon, whitening, auto"],
 )
 def test_two_steps_of_whatever_a_recipe_asks_for(
     on: Workers, backend: str, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    record = on(backend)(few_steps, folder=str(tmp_path), changes=changes)
+    assert_two_steps(on(backend)(few_steps, folder=str(tmp_path), changes=changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adamw", "class_weights": True, "ema": 0.9, "learning_rate": 1e-3, "schedule": "linear"},
+        {"momentum": 0.0, "schedule": "steps", "milestones": [0.5], "validation": 0.0},
+    ],
+    ids=["adamw, class weights, averages", "no momentum"],
+)
+def test_two_steps_of_other_recipes(on: Workers, tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert_two_steps(on("tensorflow")(few_steps, folder=str(tmp_path), changes=changes))
+
+
+def assert_two_steps(record: dict[str, Any]) -> None:
     assert record["step"] == 2
     assert 0 < record["loss"] < 10
     assert 0 < record["val_loss"] < 10

@@ -17,7 +17,7 @@ from resnetlab.run_folder import RunFolder
 from resnetlab.training.trainer import make_stream, make_trainer, train
 from resnetlab.training.transfer import learning_rate_factors, load_backbone, parts
 from tests.training.test_trainer import BASE, EVERYTHING, Quiet, Slow, digits, new_run, records, state
-from tests.workers import Workers
+from tests.workers import HERE, Workers
 
 FINETUNE = BASE.changed(frozen_epochs=1, layer_decay=0.5)
 Arrays = dict[str, np.ndarray]
@@ -87,19 +87,31 @@ ALL = {"stem", "stage1", "stage2", "stage3", "head"}
 NORMS = ALL - {"head"}
 
 
+TWO_STAGES = {"stage2", "stage3", "head"}
+
+
 @pytest.mark.parametrize(
     ("changes", "first", "second"),
     [
         ({}, ({"head"}, set()), (ALL, NORMS)),
-        ({"frozen_stages": 1}, ({"stage2", "stage3", "head"}, {"stage2", "stage3"}), (ALL, NORMS)),
+        ({"frozen_stages": 1}, (TWO_STAGES, TWO_STAGES - {"head"}), (ALL, NORMS)),
         ({"frozen_batch_norm": True}, ({"head"}, set()), (ALL, set())),
     ],
     ids=["head alone", "two stages and head", "batch norm frozen"],
 )
 def test_what_is_frozen_stays_to_the_bit_and_then_learns(
-    on: Workers, backend: str, tmp_path: Path, changes: dict[str, Any], first: Any, second: Any
+    on: Workers, tmp_path: Path, changes: dict[str, Any], first: Any, second: Any
 ) -> None:
-    start, once, twice = on(backend)(each_epoch, folder=str(tmp_path), changes=changes)
+    assert_learned(on(HERE), tmp_path, changes, first, second)
+
+
+def test_what_is_frozen_stays_so_on_the_other_backends(on: Workers, other_backend: str, tmp_path: Path) -> None:
+    both = {"frozen_stages": 1, "frozen_batch_norm": True}
+    assert_learned(on(other_backend), tmp_path, both, (TWO_STAGES, set()), (ALL, set()))
+
+
+def assert_learned(run: Any, folder: Path, changes: dict[str, Any], first: Any, second: Any) -> None:
+    start, once, twice = run(each_epoch, folder=str(folder), changes=changes)
     assert learned(start, once) == first
     assert learned(once, twice) == second
     for path in twice:  # not only one weight of each part
@@ -272,6 +284,7 @@ def in_one_and_in_four(folder: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("backend", ["jax", "torch"])  # see test_trainer.py on TensorFlow
 def test_a_run_interrupted_in_every_phase_equals_one_that_never_stopped(
     on: Workers, backend: str, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -484,12 +485,17 @@ def test_the_source_implementations_absence_is_said(monkeypatch: pytest.MonkeyPa
 def test_what_lies_beside_weights_is_not_imported(
     tmp_path: Path, resnet18: Arrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    harm = tmp_path / "harm"
     for name in ("torch", "torchvision", "timm", "transformers", "numpy"):
-        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')", "utf-8")
+        (tmp_path / f"{name}.py").write_text(f"open({str(harm)!r}, 'w')", "utf-8")
     save_file(resnet18, tmp_path / "net.safetensors")
     monkeypatch.chdir(tmp_path)
-    parity.logits("net.safetensors", "resnet18", "transformers", size=32, preprocessing="imagenet")
-    assert not (tmp_path / "harm").exists()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)  # so that the child starts wherever this runs
+    found = parity.logits("net.safetensors", "resnet18", "transformers", size=32, preprocessing="imagenet")
+    assert "transformers could not run it" in found  # after it has imported NumPy: no torch, or no classifier.1.bias
+    assert not harm.exists()
+    subprocess.run([sys.executable, "-m", parity.__name__], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert harm.exists()  # by a child that imports what lies in its folder
 
 
 def test_bfloat16_is_read_and_what_are_no_finite_numbers_is_refused(tmp_path: Path) -> None:

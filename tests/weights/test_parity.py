@@ -26,6 +26,7 @@ from tests.models.reference import (
 )
 from tests.workers import Workers
 
+DEEP = [pytest.mark.long, pytest.mark.benchmark]  # more blocks of the same kinds
 ODD = (113, 97)  # height, width: 97 is odd at every stage, 113 at all but two
 
 
@@ -49,8 +50,7 @@ def reference_of_keras(name: str) -> keras.Model:
     [
         "ResNet50",
         "ResNet50V2",
-        *(pytest.param(f"ResNet{n}", marks=[pytest.mark.long, pytest.mark.benchmark]) for n in ("101", "101V2")),
-        *(pytest.param(f"ResNet{n}", marks=pytest.mark.long) for n in ("152", "152V2")),
+        *(pytest.param(f"ResNet{n}", marks=DEEP) for n in ("101", "101V2", "152", "152V2")),
     ],
 )
 def test_logits_are_those_of_keras_applications(name: str, at_both_sizes: list[np.ndarray]) -> None:
@@ -131,7 +131,9 @@ ROWS = {  # where our name is not theirs
 }
 
 
-@pytest.mark.parametrize("network", NAMES)
+@pytest.mark.parametrize(
+    "network", [pytest.param(name, marks=DEEP if name.endswith(("101", "152")) else ()) for name in NAMES]
+)
 def test_logits_are_those_of_torchvision_and_timm(network: str) -> None:
     weights = randomised({name: np.empty(shape, np.float32) for name, shape in NAMES[network]})
     theirs = network.split()[1]
@@ -158,9 +160,8 @@ TRAINED = ("resnet-tiny", "resnet18d", "resnet20", "plain20", "preresnet164")
 
 
 def logits(name: str, images: np.ndarray, training: bool) -> np.ndarray:
-    arch = VARIANTS[name]
-    if training:  # batch statistics of few images: keep it shallow
-        arch = replace(arch, depths=tuple(min(depth, 2) for depth in arch.depths))
+    arch = VARIANTS[name]  # shallow, as the later blocks of a stage are alike, and batch statistics are of few images
+    arch = replace(arch, depths=tuple(min(depth, 2) for depth in arch.depths))
     model = build(arch)
     randomise(model, gain=2.0 if arch.shortcut == "none" else 1.0)
     result = logits_of(model, images, training=training)
