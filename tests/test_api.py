@@ -65,7 +65,9 @@ def trained(folder: Path) -> rl.Run:
         return rl.train("photos", run=folder / "run", **TINY | {"epochs": 8})
 
 
-def test_the_documented_examples_run(here: Path) -> None:
+def test_the_documented_examples_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The example of `compare` runs but for its measurements, which tests/comparison has.
+    monkeypatch.setattr("resnetlab.comparison.compare.CHILD", ("-c", ""))
     names: dict[str, Any] = {"rl": rl}
     finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner()
     documented = [rl.train, rl.load, rl.from_pretrained, rl.compare, rl.variants, build]
@@ -236,16 +238,22 @@ def test_a_recipe_may_be_a_name_a_file_or_an_object(here: Path, trained: rl.Run)
         jobs.choose_recipe("photos", recipe, {"flip": True}, report=silent)
         for recipe in ("mine.toml", Path("mine.toml"), rl.Recipe(epochs=2), "quick", None)
     ]
-    assert [recipe.epochs for recipe in found] == [2, 2, 2, 30, 40]
+    assert [recipe.epochs for recipe in found] == [2, 2, 2, 30, 60]
     assert all(recipe.flip for recipe in found)
 
 
-def test_weights_with_a_crop_can_be_trained_from_without_one() -> None:
+def test_weights_with_a_crop_can_be_trained_from_without_one(tmp_path: Path) -> None:
     fixed = {"model": "resnet18", "crop_pct": 0.95, "eval_size": 256, "image_size": 224}
     found = jobs.choose_recipe("photos", "quick", {"image_size": 32}, report=progress.LogProgress(), fixed=fixed)
     assert (found.model, found.crop, found.eval_size) == ("resnet18", "pad", None)
     found = jobs.choose_recipe("photos", "finetune", {}, report=progress.LogProgress(), fixed=fixed)
     assert (found.crop_pct, found.eval_size) == (0.95, 256)
+    (tmp_path / "longer.toml").write_text('base = "finetune"\nepochs = 30\n')  # nothing about the size
+    found = jobs.choose_recipe("photos", tmp_path / "longer.toml", {}, report=progress.LogProgress(), fixed=fixed)
+    assert (found.epochs, found.eval_size) == (30, 256)
+    told = Told()
+    jobs.choose_recipe("photos", "strikes-back-a3", {}, report=told, fixed=fixed | {"eval_size": None})
+    assert [text for text in told.warnings if "eval_size=224, but eval_size=None of the weights" in text]
 
 
 def test_a_run_resumed_through_another_handle_has_its_new_weights(here: Path) -> None:
@@ -293,10 +301,36 @@ def test_what_was_just_trained_is_evaluated_though_the_images_have_changed(here:
 
 class Told(progress.LogProgress):
     def __init__(self) -> None:
+        self.messages: list[str] = []
         self.warnings: list[str] = []
+
+    def messages_with(self, part: str) -> list[str]:
+        return [text for text in self.messages if part in text]
+
+    def info(self, text: str) -> None:
+        self.messages.append(text)
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
+
+
+def test_early_stopping_after_few_steps_and_a_head_alone_are_told(here: Path, trained: rl.Run) -> None:
+    told = Told()
+    options: dict[str, Any] = {"allow_losses": False, "placement": Placement(None, "cpu"), "report": told}
+    jobs.prepare("photos", None, None, TINY | {"early_stopping": 2, "batch_size": 16}, **options)
+    assert [text for text in told.warnings if "end training after 6 steps" in text]
+    assert not told.messages_with("only the head is trained")
+    told = Told()
+    jobs.prepare("photos", None, trained, {"epochs": 2, "batch_size": 8}, **options)
+    assert told.messages_with("only the head is trained, in all 2 epochs: frozen_epochs=2")
+    assert not [text for text in told.warnings if "Early stopping" in text]
+
+
+def test_weights_of_whole_images_are_trained_further_on_whole_images(here: Path) -> None:
+    run = rl.train("photos", run="whole-images", progress=None, **TINY | {"crop": "pad"})
+    options: dict[str, Any] = {"allow_losses": False, "placement": Placement(None, "cpu"), "report": Told()}
+    chosen = jobs.prepare("photos", None, run, {"epochs": 3}, **options).recipe
+    assert (chosen.crop, chosen.crop_pct, chosen.pack_size) == ("resized", 1.0, 32)
 
 
 def test_a_path_may_begin_with_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

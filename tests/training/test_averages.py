@@ -96,7 +96,7 @@ def test_averaged_weights_are_at_most_half_a_point_worse_than_live_ones(digits: 
 
 
 def interrupted(data: Pack, recipe: Recipe, folder: str) -> dict[str, Any]:
-    """The whole state after six steps at once, and after three, a checkpoint, and three."""
+    """The averages after six steps; and of another trainer that goes on from a checkpoint after three of them."""
     from pathlib import Path
 
     from resnetlab.training import checkpoint
@@ -111,9 +111,9 @@ def interrupted(data: Pack, recipe: Recipe, folder: str) -> dict[str, Any]:
         return model
 
     stream = make_stream(recipe, data)
-    whole = train(trainer(), 0, 6)
-    half, path = train(trainer(), 0, 3), Path(folder) / "checkpoint.npz"
-    checkpoint.write(path, half, checkpoint.current_state(half), {"step": 3})
+    whole, path = train(trainer(), 0, 3), Path(folder) / "checkpoint.npz"
+    checkpoint.write(path, whole, checkpoint.current_state(whole), {"step": 3})
+    train(whole, 3, 6)
     resumed = trainer()
     checkpoint.restore(resumed, checkpoint.read(path)[1])
     train(resumed, 3, 6)
