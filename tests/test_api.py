@@ -320,7 +320,7 @@ def test_early_stopping_after_few_steps_and_a_head_alone_are_told(here: Path, tr
     jobs.prepare("photos", None, None, TINY | {"early_stopping": 2, "batch_size": 16}, **options)
     assert [text for text in told.warnings if "end training after 6 steps" in text]
     assert not told.messages_with("only the head is trained")
-    told = Told()
+    told = options["report"] = Told()
     jobs.prepare("photos", None, trained, {"epochs": 2, "batch_size": 8}, **options)
     assert told.messages_with("only the head is trained, in all 2 epochs: frozen_epochs=2")
     assert not [text for text in told.warnings if "Early stopping" in text]

@@ -96,7 +96,7 @@ class Slow(np.ndarray):
     """Images from a slow disk: steps that take a while, so that a backend that runs ahead is not through too soon."""
 
     def __getitem__(self, key: Any) -> Any:
-        time.sleep(0.05)
+        time.sleep(0.1)
         return np.asarray(self)[key]
 
 
