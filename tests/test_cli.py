@@ -535,7 +535,7 @@ def test_a_finished_run_is_resumed_with_more_epochs_only(cli: Cli, first: Path) 
     assert "received learning_rate, and only epochs may change" in err
     code, out, err = cli("train", "--resume", "first", "--epochs", "2")
     assert (code, err) == (0, "")
-    assert "epochs 1 -> 2: the learning rate at the next step is as it was, 0.05" in out
+    assert "epochs 1 -> 2: the learning rate at the next step is as it was, 0.06" in out
     assert len(RunFolder.open(first).metrics()) == RunFolder.open(first).recipe().epochs == 2
     code, out, err = cli("train", "--resume", "first", "--epochs", "1")
     assert code == 2
@@ -551,7 +551,7 @@ def test_a_schedule_that_depends_on_the_epochs_is_said_to_jump(cli: Cli, first: 
     run.write_json("recipe.json", run.recipe().changed(epochs=1).model_dump(mode="json"))
     code, out, err = cli("train", "--resume", "first", "--epochs", "2", "--force-resume")
     assert (code, err) == (0, "")
-    assert "jumps from 0 to 0.025; this differs from a single run of 2 epochs" in out
+    assert "jumps from 0 to 0.03; this differs from a single run of 2 epochs" in out
     run.update(status="finished")
     run.write_json("recipe.json", run.recipe().changed(epochs=9).model_dump(mode="json"))
     code, out, err = cli("train", "--resume", "first", "--epochs", "12")
@@ -563,7 +563,7 @@ def test_what_cannot_be_resumed_is_told(cli: Cli, first: Path) -> None:
     RunFolder.open(first).update(status="diverged")
     code, _, err = cli("train", "--resume", "first")
     assert code == 2
-    assert "--set learning_rate=0.005, from scratch or, if it has good weights, with --weights first" in err
+    assert "--set learning_rate=0.006, from scratch or, if it has good weights, with --weights first" in err
     RunFolder.open(first).update(status="interrupted")
     shutil.move("data", "moved")
     code, _, err = cli("train", "--resume", "first")
