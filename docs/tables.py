@@ -303,7 +303,10 @@ def small_data(result: Result) -> str:
     cells = []
     for name, rows in by_recipe.items():
         settings = result["configuration"]["recipes"][name]
-        trained = rows[0].get("network", settings["model"]) + f", {settings['epochs']} epochs"
+        trained = (
+            rows[0].get("network", settings["model"])
+            + f", {'at most ' * bool(settings['early_stopping'])}{settings['epochs']} epochs"
+        )
         cells.append([f"`{name}`", trained, f"**{percent_with_spread(rows, 'top1')}**"])
     runs = len(result["rows"]) // len(by_recipe)
     each = "folds" if result["rows"][0]["of"].startswith("fold") else "seeds"
