@@ -29,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiment import Row, arguments, finished_run, kept_rows, keras, say
+from experiment import Row, arguments, finished_run, keras, say, with_kept_rows
 
 import resnetlab as rl
 from resnetlab import backend, results
@@ -130,11 +130,8 @@ def keep(name: str, recipe: Recipe, rows: Sequence[Row], out: Path) -> None:
     }
     what = f"CIFAR-10: top-1 of {recipe.model} by recipe {recipe.name}, and training time, by seed"
     path = out / f"accuracy-{name}.json"
-    result = results.result(what, configuration=configuration, rows=rows, gpu=device)
-    seeds = {row["seed"] for row in rows}
-    others = [row for row in kept_rows(path, configuration) if row["seed"] not in seeds]
-    result["rows"] = sorted([*others, *rows], key=lambda row: row["seed"])
-    results.write(path, result)
+    rows = with_kept_rows(rows, path, configuration, "seed")
+    results.write(path, results.result(what, configuration=configuration, rows=rows, gpu=device))
 
 
 def main() -> None:

@@ -143,6 +143,13 @@ def finished_run(data: Path | str, recipe: Recipe, folder: Path, *, weights: Run
     return run
 
 
+def with_kept_rows(rows: Sequence[Row], path: Path, configuration: Row, *keys: str) -> list[Row]:
+    """The rows, and those that a result file has of the same configuration and other values of `keys`; by the first."""
+    now = {tuple(row[key] for key in keys) for row in rows}
+    others = [row for row in kept_rows(path, configuration) if tuple(row[key] for key in keys) not in now]
+    return sorted([*others, *rows], key=lambda row: row[keys[0]])
+
+
 def kept_rows(path: Path, configuration: Row) -> list[Row]:
     """The rows of a result file, if it is of the same configuration; descriptions of recipes may differ."""
     if not path.exists():

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import Row, arguments, finished_run, kept_rows, keras, say
+from experiment import Row, arguments, finished_run, keras, say, with_kept_rows
 from PIL import Image
 
 import resnetlab as rl
@@ -182,9 +182,7 @@ def main() -> None:
     configuration = {"recipes": recipes, "backend": keras.backend.backend()}
     what = "Training on few images: top-1 of each recipe, by seed or fold"
     path = options.out / f"small-data-{options.part}.json"
-    measured_now = {(row["recipe"], row["of"]) for row in rows}
-    others = [row for row in kept_rows(path, configuration) if (row["recipe"], row["of"]) not in measured_now]
-    rows = sorted([*others, *rows], key=lambda row: row["of"])
+    rows = with_kept_rows(rows, path, configuration, "of", "recipe")
     results.write(path, results.result(what, configuration=configuration, rows=rows, gpu=device))
     print(f"Written to {path}")
 

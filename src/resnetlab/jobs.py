@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resnetlab.data.loading import check_inheritance, describe_split, open_data, open_run_data, split_rows
+from resnetlab.data.stream import steps_per_epoch
 from resnetlab.devices import Placement, Started, resolve_precision, start
 from resnetlab.errors import ResnetlabError, UsageError, is_out_of_memory
 from resnetlab.models.shapes import summarize
@@ -314,7 +315,7 @@ def _describe(
     if recipe.frozen_epochs == recipe.epochs:
         what = "the head is" if recipe.frozen_stages is None else f"what follows stage {recipe.frozen_stages} is"
         report.info(f"only {what} trained, in all {recipe.epochs} epochs: frozen_epochs={recipe.frozen_epochs}")
-    patience = recipe.early_stopping * max(1, round(len(pack.indices("train")) / recipe.batch_size))
+    patience = recipe.early_stopping * steps_per_epoch(len(pack.indices("train")), recipe.batch_size)
     if recipe.early_stopping and patience < FEW_STEPS:
         report.warning(
             f"Early stopping may end training after {patience} steps without a lower loss of the "

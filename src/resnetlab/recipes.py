@@ -476,21 +476,33 @@ CIFAR = BASE.changed(  # what all recipes for CIFAR-10 share
     crop="pad",
 )
 
+FAST: dict[str, Any] = {  # what all recipes of fast-resnet share
+    "model": "fast-resnet8",
+    "precision": "auto",
+    "flip": "alternating",
+    "optimizer": "muon",
+    "adam_learning_rate": 0.01,
+    "momentum": 0.6,
+    "nesterov": True,
+    "schedule": "linear",
+}
+
+FEW_IMAGES: dict[str, Any] = {  # tuned with 1,000 images, see studies/small_data.py
+    "rand_augment": 6,
+    "cutmix": 1.0,
+    "label_smoothing": 0.1,
+    "learning_rate": 0.06,
+    "weight_decay": 0.1,
+}
+
 CIFAR_FAST = CIFAR.changed(
-    model="fast-resnet8",
-    precision="auto",
+    **FAST,
     batch_size=512,
     crop_padding=2,
     crop_border="reflect",
-    flip="alternating",
     label_smoothing=0.2,
-    optimizer="muon",
     learning_rate=0.12,
-    adam_learning_rate=0.01,
-    momentum=0.6,
-    nesterov=True,
     weight_decay=0.05,  # keeps the norms of the kernels, and so the relative size of a step, from falling
-    schedule="linear",
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -517,24 +529,13 @@ RECIPES: dict[str, Recipe] = {
         BASE.changed(  # cifar-small-data with larger images
             name="photos",
             description="a folder of some hundred to some thousand photographs: 64x64 pixels, RandAugment and CutMix",
-            model="fast-resnet8",
-            precision="auto",
+            **FAST,
+            **FEW_IMAGES,
             image_size=64,
             class_weights=True,
             crop="resized",
             crop_scale=0.35,
-            flip="alternating",
-            rand_augment=6,
-            cutmix=1.0,
-            label_smoothing=0.1,
             epochs=60,
-            optimizer="muon",
-            learning_rate=0.06,
-            adam_learning_rate=0.01,
-            momentum=0.6,
-            nesterov=True,
-            weight_decay=0.1,
-            schedule="linear",
         ),
         CIFAR.changed(
             name="cifar",
@@ -581,14 +582,10 @@ RECIPES: dict[str, Recipe] = {
         CIFAR_FAST.changed(
             name="cifar-small-data",
             description="about a hundred images per class, from scratch: RandAugment and CutMix, small batches",
+            **FEW_IMAGES,
             batch_size=64,
             crop_padding=4,
-            rand_augment=6,
-            cutmix=1.0,
-            label_smoothing=0.1,
             epochs=50,
-            learning_rate=0.06,
-            weight_decay=0.1,
         ),
         CIFAR.changed(
             name="cifar-paper-quick",

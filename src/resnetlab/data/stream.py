@@ -27,6 +27,11 @@ Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]
 _Sampled = tuple[np.ndarray, dict[str, np.ndarray], np.ndarray, np.ndarray | None]  # sample numbers, then as a `Batch`
 
 
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """The number of batches nearest to a pass over the images."""
+    return max(1, round(images / batch_size))
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stream:
     """An endless stream of training batches.
@@ -61,7 +66,7 @@ class Stream:
 
     @property
     def steps_per_epoch(self) -> int:
-        return max(1, round(len(self.indices) / self.batch_size))
+        return steps_per_epoch(len(self.indices), self.batch_size)
 
     def batch(self, step: int, part: int = 0) -> Batch:
         """A part of a step's batch: {"image": bytes, **parameters}, targets (rows, num_classes), weights or None.

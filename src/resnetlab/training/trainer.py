@@ -284,8 +284,7 @@ class _Training:
     def _count_steps_anew(self) -> None:
         """Give the optimizer, and so its schedule, the number of steps that the finished epochs have now."""
         optimizer = getattr(self.trainer.optimizer, "inner_optimizer", self.trainer.optimizer)
-        start = self.recipe.frozen_epochs * self.steps
-        done = self.state.step - (start if self.state.step >= start else 0)
+        done = self.state.step - transfer.phase_start(self.recipe, self.state.step, self.steps)
         optimizer.iterations.assign(done * self.recipe.parts)
 
     def is_over(self) -> bool:

@@ -62,6 +62,12 @@ def _weights(network: keras.Model, with_head: bool) -> dict[str, keras.Variable]
     return {v.path: v for layer in network.layers if with_head or layer.name != HEAD for v in layer.weights}
 
 
+def phase_start(recipe: Recipe, step: int, steps_per_epoch: int) -> int:
+    """The first step of the phase that a step is in: 0, or the step from which all layers are trained."""
+    unfreeze_step = recipe.frozen_epochs * steps_per_epoch
+    return unfreeze_step if step >= unfreeze_step else 0
+
+
 def freeze(network: keras.Model, recipe: Recipe, step: int, steps_per_epoch: int) -> int:
     """Set which layers are trainable at a step; returns the first step of the phase that the step is in.
 
@@ -81,7 +87,7 @@ def freeze(network: keras.Model, recipe: Recipe, step: int, steps_per_epoch: int
         for layer in layers:
             layer.trainable = step >= unfreeze_step or place > frozen
     network.predict_function = None  # on JAX with several devices it is compiled for the former lists of variables
-    return unfreeze_step if step >= unfreeze_step else 0
+    return phase_start(recipe, step, steps_per_epoch)
 
 
 def learning_rate_factors(network: keras.Model, recipe: Recipe) -> dict[int, float]:
