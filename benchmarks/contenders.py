@@ -51,7 +51,7 @@ def ours(job: Job, mark: Mark, *, backend: str, compiled: bool | None = None) ->
     from resnetlab.data.stream import Stream
     from resnetlab.models.from_recipe import build_network
     from resnetlab.recipes import RECIPES
-    from resnetlab.training.trainer import make_augmentation, make_trainer
+    from resnetlab.training.build import make_augmentation, make_trainer
 
     mark("import")
     if job.device == "gpu" and not kernels.gpus():

@@ -41,7 +41,7 @@ def _stream(recipe: Any, count: int = 8192) -> Any:
     import numpy as np
 
     from resnetlab.data.stream import Stream
-    from resnetlab.training.trainer import make_augmentation
+    from resnetlab.training.build import make_augmentation
 
     side, rng = recipe.pack_size, np.random.default_rng(0)
     with tempfile.NamedTemporaryFile() as file:
@@ -179,7 +179,7 @@ def end_to_end(job: Job, mark: Mark, *, backend: str, recipe: str) -> Run:
     from resnetlab.comparison.timing import FitTimer, interleave
     from resnetlab.models.from_recipe import build_network
     from resnetlab.recipes import RECIPES
-    from resnetlab.training.trainer import make_trainer
+    from resnetlab.training.build import make_trainer
 
     chosen = RECIPES[recipe]
     stream = _stream(chosen)

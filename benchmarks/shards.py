@@ -44,7 +44,7 @@ def measure(count: int, batches: int, rounds: int, megabytes: int, folder: Path)
     os.environ["RESNETLAB_CACHE"] = str(folder / "cache")
     from resnetlab.data.pack import prepare_pack
     from resnetlab.data.sources import resolve
-    from resnetlab.training.trainer import make_stream
+    from resnetlab.training.build import make_stream
 
     make_images(folder / "images", count)
     recipe = RECIPES["cifar"]

@@ -20,6 +20,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
+
+from resnetlab.progress import format_count  # noqa: E402
+
 MARKERS = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 Result = dict[str, Any]
@@ -36,14 +39,10 @@ def conditions(result: Result) -> str:
     device, versions = result["device"], result["environment"]["versions"]
     names = (("tensorflow", "tensorflow-cpu"), ("torch",), ("jax",), ("keras",))
     found = [f"{options[0]} {versions[name]}" for options in names for name in options if name in versions]
-    machine = device["gpu"] or f"{device['cpu']}, {count(device['cores'], 'core')}"
+    machine = device["gpu"] or f"{device['cpu']}, {format_count(device['cores'], 'core')}"
     more = "".join(f" {text}." for key in ("as installed", "clock") if (text := result["configuration"].get(key)))
     when = f"{result['measured_at'][:10]}, commit {result['commit']}"
     return f"\n{machine}; {', '.join(found)}; {when}.{more}\n"
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def throughput(result: Result) -> str:
@@ -255,7 +254,7 @@ def run(result: Result) -> str:
     )
 
 
-def accuracy(*found: Result) -> str:
+def accuracy(found: Sequence[Result]) -> str:
     """Recipes over seeds, as studies/accuracy.py keeps them: a row for each, without the ablations."""
     text = markdown(ACCURACY_HEAD, map(accuracy_cells, found))
     return text + "".join(dict.fromkeys(map(conditions, found)))
@@ -282,7 +281,7 @@ def accuracy_cells(result: Result) -> list[str]:
         str(len(rows)),
         f"**{percent_with_spread(rows, 'top1')}**",
         percent_with_spread(rows, "top1_with_flips"),
-        f"{statistics.fmean(row['seconds'] for row in rows) / 60:.0f} min, {count(cores, 'core')}, "
+        f"{statistics.fmean(row['seconds'] for row in rows) / 60:.0f} min, {format_count(cores, 'core')}, "
         f"{rows[0]['precision']}",
         f"{statistics.fmean(row['share_of_matrix_product'] for row in rows):.0%}",
     ]
@@ -318,7 +317,7 @@ def reliability(result: Result) -> str:
     """What was done how often, what came of it, and what went wrong."""
     cells = []
     for row in result["rows"]:
-        found = [count(row[f"{noun}s"], noun) for noun in ("kill", "time", "run", "case") if f"{noun}s" in row]
+        found = [format_count(row[f"{noun}s"], noun) for noun in ("kill", "time", "run", "case") if f"{noun}s" in row]
         found += [f"{row[key]:,} {key}" for key in ("refused", "accepted") if key in row]
         if "steps_lost_at_most" in row:
             lost, every = row["steps_lost_at_most"], row["steps_between_checkpoints"]
@@ -486,25 +485,33 @@ def keys() -> str:
     return markdown(["key", "default", "meaning", "values"], rows, numbers=False)
 
 
-# name of a table: (what the files' names begin with, what makes Markdown of one)
-TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
-    "throughput": ("throughput", throughput),
-    "precision": ("precision", precision),
-    "input-pipeline": ("input-pipeline", input_pipeline),
-    "inference": ("inference", inference),
-    "serving": ("serving", serving),
-    "cifar": ("cifar10", run),
+Table = Callable[[Sequence[Result]], str]
+
+
+def one_by_one(make: Callable[[Result], str]) -> Table:
+    """A table for each result."""
+    return lambda found: "\n".join(map(make, found))
+
+
+# name of a table: (what the files' names begin with, what makes Markdown of them)
+TABLES: dict[str, tuple[str, Table]] = {
+    "throughput": ("throughput", one_by_one(throughput)),
+    "precision": ("precision", one_by_one(precision)),
+    "input-pipeline": ("input-pipeline", one_by_one(input_pipeline)),
+    "inference": ("inference", one_by_one(inference)),
+    "serving": ("serving", one_by_one(serving)),
+    "cifar": ("cifar10", one_by_one(run)),
     "accuracy": ("accuracy", accuracy),
-    "small-data": ("small-data-cifar", small_data),
-    "small-data-animals": ("small-data-animals", small_data),
-    "gpu": ("gpu", gpu),
-    "studies": ("study", study),
-    "reliability": ("reliability-[kdhi]", reliability),  # kills, disk-full, hostile, images
-    "scale": ("scale", scale),
-    "shards": ("shards", shards),
-    "catalog": ("reliability-catalog", catalog),
-    "memory": ("reliability-memory", memory),
-    "checkpoint-cost": ("reliability-checkpoints", checkpoint_cost),
+    "small-data": ("small-data-cifar", one_by_one(small_data)),
+    "small-data-animals": ("small-data-animals", one_by_one(small_data)),
+    "gpu": ("gpu", one_by_one(gpu)),
+    "studies": ("study", one_by_one(study)),
+    "reliability": ("reliability-[kdhi]", one_by_one(reliability)),  # kills, disk-full, hostile, images
+    "scale": ("scale", one_by_one(scale)),
+    "shards": ("shards", one_by_one(shards)),
+    "catalog": ("reliability-catalog", one_by_one(catalog)),
+    "memory": ("reliability-memory", one_by_one(memory)),
+    "checkpoint-cost": ("reliability-checkpoints", one_by_one(checkpoint_cost)),
 }
 FROM_CODE: dict[str, Callable[[], str]] = {"models": models, "recipes": recipes, "keys": keys}
 
@@ -516,8 +523,8 @@ def table(name: str, results: Path, *, from_page: str) -> str:
     prefix, make = TABLES[name]
     files = [path for path in sorted(results.glob(f"{prefix}*.json")) if shown(path.stem)]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    made = [accuracy(*found)] if name == "accuracy" and found else [make(result) for result in found]
-    return "\n" + "\n".join(made or ["Not measured yet.\n"]).replace("{results}", from_page) + "\n"
+    made = make(found) if found else "Not measured yet.\n"
+    return "\n" + made.replace("{results}", from_page) + "\n"
 
 
 def shown(stem: str) -> bool:
@@ -540,7 +547,7 @@ def speed_chart(results: Path, path: Path, job: str = "resnet50-64-b32") -> None
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        colours = ["#0072b2" if row["contender"].startswith("ours") else "#b0b0b0" for row in rows]
+        colours = [plots.BLUE if row["contender"].startswith("ours") else "#b0b0b0" for row in rows]
         bars = axes.barh([row["contender"] for row in rows], [row["median"] for row in rows], color=colours)
         axes.bar_label(bars, fmt="%.0f", padding=4)
         axes.set_xlabel("images/s")

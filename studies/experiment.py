@@ -37,7 +37,8 @@ from resnetlab.models.variants import Architecture  # noqa: E402
 from resnetlab.progress import TerminalProgress  # noqa: E402
 from resnetlab.recipes import RECIPES, Recipe  # noqa: E402
 from resnetlab.report import plots  # noqa: E402
-from resnetlab.training.trainer import make_stream, make_trainer  # noqa: E402
+from resnetlab.run_folder import is_run_folder  # noqa: E402
+from resnetlab.training.build import make_stream, make_trainer  # noqa: E402
 
 Row = dict[str, Any]
 
@@ -130,7 +131,7 @@ def trained(arch: Architecture, recipe: Recipe, data: Pack) -> tuple[keras.Model
 def finished_run(data: Path | str, recipe: Recipe, folder: Path, *, weights: Run | None = None) -> Run:
     """A run by the library: found, resumed, or trained now. Ends the process if it is interrupted."""
     shown = TerminalProgress()
-    if (folder / "run.json").exists():
+    if is_run_folder(folder):
         run = load(folder)
         if run.recipe != recipe.changed(precision=run.recipe.precision, description=run.recipe.description):
             sys.exit(f"{folder} was trained by another recipe. Move it away, or give another --runs.")

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 import resnetlab as rl
-from resnetlab.progress import LogProgress
+from resnetlab.progress import LogProgress, format_count
 from resnetlab.report import plots
 
 PAPER = {20: 0.0875, 32: 0.0751, 44: 0.0717, 56: 0.0697, 110: 0.0643}
@@ -75,7 +75,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
                 Claim(
                     f"ResNet-{row['depth']} has an error of at most {100 * PAPER[row['depth']]:.2f} %, the paper's.",
                     f"{100 * row['error']:.2f}{spread} % (n = {row['n']}), {row['epochs']} epochs, "
-                    f"{row['minutes']:.0f} min on {row['device']}, {row['cores']} core{'s' * (row['cores'] > 1)}, "
+                    f"{row['minutes']:.0f} min on {row['device']}, {format_count(row['cores'], 'core')}, "
                     f"{row['precision']}",
                     None
                     if row["n"] == 1 and abs(row["error"] - PAPER[row["depth"]]) < ONE_SEED

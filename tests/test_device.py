@@ -63,11 +63,12 @@ def test_automatic_precision_on_a_cpu(flags: tuple[str, ...], expected: str, mon
     assert resolve_precision("float16") == "float16"
 
 
-@pytest.mark.parametrize(("capability", "expected"), [("9.0", "bfloat16"), ("7.5", "float32"), (None, "float32")])
-def test_automatic_precision_on_a_gpu(capability: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus = () if capability is None else (Gpu("card", 0, 0, capability),)
+@pytest.mark.parametrize(("capability", "expected"), [((9, 0), "bfloat16"), ((7, 5), "float32"), (None, "float32")])
+def test_automatic_precision_on_a_gpu(
+    capability: tuple[int, int] | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(running, "device", lambda: "gpu")
-    monkeypatch.setattr(machine, "nvidia", lambda: SimpleNamespace(gpus=gpus))
+    monkeypatch.setattr(running, "compute_capability", lambda: capability)
     assert resolve_precision("auto") == expected
 
 

@@ -39,10 +39,9 @@ def test_configure_sets_what_it_says_and_imports_nothing() -> None:
         "TF_ENABLE_ONEDNN_OPTS",
         "TF_CPP_MIN_LOG_LEVEL",
         "TF_FORCE_GPU_ALLOW_GROWTH",
-        "TF_NUM_INTRAOP_THREADS",
     ]
     name, env, heavy = answer(
-        "name = environment.configure(backend='tensorflow', device='cpu', threads=3)\n"
+        "name = environment.configure(backend='tensorflow', device='cpu')\n"
         f"env = {{key: os.environ.get(key) for key in {keys}}}\n"
         "heavy = [m for m in ('keras', 'tensorflow', 'jax', 'torch', 'numpy') if m in sys.modules]\n"
         "print(json.dumps([name, env, heavy]))"
@@ -53,13 +52,12 @@ def test_configure_sets_what_it_says_and_imports_nothing() -> None:
         "CUDA_VISIBLE_DEVICES": "-1",
         "JAX_PLATFORMS": "cpu",
         "KERAS_BACKEND": "tensorflow",
-        "OMP_NUM_THREADS": "3",
+        "OMP_NUM_THREADS": None,
         "RESNETLAB_VERBOSE": None,
         "XLA_FLAGS": None,
         "TF_ENABLE_ONEDNN_OPTS": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-        "TF_NUM_INTRAOP_THREADS": "3",
     }
 
 
@@ -162,7 +160,6 @@ def test_the_backend_is_the_one_asked_for_then_that_of_the_environment_then_the_
         ({"backend": "numpy"}, "Known: tensorflow, jax, torch."),
         ({"device": "gpus"}, "Unknown device 'gpus'. Did you mean 'gpu'"),
         ({"device": "tpu"}, "Unknown device 'tpu'."),
-        ({"threads": 0}, "Received threads=0, expected at least 1."),
     ],
 )
 def test_what_is_unknown_is_told_with_the_nearest(arguments: dict[str, Any], told: str) -> None:

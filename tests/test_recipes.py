@@ -10,8 +10,10 @@ import pytest
 from resnetlab.data.augmentation import Augmentation
 from resnetlab.data.stream import Stream
 from resnetlab.errors import UsageError
+from resnetlab.jobs import choose_recipe
 from resnetlab.models.variants import architecture
-from resnetlab.recipes import BASE, RECIPES, SYNONYMS, Recipe, recipe
+from resnetlab.progress import LogProgress
+from resnetlab.recipes import BASE, RECIPES, SYNONYMS, Recipe, parse_settings, recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -48,13 +50,13 @@ def test_an_unknown_recipe_is_told_with_the_nearest(name: str, told: str) -> Non
 )
 def test_an_unknown_key_is_told_with_the_nearest(setting: str, nearest: str) -> None:
     with pytest.raises(UsageError, match=f"Unknown recipe key .*Did you mean .*{nearest}"):
-        BASE.with_settings([setting])
+        BASE.changed(**parse_settings([setting]))
 
 
 @pytest.mark.parametrize("key", ["self", "cls", "changes", "model_config", "", "__class__"])
 def test_a_key_that_python_knows_is_unknown_all_the_same(key: str) -> None:
     with pytest.raises(UsageError, match="Unknown recipe key"):
-        BASE.with_settings([f"{key}=1"])
+        BASE.changed(**parse_settings([f"{key}=1"]))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_a_value_out_of_range_names_key_received_and_expected(
     setting: str, key: str, received: str, expected: str
 ) -> None:
     with pytest.raises(UsageError) as error:
-        BASE.with_settings([setting])
+        BASE.changed(**parse_settings([setting]))
     told = str(error.value)
     assert f"{key}: received {received}, expected: " in told
     assert expected in told.partition("expected: ")[2]
@@ -117,33 +119,35 @@ def test_a_value_out_of_range_names_key_received_and_expected(
 )
 def test_values_that_contradict_each_other(settings: list[str], told: str) -> None:
     with pytest.raises(UsageError) as error:
-        BASE.with_settings(settings)
+        BASE.changed(**parse_settings(settings))
     assert told in str(error.value)
 
 
 def test_settings_are_json_or_text() -> None:
-    changed = BASE.with_settings(
-        [
-            "epochs=5",
-            "learning_rate = 1e-3",
-            "flip=false",
-            "schedule=steps",
-            "milestones=[2, 3.5]",
-            'crop="pad"',
-            "seed=7",
-        ]
+    changed = BASE.changed(
+        **parse_settings(
+            [
+                "epochs=5",
+                "learning_rate = 1e-3",
+                "flip=false",
+                "schedule=steps",
+                "milestones=[2, 3.5]",
+                'crop="pad"',
+                "seed=7",
+            ]
+        )
     )
     assert (changed.epochs, changed.learning_rate, changed.flip) == (5, 1e-3, False)
     assert (changed.schedule, changed.milestones, changed.crop, changed.seed) == ("steps", (2.0, 3.5), "pad", 7)
-    assert BASE.with_settings(["description=a=b c"]).description == "a=b c"
-    assert BASE.with_settings(["epochs=1", "epochs=2"]).epochs == 2
-    assert BASE.with_settings([]) == BASE
+    assert BASE.changed(**parse_settings(["description=a=b c"])).description == "a=b c"
+    assert BASE.changed(**parse_settings(["epochs=1", "epochs=2"])).epochs == 2
+    assert BASE.changed(**parse_settings([])) == BASE
 
 
 @pytest.mark.parametrize("setting", ["epochs", "epochs 5", ""])
 def test_a_setting_without_a_value(setting: str) -> None:
     with pytest.raises(UsageError, match="expected key=value, such as --set epochs=5"):
-        BASE.with_settings([setting])
+        BASE.changed(**parse_settings([setting]))
 
 
 def test_a_file_states_what_differs_from_its_base(tmp_path: Path) -> None:
@@ -331,11 +335,11 @@ def test_seeds_of_any_size_that_is_taken_make_batches() -> None:
         batch_size=2,
         num_classes=4,
         augmentation=Augmentation(source_size=8, size=8, flip=False),
-        seed=BASE.with_settings([f"seed={2**31 - 1}"]).seed,
+        seed=BASE.changed(**parse_settings([f"seed={2**31 - 1}"])).seed,
     )
     assert stream.batch(0)[1].shape == (2, 4)
     with pytest.raises(UsageError, match="seed: received"):
-        BASE.with_settings([f"seed={2**70}"])
+        BASE.changed(**parse_settings([f"seed={2**70}"]))
 
 
 @pytest.mark.parametrize(
@@ -344,7 +348,7 @@ def test_seeds_of_any_size_that_is_taken_make_batches() -> None:
 )
 def test_a_key_by_its_name_elsewhere_is_answered_with_ours(synonym: str, key: str) -> None:
     with pytest.raises(UsageError, match=f"{synonym!r}.*{key!r}"):
-        BASE.with_settings([f"{synonym}=1"])
+        BASE.changed(**parse_settings([f"{synonym}=1"]))
 
 
 def test_synonyms_lead_to_keys_and_hide_none() -> None:
@@ -361,4 +365,13 @@ def test_every_key_is_described() -> None:
     [("True", True), ("no", False), ("OFF", False), ("false", False), ("alternating", "alternating")],
 )
 def test_flip_takes_what_other_switches_take(text: str, expected: object) -> None:
-    assert BASE.with_settings([f"flip={text}"]).flip == expected
+    assert BASE.changed(**parse_settings([f"flip={text}"])).flip == expected
+
+
+def test_a_folder_named_like_a_data_set_has_the_recipe_of_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert choose_recipe("digits", None, {}, report=LogProgress()).name == "quick"
+    (tmp_path / "digits").mkdir()
+    assert choose_recipe("digits", None, {}, report=LogProgress()).name == "photos"

@@ -54,14 +54,10 @@ def resolve_precision(precision: str) -> str:
 def _gpu_has_bfloat16() -> bool:
     """Of the GPU or TPU in use, by the backend; the driver's list has all, in an order of its own."""
     from resnetlab import backend as running
-    from resnetlab.doctor import machine
 
     if any(name.startswith("TPU") for name in running.gpus()):
         return True
-    if (capability := running.compute_capability()) is not None:
-        return capability >= (8, 0)
-    gpus = machine.nvidia().gpus
-    return bool(gpus) and gpus[0].has_bfloat16
+    return (running.compute_capability() or (0, 0)) >= (8, 0)
 
 
 def start(placement: Placement, *, progress: Progress, precision: str = "float32") -> Started:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resnetlab import cores
-from resnetlab.errors import ResnetlabError, UsageError, unknown_name
+from resnetlab.errors import ResnetlabError, unknown_name
+from resnetlab.keras_hook import BACKENDS
 
-BACKENDS = ("tensorflow", "jax", "torch")
 DEVICES = ("auto", "cpu", "gpu")
 
 XLA_DETERMINISM = "--xla_gpu_deterministic_ops=true"
@@ -29,7 +29,6 @@ def configure(
     backend: str | None = None,
     device: str = "auto",
     onednn: bool = True,
-    threads: int | None = None,
     deterministic: bool = False,
     devices: int | Literal["all"] = 1,
 ) -> str:
@@ -41,7 +40,6 @@ def configure(
             NVIDIA GPUs visible that are used, as JAX would allocate memory on all: see `idle_gpus`.
         onednn: enable oneDNN's kernels even where TensorFlow disables them by default (CPUs without AVX512-VNNI),
             where a ResNet-50 then trains three times as fast.
-        threads: number of threads per operation; by default one for each usable core.
         deterministic: the settings that `backend.require_determinism` needs.
         devices: how many GPUs are used; on a CPU, into how many devices it is divided, to try a program.
 
@@ -66,8 +64,6 @@ def configure(
                 f"Keras already runs on {running!r} in this process, but {backend!r} was requested. Start a new "
                 "process, or set KERAS_BACKEND before the first import."
             )
-    if threads is not None and threads < 1:
-        raise UsageError(f"Received threads={threads}, expected at least 1.")
 
     os.environ["KERAS_BACKEND"] = backend
     if onednn:
@@ -89,8 +85,6 @@ def configure(
         os.environ["KERAS_TORCH_DEVICE"] = "cpu"  # Keras takes CUDA, MPS or XPU by itself
     elif "keras" not in sys.modules:  # its backend has its devices already
         _leave_gpus(devices)
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
     if backend == "tensorflow":
         _keep_freed_memory()
     return backend

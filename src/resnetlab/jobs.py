@@ -6,8 +6,7 @@ import atexit
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from os import PathLike
@@ -27,7 +26,7 @@ from resnetlab.recipes import BASE, INPUT_KEYS, RECIPES, Recipe, stated_keys
 from resnetlab.recipes import recipe as find_recipe
 from resnetlab.report import loggers
 from resnetlab.run import Run
-from resnetlab.run_folder import DIGITS, RunFolder, RunInfo
+from resnetlab.run_folder import DIGITS, RunFolder, RunInfo, is_run_folder
 from resnetlab.training.interval import Interval
 from resnetlab.training.resume import check_resumable, extend
 from resnetlab.weights.importing import import_to_cache
@@ -46,7 +45,7 @@ DEFAULT_RECIPES = {"digits": "quick", "cifar10": "cifar-quick", "animals10": "an
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is ready to be trained, and the notes to report about it."""
+    """A run that is ready to be trained."""
 
     folder: RunFolder
     recipe: Recipe
@@ -70,7 +69,8 @@ def choose_recipe(
             except for the model.
     """
     if recipe is None:
-        asked = RECIPES[DEFAULT_RECIPES.get(data, "photos")]
+        known = data in DEFAULT_RECIPES and not Path(data).is_dir()  # a folder of this name comes first
+        asked = RECIPES[DEFAULT_RECIPES[data] if known else "photos"]
     else:
         asked = recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe))
     own = set() if fixed is None or isinstance(recipe, Recipe) else stated_keys(str(recipe or ""))
@@ -143,7 +143,7 @@ def prepare(
         chosen = choose_recipe(data, recipe or "finetune", changes, report=report, fixed=fixed)
     inherited = {} if origin is None else origin.used_images()
     source, pack = open_data(data, chosen, progress=report, inherited=inherited, allow_losses=allow_losses)
-    notes = [] if origin is None else check_inheritance(origin, inherited, chosen, pack)
+    notes = [] if origin is None else [*origin.import_notes(), *check_inheritance(origin, inherited, chosen, pack)]
     started = start(placement, progress=report, precision=chosen.precision)
     chosen = chosen.changed(precision=resolve_precision(chosen.precision))
     from resnetlab.training import transfer
@@ -243,7 +243,7 @@ def _copy(folder: Path) -> Path:
     )
 
 
-def run_job(job: Job, report: Progress, every: Interval, *, resume: bool, force: bool, locked: bool = False) -> None:
+def run_job(job: Job, report: Progress, every: Interval, *, resume: bool, force: bool) -> None:
     from resnetlab import backend
     from resnetlab.training import trainer
 
@@ -259,7 +259,6 @@ def run_job(job: Job, report: Progress, every: Interval, *, resume: bool, force:
             force=force,
             network=job.network,
             every=every,
-            locked=locked,
         )
     finally:
         backend.end_distribution()  # evaluation and prediction follow, on one device
@@ -332,9 +331,8 @@ def _initial_weights(weights: PathOrStr | Run, placement: Placement) -> RunFolde
     """
     if isinstance(weights, Run):
         return weights.folder
-    path = Path(weights).expanduser()
-    if (path / "run.json").is_file():
-        return RunFolder.open(path)
+    if is_run_folder(weights):
+        return RunFolder.open(Path(weights).expanduser())
     if placement.is_distributed:
         named = shlex.quote(str(weights))
         raise UsageError(
@@ -353,8 +351,9 @@ def parts_that_fit(recipe: Recipe, pack: Pack, network: keras.Model | None) -> i
     """
     from resnetlab import backend
     from resnetlab.models.from_recipe import build_network
+    from resnetlab.models.state import preserved_weights
+    from resnetlab.training.build import first_step_of_all, make_stream, make_trainer
     from resnetlab.training.memory import divisors, out_of_memory, release_tensors
-    from resnetlab.training.trainer import first_step_of_all, make_stream, make_trainer
 
     if backend.process()[1] > 1:
         raise UsageError('accumulate="auto" tries steps on one machine: give several processes a number.')
@@ -369,7 +368,7 @@ def parts_that_fit(recipe: Recipe, pack: Pack, network: keras.Model | None) -> i
         stream = make_stream(tried, pack)
         model = network or build_network(tried, len(pack.class_names))
         try:
-            with unchanged(model):
+            with preserved_weights(model):
                 step = first_step_of_all(tried, stream)
                 make_trainer(model, tried, stream, step=step).train_on_batch(*stream.batch(0))
             return parts
@@ -386,32 +385,20 @@ def time_step(prepared: Prepared, seconds: float) -> tuple[float, Stream]:
     """Seconds of a training step of the whole network on the largest images, measured for so long; and the batches."""
     from resnetlab.comparison.timing import FitTimer
     from resnetlab.models.from_recipe import build_network
-    from resnetlab.training.trainer import first_step_of_all, make_stream, make_trainer
+    from resnetlab.models.state import preserved_weights
+    from resnetlab.training.build import first_step_of_all, make_stream, make_trainer
 
     stream = make_stream(prepared.recipe, prepared.pack)
     network = prepared.network or build_network(prepared.recipe, len(prepared.pack.class_names))
     recipe = prepared.recipe.changed(progressive=())
     parts = stream.accumulate
-    with unchanged(network):
+    with preserved_weights(network):
         trainer = make_trainer(network, recipe, stream, step=first_step_of_all(recipe, stream))
         timer = FitTimer(trainer, prepared.started.device)
         timer.call(stream.batches(0), 1)  # traces and compiles
         one = timer.steps(partial(stream.batches, 0), parts).seconds
         steps = max(1, min(stream.steps_per_epoch, int(seconds / one)))
         return timer.steps(partial(stream.batches, 0), steps * parts).seconds / steps, stream
-
-
-@contextmanager
-def unchanged(network: keras.Model) -> Iterator[None]:
-    """Within the context the network may be trained; after it, its weights are as they were."""
-    import keras
-
-    initial = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.variables]
-    try:
-        yield
-    finally:
-        for variable, value in zip(network.variables, initial, strict=True):
-            variable.assign(value)
 
 
 def require_determinism(prepared: Prepared, report: Progress) -> None:

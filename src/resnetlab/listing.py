@@ -50,7 +50,7 @@ def list_runs(folder: str | PathLike[str] = "runs") -> list[RunSummary]:
             began = (run.path / "environment.json").stat().st_mtime
         except (ResnetlabError, OSError):
             continue
-        best = records[info.best_epoch - 1] if 0 < info.best_epoch <= len(records) else {}
+        best = info.best_record(records)
         evaluated = _last_evaluation(run)
         summary = RunSummary(
             path=run.path,

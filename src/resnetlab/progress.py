@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import IO, TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from resnetlab.errors import UsageError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Record = Mapping[str, Any]  # of an epoch, as in metrics.jsonl
+CountCallback = Callable[[int, int], None]  # done, total
 ESTIMATE_AFTER = 10.0  # seconds of training, after which its duration is estimated
 logger = logging.getLogger("resnetlab")
 
@@ -262,6 +263,11 @@ def format_epoch(record: Record, epochs: int, *, best: bool) -> str:
     if "val_loss" in record:
         line += f"  val {record['val_loss']:.4f}  {record['val_top1']:6.1%}"
     return f"{line}  {record['images_per_second']:,.0f} images/s" + (" *" if best else "")
+
+
+def format_count(number: int, noun: str) -> str:
+    """A number and its noun: "1 core", "1,024 cores"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def format_duration(seconds: float) -> str:

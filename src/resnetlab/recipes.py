@@ -301,10 +301,6 @@ class Recipe(BaseModel):
                 )
         return recipe
 
-    def with_settings(self, settings: Iterable[str]) -> Recipe:
-        """This recipe with "key=value" texts applied, as `parse_settings` reads them."""
-        return self.changed(**parse_settings(settings))
-
 
 def require_known_keys(keys: Iterable[str]) -> None:
     """Raise UsageError, with the nearest names, for a key that a recipe has not."""

@@ -22,11 +22,13 @@ import io
 import json
 import math
 import shlex
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from itertools import count
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,6 +100,10 @@ class RunInfo(BaseModel):
     epoch: int = 0
     best_epoch: int = 0
 
+    def best_record(self, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """The record of the best epoch, of all `records` of metrics.jsonl; empty where there is none."""
+        return records[self.best_epoch - 1] if 0 < self.best_epoch <= len(records) else {}
+
     @classmethod
     def read(cls, value: Mapping[str, Any], path: Path) -> RunInfo:
         """The content of run.json, `value`, of this format or of format 1. Raises ResnetlabError, naming `path`."""
@@ -128,6 +134,7 @@ class RunFolder:
         self.last_weights = path / "last.weights.h5"
         self.checkpoints = path / "checkpoints"
         self.metrics_file = path / "metrics.jsonl"
+        self._holder: int | None = None  # the thread that trains it by this object
 
     @classmethod
     def create(cls, path: Path, *, recipe: Recipe, info: RunInfo) -> RunFolder:
@@ -205,9 +212,14 @@ class RunFolder:
     def training_lock(self) -> Iterator[None]:
         """Hold the run for training; what killed processes have left half-written is removed.
 
+        Within the context, the same thread may hold it again by this object.
+
         Raises:
             UsageError: another process trains it.
         """
+        if self._holder == threading.get_ident():
+            yield
+            return
         with ExitStack() as held:
             try:
                 held.enter_context(locked(self.path / ".lock"))
@@ -220,6 +232,8 @@ class RunFolder:
                 ) from None
             except OSError as error:
                 raise ResnetlabError(f"{self.path} cannot be locked for training: {error.strerror or error}.") from None
+            self._holder = threading.get_ident()
+            held.callback(setattr, self, "_holder", None)
             yield
 
     def weights(self) -> Path:
@@ -290,6 +304,22 @@ class RunFolder:
         rows = self._read_csv("split.csv", "hash")
         return {row["hash"]: row["class"] for row in rows if row.get("class")}
 
+    def image_names(self) -> list[str]:
+        """The names of all images when the run began, `as_written`."""
+        return [row["name"] for row in self._read_csv("split.csv", "hash") if row.get("name")]
+
+    def import_notes(self) -> list[str]:
+        """What import.json says that may affect predictions; nothing for weights that were not imported."""
+        if not (self.path / "import.json").is_file():
+            return []
+        record = self.read_json("import.json")
+        notes, check = [record["note"]] if record.get("note") else [], record.get("check") or {}
+        if assumed := record.get("assumed"):
+            notes.append(f"assumed, as the weights do not state it: {', '.join(assumed)}; see {self.recipe_file}")
+        if not check.get("against"):
+            notes.append(f"the imported weights were not compared with another implementation: {check.get('why')}")
+        return notes
+
     def _sha256(self, name: str) -> str:
         try:
             with (self.path / name).open("rb") as file:
@@ -333,7 +363,7 @@ class RunFolder:
         """This run, the one that its initial weights are of, and so on, as far as they still exist."""
         run, seen = self, {self.path.resolve()}
         yield run
-        while (path := run.info().weights) is not None and (Path(path) / "run.json").is_file():
+        while (path := run.info().weights) is not None and is_run_folder(path):
             run = RunFolder.open(Path(path))
             if run.path.resolve() in seen:
                 raise ResnetlabError(f"{self.path / 'run.json'} is damaged: its `weights` lead back to {run.path}.")
@@ -381,6 +411,11 @@ class RunFolder:
         self.save(name, write)
 
 
+def is_run_folder(path: str | PathLike[str]) -> bool:
+    """Whether there is a run in `path`, in which "~" is the user's home."""
+    return (Path(path).expanduser() / "run.json").is_file()
+
+
 def strongest(splits: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """The strongest subset of each image (by hash) over several splits: training before validation before test."""
     found: dict[str, str] = {}
@@ -399,7 +434,7 @@ def as_written(name: str) -> str:
 
 
 def _occupied(path: Path) -> UsageError:
-    resumable = (path / "run.json").is_file() and any((path / "checkpoints").glob("step-*.npz"))
+    resumable = is_run_folder(path) and any((path / "checkpoints").glob("step-*.npz"))
     more = f", or resume it with `resnetlab train --resume {shlex.quote(str(path))}`" if resumable else ""
     return UsageError(f"The run folder {path} is not empty. Choose another with --run{more}.")
 

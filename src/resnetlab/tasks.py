@@ -1,4 +1,4 @@
-"""The tasks of the public API: train, plan_training, pack, load, from_pretrained, compare. The commands call them."""
+"""The functions of the public API: train, plan_training, pack, load, from_pretrained, compare, compare_runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from resnetlab.progress import Progress, format_duration, make_progress
 from resnetlab.recipes import INPUT_KEYS, Recipe, RecipeFields
 from resnetlab.report import loggers
 from resnetlab.run import Run
-from resnetlab.run_folder import RunFolder
+from resnetlab.run_folder import RunFolder, is_run_folder
 from resnetlab.training.interval import Interval
 from resnetlab.weights.importing import import_to_cache, import_weights
 
@@ -106,13 +106,12 @@ def train(
                 "with another recipe from its weights: `resnetlab train DATA --weights RUN`."
             )
         folder = _resumed_folder(resume)
-        locked = not follows(placement)
-        with folder.training_lock() if locked else nullcontext():  # before anything in it is changed
+        with nullcontext() if follows(placement) else folder.training_lock():  # before anything in it is changed
             if allow_losses:
                 folder.update(allow_losses=True)
             job = resume_job(folder, data, fields, force=force_resume, **options)
             report.info(f"run folder {job.folder.path}")
-            run_job(job, report, every, resume=True, force=force_resume, locked=locked)
+            run_job(job, report, every, resume=True, force=force_resume)
     elif force_resume:
         raise UsageError("force_resume is for resumed runs: give resume too.")
     else:
@@ -293,11 +292,10 @@ def from_pretrained(
     >>> rl.from_pretrained(run.path).class_names
     ('cat', 'dog')
     """
-    path = Path(source).expanduser()
-    if (path / "run.json").is_file():
+    if is_run_folder(source):
         if (run, model, key, class_names, shortcut_padding) != (None,) * 5 or settings:
             raise UsageError(f"{source} is a run already, and is used as it is: leave the other arguments out.")
-        return load(path, backend=backend, device=device)
+        return load(source, backend=backend, device=device)
     if shortcut_padding not in (None, "both", "end"):
         raise UsageError(f"Received shortcut_padding={shortcut_padding!r}, expected 'both' or 'end'.")
     if others := sorted(set(settings) - set(INPUT_KEYS)):

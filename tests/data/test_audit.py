@@ -310,3 +310,21 @@ def test_lossless_webp_decodes_to_its_pixels(make):
     image = make.picture(3, (32, 32))
     content = make.encode(image, "WEBP", lossless=True)
     assert np.array_equal(fit_square(decode(io.BytesIO(content).getvalue(), size=32).image, 32), np.asarray(image))
+
+
+def test_a_rotated_tiff_has_the_size_that_it_is_shown_in():
+    """Pillow turns a TIFF itself, and states its size so."""
+    tall = Image.new("RGB", (40, 20), (10, 200, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    tall.save(file, "TIFF", exif=exif)
+    found = decode(file.getvalue())
+    assert found.image.size == (found.width, found.height) == (20, 40)
+
+
+def test_a_progressive_jpeg_may_have_a_film_behind_it(make):
+    """In a film, the two bytes that begin a scan occur by chance, once in 65,536."""
+    film = np.random.default_rng(0).integers(0, 256, 12 << 20, np.uint8).tobytes()
+    assert film.count(b"\xff\xda") > 150
+    assert decode(make.jpeg(progressive=True) + film).image.size == make.picture().size

@@ -321,3 +321,34 @@ def test_the_real_animals(real_data, tmp_path):
     packed = pack(source, size=64, cache_dir=tmp_path, validation=0.2, test=0.1)
     assert packed.images.shape == (240, 64, 64, 3)
     assert packed.class_counts("validation").min() >= 4
+
+
+def test_a_failure_to_read_that_may_pass_is_not_kept(photos, build, tmp_path, monkeypatch):
+    """A network drive that was away, or no memory: the image is not set aside for good."""
+
+    def away(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("resnetlab.data.preprocess._convert", away)
+        with pytest.raises(ResnetlabError, match=r"cat/0\.jpg could not be read: not enough memory"):
+            build(photos)
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+        with pytest.raises(ResnetlabError, match=r"could not be read: unreadable \(I/O error\)"):
+            build(photos)
+    packed = build(photos)
+    assert len(packed.images) == 27
+    assert packed.audit["set_aside"] == []
+
+
+def test_a_file_that_was_edited_without_another_time_is_read_again(photos, build, make):
+    """Some programs restore the time of the last modification."""
+    path = photos / "cat" / "0.jpg"
+    first, before = build(photos), path.stat()
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert build(photos).hashes != first.hashes

@@ -22,7 +22,7 @@ from resnetlab.data.shards import MANIFEST, Shards
 from resnetlab.data.sources import resolve
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.recipes import RECIPES
-from resnetlab.training.trainer import make_stream
+from resnetlab.training.build import make_stream
 
 RECIPE = RECIPES["quick"]
 

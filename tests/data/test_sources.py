@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -128,18 +129,46 @@ def test_animals10_is_recognised_below_and_shown_in_english(make, nothing_at_han
     ("name", "module", "function", "advice"),
     [
         ("animals10", "kagglehub", "dataset_download", r"unpack it into \./data.*cane, cavallo"),
-        ("cifar10", "keras.utils", "get_file", r"Get https://.*cifar-10-python\.tar\.gz and put it"),
+        ("cifar10", "urllib.request", "urlopen", r"Get https://.*cifar-10-python\.tar\.gz and put it"),
     ],
 )
 def test_a_failed_download_says_where_to_put_the_data(nothing_at_hand, monkeypatch, name, module, function, advice):
     def offline(*args, **kwargs):
         raise ConnectionError("no route to host\na long page follows")
 
-    stand_in = ModuleType(module)
-    setattr(stand_in, function, offline)
-    monkeypatch.setitem(sys.modules, module, stand_in)
+    if module not in sys.modules:
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    monkeypatch.setattr(sys.modules[module], function, offline, raising=False)
     with pytest.raises(ResnetlabError, match=f"could not be downloaded: no route to host.*{advice}"):
         resolve(name)
+
+
+def test_cifar10_is_downloaded_once_and_checked(nothing_at_hand, monkeypatch, tmp_path):
+    """What does not have the published checksum is not kept; and Keras is not needed, which would fix the backend."""
+    archive = tmp_path / "made.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        for batch, content in _batches().items():
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{batch}")
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    fetched, counted = [], []
+
+    def urlopen(url, timeout):
+        fetched.append(url)
+        response = io.BytesIO(archive.read_bytes())
+        response.headers = {"Content-Length": str(9 << 20)}
+        return response
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    with pytest.raises(ResnetlabError, match="could not be downloaded: received a file with SHA-256"):
+        resolve("cifar10")
+    assert not list((tmp_path / "keras").rglob("*.gz"))
+    monkeypatch.setattr(sources, "CIFAR10_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    found = [resolve("cifar10", progress=lambda *count: counted.append(count)) for _ in range(2)]
+    assert [source.images.shape for source in found] == [(12, 32, 32, 3)] * 2
+    assert fetched == [sources.CIFAR10_URL] * 2
+    assert counted == [("downloading (MiB)", 0, 9)]
 
 
 def _batch(offset: int, protocol: int = 2) -> bytes:
@@ -251,3 +280,17 @@ def test_the_real_sets_are_found(real_data):
     assert (len(animals.samples), len(animals.class_names)) == (240, 10)
     assert (len(cifar.samples), cifar.class_names) == (60_000, CIFAR10)
     assert sum(s.subset == "test" for s in cifar.samples) == 10_000
+
+
+def test_cifar100_is_not_taken_for_cifar10(nothing_at_hand, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("cifar-100-python.tar.gz", "cifar-10-binary.tar.gz"):
+        (tmp_path / "data" / name).write_bytes(b"anything")
+    with pytest.raises(ResnetlabError, match="not on this machine"):
+        resolve("cifar10", download=False)
+
+
+def test_the_test_part_is_not_taken_for_the_whole(make, nothing_at_hand, tmp_path):
+    for part in ("Train", "Test"):
+        make.write_classes(tmp_path / "data" / "cifar10" / part, dict.fromkeys(CIFAR10, 1))
+    assert [s.subset for s in resolve("cifar10").samples].count("train") == 10

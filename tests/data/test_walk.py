@@ -153,3 +153,8 @@ def test_endings(name: str, expected: str, image: bool) -> None:
 
 def test_endings_are_listed_with_the_most_frequent_first() -> None:
     assert listed_endings({".b": 2, ".a": 2, ".c": 1200}) == "1,200 .c, 2 .a, 2 .b"
+
+
+def test_a_class_with_a_run_beside_its_folders_of_images_stays(tmp_path: Path) -> None:
+    root = grow(tmp_path / "pets", "dog/2023/1.jpg", "cat/1.jpg", "dog/run1/run.json", "dog/run1/recipe.json")
+    assert [folder.name for folder in scan(root).folders] == ["cat", "dog"]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from resnetlab import environment
+from resnetlab.keras_hook import BACKENDS
 from tests.gpu.conftest import GPUS, REHEARSAL
 from tests.workers import ENVIRONMENT, HERE, Workers
 
@@ -79,7 +80,7 @@ def losses(family: str, size: int) -> np.ndarray:
 def trainer_of(recipe: Any, images: np.ndarray, labels: np.ndarray, **settings: Any) -> tuple[Any, Any]:
     from resnetlab.data.stream import Stream
     from resnetlab.models.from_recipe import build_network
-    from resnetlab.training.trainer import make_augmentation, make_trainer
+    from resnetlab.training.build import make_augmentation, make_trainer
 
     stream = Stream(
         images=images,
@@ -134,7 +135,7 @@ def test_losses_of_20_steps_are_the_cpus(on: Workers, on_gpu: Workers, backend: 
 
 def test_the_doctor_computes_on_each_backend(device: str) -> None:
     report = json.loads(resnetlab("doctor", "--json"))
-    expected = [name for name in environment.BACKENDS if environment.installed(name)]
+    expected = [name for name in BACKENDS if environment.installed(name)]
     assert [name for name in expected if device.upper() in report["runs_on"].get(name, ())] == expected
 
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from resnetlab.models import Architecture, summarize
-from resnetlab.weights.convert import collect_arrays
+from resnetlab.weights.arrays import collect_arrays
 from resnetlab.weights.mapping import torchvision
 from tests.models.randomised import randomised
 

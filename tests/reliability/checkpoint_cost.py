@@ -31,9 +31,9 @@ from resnetlab.data.stream import Stream  # noqa: E402
 from resnetlab.models.from_recipe import build_network  # noqa: E402
 from resnetlab.recipes import RECIPES  # noqa: E402
 from resnetlab.run_folder import RunFolder, RunInfo  # noqa: E402
+from resnetlab.training.build import make_augmentation, make_trainer  # noqa: E402
 from resnetlab.training.checkpoint import Checkpoints  # noqa: E402
 from resnetlab.training.interval import EVERY_FIVE_MINUTES  # noqa: E402
-from resnetlab.training.trainer import make_augmentation, make_trainer  # noqa: E402
 from tests.reliability.limits import ROOT  # noqa: E402
 
 SHARE_MOST = 0.01

@@ -14,7 +14,8 @@ from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.models.from_recipe import build_network
 from resnetlab.recipes import Recipe
 from resnetlab.training import memory
-from resnetlab.training.trainer import make_stream, train
+from resnetlab.training.build import make_stream
+from resnetlab.training.trainer import train
 from tests.training.test_trainer import BASE, EVERYTHING, Quiet, digits, interrupted_and_not, new_run, records, state
 from tests.workers import Workers
 
@@ -131,14 +132,14 @@ class Small:
 def test_as_few_parts_as_fit(monkeypatch: pytest.MonkeyPatch, most: int, parts: int) -> None:
     tried: list[int] = []
     monkeypatch.setattr("resnetlab.backend.device", lambda: "gpu")
-    monkeypatch.setattr("resnetlab.training.trainer.make_trainer", lambda *_, **__: Small(most, tried))
+    monkeypatch.setattr("resnetlab.training.build.make_trainer", lambda *_, **__: Small(most, tried))
     assert jobs.parts_that_fit(BASE.changed(accumulate="auto"), digits(), None) == parts
     assert tried == [16 // number for number in (1, 2, 4, 8, 16) if number <= parts]
 
 
 def test_where_not_even_single_images_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resnetlab.backend.device", lambda: "gpu")
-    monkeypatch.setattr("resnetlab.training.trainer.make_trainer", lambda *_, **__: Small(0, []))
+    monkeypatch.setattr("resnetlab.training.build.make_trainer", lambda *_, **__: Small(0, []))
     with pytest.raises(ResnetlabError, match=r"Out of memory: training resnet-tiny on 1 images of 16x16 at a time"):
         jobs.parts_that_fit(BASE.changed(accumulate="auto"), digits(), None)
 
@@ -146,7 +147,7 @@ def test_where_not_even_single_images_fit(monkeypatch: pytest.MonkeyPatch) -> No
 def test_images_that_are_mixed_are_tried_in_pairs_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
     monkeypatch.setattr("resnetlab.backend.device", lambda: "gpu")
-    monkeypatch.setattr("resnetlab.training.trainer.make_trainer", lambda *_, **__: Small(1, tried))
+    monkeypatch.setattr("resnetlab.training.build.make_trainer", lambda *_, **__: Small(1, tried))
     with pytest.raises(ResnetlabError, match=r"Out of memory: training resnet-tiny on 2 images"):
         jobs.parts_that_fit(BASE.changed(accumulate="auto", mixup=0.2), digits(), None)
     assert tried == [16, 8, 4, 2]

@@ -12,7 +12,7 @@ from resnetlab.evaluation.logits import predict_logits
 from resnetlab.models.from_recipe import build_network
 from resnetlab.models.layers import BatchNorm
 from resnetlab.recipes import RECIPES, Recipe
-from resnetlab.training.trainer import make_stream, make_trainer
+from resnetlab.training.build import make_stream, make_trainer
 from tests.workers import Workers
 
 STEPS = 6

@@ -24,7 +24,7 @@ AUGMENTED = BASE.changed(
 def trainer_and_batch(recipe: Recipe) -> tuple[Any, Any]:
     from resnetlab.data.stream import Stream
     from resnetlab.models.from_recipe import build_network
-    from resnetlab.training.trainer import make_augmentation, make_trainer
+    from resnetlab.training.build import make_augmentation, make_trainer
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, recipe.pack_size, recipe.pack_size, 3), np.uint8)

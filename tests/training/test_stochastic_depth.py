@@ -12,7 +12,7 @@ from resnetlab.data.sources import resolve
 from resnetlab.models.from_recipe import build_network
 from resnetlab.models.layers import StochasticDepth, SupplyMasks
 from resnetlab.recipes import RECIPES, Recipe
-from resnetlab.training.trainer import make_augmentation, make_stream, make_trainer
+from resnetlab.training.build import make_augmentation, make_stream, make_trainer
 from tests.workers import Workers
 
 RECIPE = RECIPES["quick"].changed(model="resnet20", stochastic_depth=0.5, batch_size=16, learning_rate=0.005, warmup=0)

@@ -18,7 +18,7 @@ import pytest
 from resnetlab.cluster import FIRST_PORT, Cluster
 from resnetlab.environment import installed
 from resnetlab.errors import UsageError
-from resnetlab.training.trainer import make_stream
+from resnetlab.training.build import make_stream
 from tests.training.test_trainer import BASE, EVERYTHING, FAST, digits
 from tests.workers import ENVIRONMENT, ROOT
 

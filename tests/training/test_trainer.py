@@ -26,9 +26,10 @@ from resnetlab.models.from_recipe import build_network
 from resnetlab.progress import LogProgress
 from resnetlab.recipes import Recipe
 from resnetlab.run_folder import RunFolder, RunInfo
+from resnetlab.training.build import make_loss, make_stream, make_trainer
 from resnetlab.training.checkpoint import Checkpoints
 from resnetlab.training.resume import extend
-from resnetlab.training.trainer import make_loss, make_stream, make_trainer, train
+from resnetlab.training.trainer import train
 from tests.workers import Workers
 
 TRAIN, VALIDATION = 96, 40

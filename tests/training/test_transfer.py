@@ -14,7 +14,8 @@ from resnetlab.models.from_recipe import build_network
 from resnetlab.models.variants import architecture
 from resnetlab.recipes import Recipe
 from resnetlab.run_folder import RunFolder
-from resnetlab.training.trainer import make_stream, make_trainer, train
+from resnetlab.training.build import make_stream, make_trainer
+from resnetlab.training.trainer import train
 from resnetlab.training.transfer import learning_rate_factors, load_backbone, parts
 from tests.training.test_trainer import BASE, EVERYTHING, Quiet, Slow, digits, new_run, records, state
 from tests.workers import HERE, Workers

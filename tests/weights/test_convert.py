@@ -23,8 +23,10 @@ from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.inference.predictor import Predictor
 from resnetlab.models import VARIANTS, build
 from resnetlab.run_folder import RunFolder
+from resnetlab.weights import importing as importing_module
 from resnetlab.weights import parity
-from resnetlab.weights.convert import assign_weights, collect_arrays, import_checkpoint
+from resnetlab.weights.arrays import collect_arrays
+from resnetlab.weights.convert import assign_weights, import_checkpoint
 from resnetlab.weights.libraries import require_known_architecture
 from resnetlab.weights.mapping import also_fitting, keras_applications, recognise, torchvision
 from resnetlab.weights.readers import Checkpoint, find_class_names, read
@@ -544,3 +546,88 @@ def test_names_on_the_hub_may_have_dots(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(ResnetlabError, match="huggingface_hub must be installed"):
         read("timm/resnet50.a1_in1k")
     assert asked == ["timm/resnet50.a1_in1k"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ({"do_normalize": False}, "received do_normalize=false"),
+        ({"do_rescale": False}, "received do_rescale=false"),
+        ({"rescale_factor": 1 / 127.5}, "received rescale_factor=0.0078"),
+    ],
+)
+def test_images_that_transformers_prepares_in_another_way_are_refused(
+    tmp_path: Path, stated: dict[str, Any], told: str
+) -> None:
+    processor = {"size": 224, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]} | stated
+    arrays = {"a": np.ones(2, np.float32)}
+    folder = hub_folder(tmp_path / "net", arrays, {"model_type": "resnet"}, preprocessor_config=processor)
+    with pytest.raises(ResnetlabError, match=told):
+        read(str(folder))
+
+
+def test_a_crop_that_is_turned_off_is_none(tmp_path: Path) -> None:
+    processor = {"size": {"height": 224, "width": 224}, "crop_size": 112, "do_center_crop": False}
+    arrays = {"a": np.ones(2, np.float32)}
+    folder = hub_folder(tmp_path / "net", arrays, {"model_type": "resnet"}, preprocessor_config=processor)
+    found = read(str(folder))
+    assert found.settings == {"image_size": 224}
+    assert "resizes whole images to a square" in (found.note or "")
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    save_file({"conv1.weight": np.ones((64, 3, 7, 7), np.int8)}, tmp_path / "net.safetensors")
+    with pytest.raises(ResnetlabError, match=r"conv1.weight \(64, 3, 7, 7\) is of int8: quantised"):
+        read(str(tmp_path / "net.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"),
+    [
+        (
+            [keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(2, 1), keras.layers.GlobalAveragePooling2D()],
+            "Rescaling",
+        ),
+        ([keras.layers.Conv2D(2, 1), keras.layers.GlobalMaxPooling2D()], "GlobalMaxPooling2D"),
+        ([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2, "sigmoid")], "activation 'sigmoid'"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_a_keras_model_with_other_layers_is_refused(
+    tmp_path: Path, layers: list[keras.layers.Layer], told: str, ending: str
+) -> None:
+    """Layers without weights, which the arrays do not show."""
+    model = keras.Sequential([keras.Input((8, 8, 3)), *layers])
+    model.save(tmp_path / f"net.{ending}")
+    with pytest.raises(ResnetlabError, match=told):
+        read(str(tmp_path / f"net.{ending}"))
+
+
+def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UsageError, match="Received 'runs/photo', expected a file of weights"):
+        read("runs/photo")
+
+
+def test_a_new_commit_on_the_hub_is_imported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = iter(["one", "one", "two"])
+    hub = SimpleNamespace(snapshot_download=lambda name, **_: str(tmp_path / next(commits)))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setenv("RESNETLAB_CACHE", str(tmp_path / "cache"))
+    for commit in ("one", "two"):
+        (tmp_path / commit).mkdir()
+        (tmp_path / commit / "config.json").write_text("{}", "utf-8")
+    imported: list[Path] = []
+
+    def importing(source: str, folder: Path, *_: Any, **__: Any) -> None:
+        imported.append(folder)
+        folder.mkdir(parents=True)
+
+    monkeypatch.setattr(importing_module, "import_weights", importing)
+    monkeypatch.setattr(importing_module.RunFolder, "open", lambda path: path)
+    for _ in range(3):
+        importing_module.import_to_cache("me/net", None, {}, backend=None, device="cpu")
+    assert len(imported) == len(set(imported)) == 2

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from resnetlab.models import VARIANTS, build
-from resnetlab.weights.convert import assign_weights, collect_arrays
+from resnetlab.weights.arrays import collect_arrays
+from resnetlab.weights.convert import assign_weights
 from resnetlab.weights.mapping import recognise
 from tests.models.randomised import randomised
 from tests.models.reference import (

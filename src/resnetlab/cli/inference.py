@@ -283,8 +283,8 @@ def export(
     from resnetlab import tasks
 
     run, progress = tasks.load(run_folder, backend=backend, device=device), terminal(as_json=as_json, messages=False)
-    if format != "safetensors" and (push_to_hub or license or names != "resnetlab"):
-        raise UsageError("--names, --license and --push-to-hub are for --format safetensors.")
+    if push_to_hub and format != "safetensors":
+        raise UsageError("--push-to-hub is for --format safetensors.")
     if push_to_hub and (output, precision, batch_size, data) != (None, "float32", None, None):
         raise UsageError(
             "--push-to-hub uploads float32 weights: leave --output, --precision, --batch-size and DATA out."

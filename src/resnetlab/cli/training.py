@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 import sys
+import unicodedata
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -46,6 +47,7 @@ from resnetlab.cli.options import (
 )
 from resnetlab.cluster import Cluster
 from resnetlab.errors import UsageError
+from resnetlab.run_folder import is_run_folder
 
 if TYPE_CHECKING:
     from resnetlab.progress import Progress
@@ -232,7 +234,7 @@ def import_weights(
 
     run = tasks.from_pretrained(
         source,
-        run=run_folder or (None if is_run(source) else Path("runs") / import_name(source)),
+        run=run_folder or (None if is_run_folder(source) else Path("runs") / import_name(source)),
         key=key,
         class_names=None if class_names is None else _read_class_names(class_names),
         shortcut_padding=shortcut_padding,  # type: ignore[arg-type]  # checked there
@@ -250,10 +252,6 @@ def import_weights(
         print_json({"run": str(run.path), "model": run.info.model, **record})
     else:
         _print_import(run, record)
-
-
-def is_run(source: str) -> bool:
-    return (Path(source).expanduser() / "run.json").is_file()
 
 
 def _print_import(run: Run, record: dict[str, Any]) -> None:
@@ -296,6 +294,9 @@ def fields(settings: list[str] | None, **options: Any) -> dict[str, Any]:
 
 def _read_class_names(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        text = unicodedata.normalize("NFC", path.read_text("utf-8-sig"))  # as names of folders are
     except (OSError, ValueError) as error:
         raise UsageError(f"--class-names {path} cannot be read: {error}.") from None
+    if names := [line.strip() for line in text.splitlines() if line.strip()]:
+        return names
+    raise UsageError(f"--class-names {path} is empty; expected a name on each line.")

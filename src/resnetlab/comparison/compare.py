@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resnetlab import doctor, environment, results
+from resnetlab import doctor, results
 from resnetlab.atomic import atomic_file, make_folder
 from resnetlab.child_process import Child, ChildFailed
 from resnetlab.errors import UsageError, unknown_name
+from resnetlab.keras_hook import BACKENDS
 from resnetlab.models.shapes import summarize
 from resnetlab.models.variants import architecture
 from resnetlab.progress import Progress, format_duration
@@ -77,10 +78,10 @@ def plan(report: doctor.Report, *, devices: Sequence[str] | None = None, backend
         if device not in ("cpu", "gpu"):
             raise unknown_name("device", device, ("cpu", "gpu"))
     for backend in backends or ():
-        if backend not in environment.BACKENDS:
-            raise unknown_name("backend", backend, environment.BACKENDS)
+        if backend not in BACKENDS:
+            raise unknown_name("backend", backend, BACKENDS)
     installed = {framework.name for framework in report.facts.frameworks if framework.packages}
-    backends = backends or [name for name in environment.BACKENDS if name in installed]
+    backends = backends or [name for name in BACKENDS if name in installed]
     on_gpu = list(backends) if devices and "gpu" in devices else doctor.gpu_backends(report, backends)
     reasons = dict.fromkeys(doctor.why_no_gpu(report, backend=name) for name in backends if name not in on_gpu)
     gpu = doctor.first_visible_gpu(report.facts)

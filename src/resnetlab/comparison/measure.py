@@ -89,7 +89,7 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     from resnetlab.data.stream import as_item
     from resnetlab.evaluation.logits import centre_crop
     from resnetlab.models.from_recipe import build_network
-    from resnetlab.training.trainer import first_step_of_all, make_stream, make_trainer
+    from resnetlab.training.build import first_step_of_all, make_stream, make_trainer
 
     precision = job["precision"] if job["precision"] in ("bfloat16", "float16") else "float32"
     recipe = Recipe(**job["recipe"]).changed(batch_size=batch_size, accumulate=1, precision=precision, progressive=())

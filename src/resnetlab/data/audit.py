@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,13 +13,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resnetlab.data.preprocess import ImageProblem, Interpolation, Pixels, decode, fit_square, pillow_without_warnings
+from resnetlab.data.preprocess import (
+    ImageProblem,
+    Interpolation,
+    Pixels,
+    ReadFailure,
+    decode,
+    fit_square,
+    pillow_without_warnings,
+)
 from resnetlab.data.sources import Reader, Sample, Source
 from resnetlab.data.walk import DOCUMENT_SUFFIXES, listed_endings
 from resnetlab.environment import usable_cores
 from resnetlab.errors import ResnetlabError, UsageError
-
-Progress = Callable[[int, int], None]  # (done, total)
+from resnetlab.progress import CountCallback
 
 BLACKS, WHITES = bytes(range(9)), bytes(range(247, 256))  # value ranges of black and white
 NEARLY = 0.99  # an image with this fraction of its values in one of them is nearly black or white
@@ -53,6 +60,8 @@ def inspect(
     record = Record(sample.name, sample.label, sample.subset, hashlib.sha256(content).hexdigest())
     try:
         decoded = decode(content, size=size)
+    except ReadFailure:
+        raise
     except ImageProblem as problem:
         return replace(record, problem=str(problem)), None
     doubt = suspicion(decoded.image)
@@ -105,7 +114,7 @@ def inspect_all(
     whole: bool = False,
     start: int = 0,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: CountCallback | None = None,
 ) -> Iterator[tuple[Record, Pixels | None]]:
     """`inspect` of every sample from `start` on, in order, a few chunks ahead of the consumer: constant memory.
 
@@ -147,6 +156,11 @@ def _examine(
     try:
         with read(sample) as content:
             return inspect(sample, content, size=size, interpolation=interpolation, whole=whole)
+    except ReadFailure as failure:
+        raise ResnetlabError(
+            f"{sample.path} could not be read: {failure}. Another attempt may succeed, so the image is not set aside: "
+            "run the command again, or remove the file."
+        ) from failure
     except ImageProblem as problem:  # no permission, a dangling link, a pipe, a damaged or encrypted zip file
         return Record(sample.name, sample.label, sample.subset, "", problem=str(problem)), None
 
@@ -294,7 +308,7 @@ class Audit:
         return "\n".join(lines)
 
 
-def audit(source: Source, *, workers: int | None = None, progress: Progress | None = None) -> Audit:
+def audit(source: Source, *, workers: int | None = None, progress: CountCallback | None = None) -> Audit:
     """Decode and examine every image of `source`; raises ResnetlabError if a class has nothing usable."""
     if source.packed is not None:
         raise UsageError(f"{source.location} holds packed images: the data was audited when it was packed.")
@@ -313,7 +327,7 @@ def source_fields(source: Source, usable: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _losses(source: Source, usable: Mapping[str, int]) -> dict[str, str]:
-    """Classes that lose more than the share MAX_LOSS of their images: ignored by their ending, or set aside."""
+    """Classes that lose more than a fraction MAX_LOSS of their images: ignored by their ending, or set aside."""
     found = Counter(source.class_names[sample.label] for sample in source.samples)
     losses = {}
     for name in source.class_names:

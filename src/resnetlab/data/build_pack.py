@@ -22,9 +22,10 @@ from typing import BinaryIO
 import numpy as np
 
 from resnetlab.atomic import resumable_folder
-from resnetlab.data.audit import Audit, Progress, Record, inspect_all
+from resnetlab.data.audit import Audit, Record, inspect_all
 from resnetlab.data.preprocess import Interpolation, Pixels
 from resnetlab.data.sources import Source
+from resnetlab.progress import CountCallback
 from resnetlab.untrusted import parse_json
 
 SAVE_EVERY = 10.0  # seconds
@@ -39,7 +40,7 @@ def build(
     key: str,
     *,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: CountCallback | None = None,
 ) -> None:
     """Decode the images of `source` into `folder`, as arrays of `shape`. The caller holds the lock of the pack."""
     with resumable_folder(folder) as building:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnetlab.data.audit import ignored_text
+from resnetlab.data.layout import listed
 from resnetlab.data.pack import Pack, prepare_pack
-from resnetlab.data.sources import Source, resolve
+from resnetlab.data.sources import IN_MEMORY, Source, resolve
 from resnetlab.data.split import UNUSED
 from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.progress import Progress
@@ -36,12 +37,7 @@ def open_data(
         allow_losses: a class may lose most of its images to the audit.
         known, download: as in `resolve`.
     """
-    source = resolve(
-        data,
-        known=known,
-        download=download,
-        progress=lambda done, total: progress.count("checking shards", done, total),
-    )
+    source = resolve(data, known=known, download=download, progress=progress.count)
     for note in source.notes:
         progress.info(note)
     if source.ignored:
@@ -145,6 +141,11 @@ def open_run_data(
             f"weights: `resnetlab train DATA --weights {named}`."
         )
     if before != now:
+        if unusable := _set_aside_since(folder, pack):
+            raise ResnetlabError(
+                f"{len(unusable):,} images that {folder.path} was trained on cannot be used here: {listed(unusable)}. "
+                "Install what is missing, or set $RESNETLAB_MAX_PIXELS as it was."
+            )
         raise ResnetlabError(
             f"The images of {source.location} are not those that {folder.path} was trained on: files were added, "
             f"removed or changed ({_difference(before, now)}). Restore them, train on them from this run's weights: "
@@ -165,6 +166,14 @@ def _require_classes(folder: RunFolder, source: Source) -> None:
         f"{', '.join(gone) or 'none'} gone, {', '.join(new) or 'none'} new. Restore the folders, or train "
         f"on them from this run's weights: `resnetlab train DATA --weights {shlex.quote(str(folder.path))}`."
     )
+
+
+def _set_aside_since(folder: RunFolder, pack: Pack) -> list[str]:
+    """The images of the run that are set aside now, where they are the only ones to be missing."""
+    names = {as_written(row["name"]): row["problem"] for row in pack.audit["set_aside"]}
+    known = {as_written(name) for name in pack.names}
+    gone = [name for name in folder.image_names() if name not in known]
+    return [f"{name} ({names[name]})" for name in gone] if all(name in names for name in gone) else []
 
 
 def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -271,6 +280,9 @@ def select_unseen(folder: RunFolder, source: Source, pack: Pack) -> tuple[NDArra
         )
     if chose := int((before[kept] == "validation").sum()):
         notes.append(f"{chose} of these {len(kept)} images are validation images: the best epoch was chosen by them")
+    trained_on = folder.info().source
+    if trained_on in IN_MEMORY and not source.in_memory and not (before != "").any():
+        notes.append(f"the run was trained on {trained_on} as arrays: image files of the same data are not recognised")
     if folder.has_unknown_origin():
         notes.append("it is not known what the imported weights were trained on: it may include these images")
     return kept, notes

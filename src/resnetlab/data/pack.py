@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import features
 
 from resnetlab.atomic import locked
 from resnetlab.data import shards
-from resnetlab.data.audit import Progress, require_few_losses, source_fields
+from resnetlab.data.audit import require_few_losses, source_fields
 from resnetlab.data.build_pack import DESCRIPTION, IMAGES, build
 from resnetlab.data.preprocess import MAX_PIXELS, Interpolation
 from resnetlab.data.shards import Images, Shards
@@ -31,10 +32,11 @@ from resnetlab.data.sources import Source
 from resnetlab.data.split import check_fractions, split
 from resnetlab.environment import cache_folder
 from resnetlab.errors import ResnetlabError, UsageError
+from resnetlab.progress import CountCallback
 from resnetlab.recipes import Recipe
 from resnetlab.untrusted import parse_json
 
-FORMAT = 2  # increased whenever the same files would give different bytes
+FORMAT = 3  # increased whenever the same files would give different bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +77,7 @@ def pack(
     whole: bool = False,
     allow_losses: bool = False,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: CountCallback | None = None,
     waiting: Callable[[], None] | None = None,
 ) -> Pack:
     """Audit, decode and resize `source` to size x size pixels, or reuse the pack of it in `cache_dir`.
@@ -90,18 +92,15 @@ def pack(
         raise UsageError(f"image size {size}: expected at least 1 pixel.")
     check_fractions(validation=validation, test=test)
 
-    if not allow_losses:  # what is known before anything is decoded
-        require_few_losses(source, Counter(source.class_names[sample.label] for sample in source.samples))
-
     images: Images
     meta: Mapping[str, Any]
     if source.packed is not None:
         source.packed.require(size, interpolation, whole=whole)
         images, meta = source.packed.images, source.packed.meta
     else:
-        images, meta = _stored(source, size, interpolation, whole, cache_dir, workers, progress, waiting)
-    if not allow_losses:
-        require_few_losses(source, meta["audit"]["classes"])
+        images, meta = _stored(
+            source, size, interpolation, whole, cache_dir, workers, progress, waiting, allow_losses=allow_losses
+        )
     subsets = split(
         meta["hashes"],
         meta["labels"],
@@ -145,8 +144,8 @@ def write_shards(
     *,
     rows: int,
     allow_losses: bool = False,
-    decoded: Progress | None = None,
-    written: Progress | None = None,
+    decoded: CountCallback | None = None,
+    written: CountCallback | None = None,
 ) -> tuple[int, int]:
     """Pack `source` as a recipe needs it, and write the images to shards of so many rows.
 
@@ -158,12 +157,10 @@ def write_shards(
     if source.packed is not None:
         raise UsageError(f"{source.location} is packed already.")
     shards.require_free(target)
-    if not allow_losses:  # what is known before anything is decoded
-        require_few_losses(source, Counter(source.class_names[sample.label] for sample in source.samples))
-    interpolation, whole = recipe.interpolation, recipe.whole_images
-    images, meta = _stored(source, recipe.pack_size, interpolation, whole, cache_folder(), None, decoded, None)
-    if not allow_losses:
-        require_few_losses(source, meta["audit"]["classes"])
+    interpolation, whole, cache = recipe.interpolation, recipe.whole_images, cache_folder()
+    images, meta = _stored(
+        source, recipe.pack_size, interpolation, whole, cache, None, decoded, None, allow_losses=allow_losses
+    )
     described = {
         "source": shards.portable(source.name),
         "class_names": source.class_names,
@@ -182,10 +179,14 @@ def _stored(
     whole: bool,
     cache_dir: Path,
     workers: int | None,
-    progress: Progress | None,
+    progress: CountCallback | None,
     waiting: Callable[[], None] | None,
+    *,
+    allow_losses: bool,
 ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """The images and what is kept beside them, from the cache or made now; by one process at a time."""
+    if not allow_losses:  # what is known before anything is decoded
+        require_few_losses(source, Counter(source.class_names[sample.label] for sample in source.samples))
     key = _key(source, size, interpolation, whole)
     shape = (2, size, size, 3) if whole else (size, size, 3)  # of one image
     folder = cache_dir / f"{source.name}-{shape[-2]}-{key[:16]}"
@@ -207,6 +208,8 @@ def _stored(
             ) from error
     if stored is None:
         raise ResnetlabError(f"The pack {folder} was removed while it was being made. Run the command again.")
+    if not allow_losses:
+        require_few_losses(source, stored[1]["audit"]["classes"])
     return stored
 
 
@@ -226,7 +229,7 @@ def prepare_pack(
     *,
     inherited: Mapping[str, str] | None = None,
     allow_losses: bool = False,
-    progress: Progress | None = None,
+    progress: CountCallback | None = None,
     waiting: Callable[[], None] | None = None,
 ) -> Pack:
     """Pack and split `source` in the cache, by a recipe and the `inherited` subsets (see `split`)."""
@@ -255,8 +258,8 @@ def _key(source: Source, size: int, interpolation: Interpolation, whole: bool) -
     """A hash of the settings and of the files' metadata, or of the pixels if the source is an array."""
     digest = hashlib.sha256()
     limit = os.environ.get("RESNETLAB_MAX_PIXELS") or str(MAX_PIXELS)
-    heic = find_spec("pillow_heif") is not None  # without it, HEIC is set aside
-    digest.update(json.dumps([FORMAT, limit, heic, size, source.name, source.class_names]).encode())
+    optional = [find_spec("pillow_heif") is not None, features.check("avif")]  # otherwise HEIC and AVIF are set aside
+    digest.update(json.dumps([FORMAT, limit, optional, size, source.name, source.class_names]).encode())
     if interpolation != "bilinear":  # packs of before there was a choice keep their key
         digest.update(interpolation.encode())
     if whole:
@@ -264,7 +267,7 @@ def _key(source: Source, size: int, interpolation: Interpolation, whole: bool) -
     if source.images is not None:
         digest.update(np.ascontiguousarray(source.images).data)
         digest.update(str(source.images.shape).encode())
-    stats: dict[Path, tuple[int, int]] = {}
+    stats: dict[Path, tuple[int, int, int]] = {}
     for sample in source.samples:
         if source.images is None and sample.path not in stats:
             stats[sample.path] = _stat(sample.path)
@@ -273,12 +276,13 @@ def _key(source: Source, size: int, interpolation: Interpolation, whole: bool) -
     return digest.hexdigest()
 
 
-def _stat(path: Path) -> tuple[int, int]:
+def _stat(path: Path) -> tuple[int, int, int]:
+    """Size and times: that of the last change too, as some programs restore that of the last modification."""
     try:
         stat = path.stat()
     except OSError:  # a dangling link; the audit will report it
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
+        return 0, 0, 0
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _load(folder: Path, key: str) -> tuple[NDArray[np.uint8], dict[str, Any]] | None:

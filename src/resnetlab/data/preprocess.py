@@ -24,6 +24,7 @@ than 8 bytes for each of these pixels by their size, and what is no regular file
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -47,6 +48,8 @@ MAX_PIXELS = 200_000_000  # phones make 108 and 200 million; a decompression bom
 LARGE = 40_000_000  # pixels to decode, above which one image is decoded at a time: each takes up to 10 bytes
 DEEP = 3  # times as many bytes are taken by a pixel of more than 8 bits a sample
 LARGE_FILE = 64 << 20  # bytes, above which one file is in memory at a time
+# Errors of reading that depend on the file, its name and its permissions; others may pass (network, open files).
+LASTING = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
 SCANS = 100  # of a progressive JPEG, which has about ten: each is a pass over all pixels, for a few bytes of the file
 STRIP = 16_000_000  # pixels that are composited or scaled at a time
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")  # none that starts a program, such as EPS
@@ -65,6 +68,10 @@ UPRIGHT = {  # EXIF orientation: how to turn the stored picture upright
 
 class ImageProblem(ValueError):
     """Why an image cannot be used: "truncated", "not an image", "too many pixels (20000x20000, …)"."""
+
+
+class ReadFailure(ImageProblem):
+    """The file could not be read, or there was no memory for it: another attempt may succeed."""
 
 
 class TooManyPixels(ImageProblem):
@@ -130,6 +137,8 @@ def decode(file: bytes | str | Path, *, size: int | None = None, pixel_limit: in
                 return _convert(image, content, size, pixel_limit)
         except ImageProblem:
             raise
+        except MemoryError as error:
+            raise ReadFailure("not enough memory") from error
         except Exception as error:  # on damaged files Pillow raises nearly anything
             raise ImageProblem(_diagnose(content, error)) from error
 
@@ -142,14 +151,12 @@ def content_of(path: Path) -> Iterator[bytes]:
         if not stat.S_ISREG(status.st_mode):  # to read a pipe or a device might never end
             raise ImageProblem("not a regular file")
         with room_for(status.st_size):
-            try:
-                with path.open("rb") as file:
-                    content = file.read(status.st_size + 1)
-            except OSError as error:
-                raise ImageProblem(f"unreadable ({error.strerror})") from error
+            with path.open("rb") as file:
+                content = file.read(status.st_size + 1)
             yield content
     except OSError as error:
-        raise ImageProblem(f"unreadable ({error.strerror})") from error
+        kind = ImageProblem if error.errno in LASTING else ReadFailure
+        raise kind(f"unreadable ({error.strerror})") from error
 
 
 @contextmanager
@@ -194,7 +201,7 @@ def _convert(image: Image.Image, content: bytes, size: int | None, pixel_limit: 
         done.append("first frame of several")
     if size is not None and image.format in ("JPEG", "MPO"):  # HEIC would give its thumbnail
         image.draft(None, (size, size))
-    if image.info.get("progressive") and (scans := content.count(b"\xff\xda")) > SCANS:
+    if image.info.get("progressive") and (scans := content.count(b"\xff\xda")) > SCANS + (len(content) >> 15):
         raise ImageProblem(f"corrupt ({scans:,} scans; a progressive JPEG has about ten)")
     tiles = list(getattr(image, "tile", []))  # `load` removes them
     deep = image.mode[0] in "IF" or _tag(image, _BITS, 8) > 8 or any(";16" in _layout(tile) for tile in tiles)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from resnetlab.atomic import atomic_file, locked
 from resnetlab.environment import cache_folder
 from resnetlab.errors import ResnetlabError, UsageError, first_informative_line
+from resnetlab.progress import CountCallback
 from resnetlab.untrusted import parse_json
 
 MANIFEST = "shards.json"
@@ -33,8 +34,6 @@ FORMAT = 1
 MANIFEST_BYTES = 4 << 30  # at most; a million images take 200 MB
 THREADS = 8
 CHUNK = 1 << 22  # bytes that are read at once
-
-Count = Callable[[int, int], None]  # shards that are done, and all
 
 
 class Shards:
@@ -137,7 +136,12 @@ def require_free(target: str) -> None:
 
 
 def write(
-    images: NDArray[np.uint8], description: Mapping[str, Any], target: str, *, rows: int, progress: Count | None = None
+    images: NDArray[np.uint8],
+    description: Mapping[str, Any],
+    target: str,
+    *,
+    rows: int,
+    progress: CountCallback | None = None,
 ) -> int:
     """Write images to shards of so many rows, several at a time, then their description; returns how many shards.
 
@@ -190,7 +194,7 @@ def _is_there(files: Any, path: str, sha256: str, size: int) -> bool:
         return _digest(iter(partial(file.read, CHUNK), b"")) == (sha256, size)
 
 
-def read(spec: str, *, progress: Count | None = None) -> tuple[dict[str, Any], Packed]:
+def read(spec: str, *, progress: CountCallback | None = None) -> tuple[dict[str, Any], Packed]:
     """The description of shards, and their images, all of which are there and undamaged.
 
     Raises:
@@ -329,7 +333,7 @@ def _npy_blocks(images: NDArray[np.uint8]) -> Iterator[bytes]:
         yield images[start : start + step].tobytes()
 
 
-def _in_threads(function: Callable[[Any], Any], items: Sequence[Any], progress: Count | None) -> list[Any]:
+def _in_threads(function: Callable[[Any], Any], items: Sequence[Any], progress: CountCallback | None) -> list[Any]:
     found = []
     with ThreadPoolExecutor(min(THREADS, len(items)) or 1) as threads:
         for done, result in enumerate(threads.map(function, items), start=1):

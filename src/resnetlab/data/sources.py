@@ -6,25 +6,29 @@ by the audit; what comes as an array (digits, CIFAR-10's python batches) is kept
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
 import tarfile
 import unicodedata
+import urllib.request
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resnetlab.atomic import atomic_file
 from resnetlab.data.layout import EXPECTED, Layout, detect_layout, listed, name_warnings
 from resnetlab.data.preprocess import ImageProblem, content_of, room_for
-from resnetlab.data.shards import Count, Packed, is_sharded, read
+from resnetlab.data.shards import Packed, is_sharded, read
 from resnetlab.data.split_words import parse
 from resnetlab.data.walk import (
     IMAGE_SUFFIXES,
@@ -40,6 +44,7 @@ from resnetlab.errors import ResnetlabError, UsageError, first_informative_line,
 from resnetlab.untrusted import read_member
 
 NAMES = ("animals10", "cifar10", "digits")
+IN_MEMORY = ("cifar10", "digits")  # may come as one array, whose images are known by their pixels, not by their files
 
 # Animals-10 comes with Italian folder names.
 ANIMALS10 = {
@@ -77,6 +82,7 @@ class Sample:
 
 
 Reader = Callable[[Sample], AbstractContextManager[bytes]]
+Report = Callable[[str, int, int], None]  # as `Progress.count`
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,12 +148,13 @@ def resolve(
     data_root: Path | None = None,
     known: bool = False,
     download: bool = True,
-    progress: Count | None = None,
+    progress: Report | None = None,
 ) -> Source:
     """The source that `spec` names: a folder, shards in a folder or at a URL, or "animals10", "cifar10", "digits".
 
     A folder of such a name comes first, unless `known` is true, as for the recorded data of a run. A name is looked
-    for below `data_root` (by default $RESNETLAB_DATA), then below ./data, then downloaded.
+    for below `data_root` (by default $RESNETLAB_DATA), then below ./data, then downloaded, if `download` is true.
+    `progress` is called with a task, and how many of its parts are done, of all.
     Raises UsageError if it does not exist, ResnetlabError if it cannot be used for training.
     """
     if is_sharded(spec):
@@ -179,7 +186,7 @@ def resolve(
             return source
     if not download:
         raise ResnetlabError(f"{spec} is not on this machine.")
-    return _download_animals10(roots) if spec == "animals10" else _download_cifar10(roots)
+    return _download_animals10(roots) if spec == "animals10" else _download_cifar10(roots, progress)
 
 
 def _no_such_folder(path: Path) -> NoReturn:
@@ -188,8 +195,8 @@ def _no_such_folder(path: Path) -> NoReturn:
     raise unknown_name("data set or folder", str(path), [*NAMES, *siblings], hint=hint)
 
 
-def _from_shards(spec: str, progress: Count | None) -> Source:
-    described, packed = read(spec, progress=progress)
+def _from_shards(spec: str, progress: Report | None) -> Source:
+    described, packed = read(spec, progress=partial(progress, "checking shards") if progress else None)
     columns = (described[key] for key in ("names", "labels", "subsets"))
     return Source(
         name=described["source"],
@@ -308,10 +315,16 @@ def _check_classes(
 
 def _animals10_in(folder: Path) -> Source | None:
     """Recognised by its Italian folder names, whole or divided into train, val and test."""
-    for part in (folder, folder / "train"):
-        if {subfolder.name for subfolder in subfolders(part)} == set(ANIMALS10):
-            return _from_folder(scan(folder), name="animals10", shown=ANIMALS10)
+    if _has_class_folders(folder, ANIMALS10):
+        return _from_folder(scan(folder), name="animals10", shown=ANIMALS10)
     return None
+
+
+def _has_class_folders(folder: Path, names: Collection[str]) -> bool:
+    """Whether a folder, or its training part, has exactly these folders."""
+    below = subfolders(folder)
+    parts = [folder, *(part for part in below if parse(part.name).role == "train")]
+    return any({subfolder.name for subfolder in subfolders(part)} == set(names) for part in parts)
 
 
 def _download_animals10(searched: list[Path]) -> Source:
@@ -348,13 +361,16 @@ def _brief(error: Exception) -> str:
 
 def _cifar10_in(folder: Path) -> Source | None:
     """As class folders, the official python batches, the archive of these, or zip files of class folders."""
-    for part in (folder, folder / "train"):
-        if {subfolder.name for subfolder in subfolders(part)} == set(CIFAR10):
-            return _from_folder(scan(folder), name="cifar10")
+    if _has_class_folders(folder, CIFAR10):
+        return _from_folder(scan(folder), name="cifar10")
     if all((folder / batch).is_file() for batch in CIFAR10_BATCHES):
         return _cifar10_batches(folder, {name: (folder / name).read_bytes() for name in CIFAR10_BATCHES})
-    for archive in sorted(folder.glob("cifar-10*.tar.gz")):
-        return _cifar10_archive(archive)
+    for pattern in (
+        "cifar-10-python*.tar.gz",
+        "cifar-10-batches-py*.tar.gz",
+    ):  # not cifar-100's, nor the binary version
+        for archive in sorted(folder.glob(pattern)):
+            return _cifar10_archive(archive)
     return _cifar10_zips(folder)
 
 
@@ -459,17 +475,38 @@ def _unpickle(data: bytes, place: str) -> Any:
         ) from error
 
 
-def _download_cifar10(searched: list[Path]) -> Source:
+def _download_cifar10(searched: list[Path], progress: Report | None) -> Source:
+    """Download CIFAR-10 to where Keras keeps it too. Not by Keras, whose import would fix the backend."""
+    path = searched[-1] / "cifar-10-python.tar.gz"
     try:
-        from keras.utils import get_file  # shows progress, checks the hash, keeps it in ~/.keras/datasets
-
-        path = Path(get_file("cifar-10-python.tar.gz", CIFAR10_URL, file_hash=CIFAR10_SHA256))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary:
+            received = _fetch(CIFAR10_URL, temporary, progress)
+            if received != CIFAR10_SHA256:
+                raise ValueError(f"received a file with SHA-256 {received}, expected {CIFAR10_SHA256}")
     except Exception as error:
         raise ResnetlabError(
             f"CIFAR-10 is not below {_places(searched)}, and could not be downloaded: {_brief(error)}. "
             f"Get {CIFAR10_URL} and put it, as it is, into ./data or $RESNETLAB_DATA."
         ) from error
     return _cifar10_archive(path)
+
+
+def _fetch(url: str, target: Path, progress: Report | None) -> str:
+    """Download a file, and return its SHA-256 checksum."""
+    checksum, done = hashlib.sha256(), 0
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer, target.open("wb") as file:
+            total = int(answer.headers["Content-Length"] or 0)
+            while block := answer.read(1 << 20):
+                file.write(block)
+                checksum.update(block)
+                done += len(block)
+                if progress and total:
+                    progress("downloading (MiB)", done >> 20, total >> 20)
+    except OSError as error:  # of the network, which `atomic_file` would take for one of the disk
+        raise ResnetlabError(str(error)) from error
+    return checksum.hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------- digits

@@ -1,8 +1,8 @@
 """Training batches as a pure function of (seed, step).
 
 Samples come in an endless chain of permutations, one per pass over the data. A batch may span two of them, so that all
-batches have the same shape and no sample is ever dropped. A resumed run continues with the
-same batches as an uninterrupted one.
+batches have the same shape and no sample is ever dropped. A resumed run continues with the same batches as an
+uninterrupted one.
 """
 
 from __future__ import annotations

@@ -151,7 +151,9 @@ class _Node:
 
     @property
     def is_run(self) -> bool:
-        return self.parent is not None and (self.is_ours or (self.holds_run and not self.images))
+        return self.parent is not None and (
+            self.is_ours or (self.holds_run and not self.images and not any(f.num_images for f in self.built))
+        )
 
 
 class _Scan:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-BACKENDS = ("tensorflow", "jax", "torch")
+from resnetlab.keras_hook import BACKENDS as BACKENDS
+
 LABELS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
 Status = Literal["ok", "info", "warning", "error"]

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from resnetlab.models.state import preserved_weights
+
 
 class GradientRecorder(keras.optimizers.SGD):
     """Keras's SGD that also keeps the gradients of its last step; with a learning rate of 0 it only records.
@@ -38,10 +40,8 @@ def gradient_norms(network: keras.Model, images: np.ndarray, labels: np.ndarray)
 
     The network is left as it was, running statistics included.
     """
-    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.variables]
     recorder = GradientRecorder(0.0)
-    network.compile(recorder, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    network.train_on_batch(images, labels)
-    for variable, value in zip(network.variables, before, strict=True):
-        variable.assign(value)
+    with preserved_weights(network):
+        network.compile(recorder, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        network.train_on_batch(images, labels)
     return recorder.norms(network)

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from resnetlab.models.layers import BatchNorm
+from resnetlab.run_folder import as_written
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ def write_openvino(artefact: Artefact, folder: Path) -> None:
     onnx = artefact if artefact.precision == "int8" else replace(artefact, precision="float32")
     write_onnx(onnx, folder)
     model = openvino.convert_model(folder / "model.onnx")
-    model.set_rt_info(json.dumps(list(artefact.class_names), ensure_ascii=False), ["resnetlab", "class_names"])
+    model.set_rt_info(json.dumps(list(artefact.class_names)), ["resnetlab", "class_names"])
     openvino.save_model(model, folder / "model.xml", compress_to_fp16=artefact.precision == "float16")
     (folder / "model.onnx").unlink()
 
@@ -108,7 +109,7 @@ def write_saved_model(artefact: Artefact, folder: Path) -> None:
     """saved_model/1, as TensorFlow Serving expects it: uint8 images to probabilities and the name of the top class."""
     import tensorflow as tf
 
-    names = tf.constant(list(artefact.class_names))
+    names = tf.constant([as_written(name) for name in artefact.class_names])
 
     def serve(image: Any) -> dict[str, Any]:
         probabilities = _probabilities(artefact.network, image)

@@ -78,7 +78,7 @@ def onnx_model(
     helper.set_model_props(
         model,
         {
-            "class_names": json.dumps(list(class_names), ensure_ascii=False),
+            "class_names": json.dumps(list(class_names)),
             "input": f"RGB images, uint8 (batch, {size}, {size}, 3); normalised inside",
         },
     )

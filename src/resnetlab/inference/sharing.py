@@ -29,6 +29,7 @@ from resnetlab.models.from_recipe import resolve_architecture
 from resnetlab.models.variants import PREPROCESSING, Architecture
 from resnetlab.recipes import Recipe
 from resnetlab.run_folder import RunFolder
+from resnetlab.weights.arrays import collect_arrays
 from resnetlab.weights.libraries import name_in, to_arrays, transformers_config
 from resnetlab.weights.readers import OWN_NAMES, SQUEEZED_FROM
 
@@ -63,7 +64,7 @@ def share(run: RunFolder, *, names: str, output: Path | None, license: str | Non
     with replaced(target) as folder:
         environment.start()
         before, network = weights_hash(run), load_network(run)
-        arrays = to_arrays(_by_name(network), arch, names, len(class_names))
+        arrays = to_arrays(collect_arrays(network), arch, names, len(class_names))
         save_file(arrays, folder / WEIGHTS_FILE, metadata={"format": "pt" if names != "resnetlab" else "np"})
         for file, content in configuration(names, theirs, arch, recipe, class_names, license).items():
             write_text(folder, file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -132,12 +133,6 @@ def configuration(
     return {"config.json": content | {"pretrained_cfg": pretrained}}
 
 
-def _by_name(network: keras.Model) -> dict[str, np.ndarray]:
-    from resnetlab.weights.convert import collect_arrays
-
-    return collect_arrays(network)
-
-
 def _stated_license(run: RunFolder) -> str | None:
     if not (run.path / "import.json").exists():
         return None
@@ -161,8 +156,8 @@ def _verify(
         again = convert.import_checkpoint(
             readers.read(str(folder)), Path(temporary, "run"), model=recipe.model, check=False
         )
-        read = load_network(again)
-        changed = [name for name, array in _by_name(network).items() if not np.array_equal(_by_name(read)[name], array)]
+        read = collect_arrays(load_network(again))
+        changed = [name for name, array in collect_arrays(network).items() if not np.array_equal(read[name], array)]
         if changed:
             raise ResnetlabError(f"Read back, these weights are not the same: {', '.join(changed[:5])}.")
         received, expected = load_settings(again.recipe()), load_settings(recipe)

@@ -14,8 +14,6 @@ from resnetlab.report import plots
 
 Row = dict[str, Any]
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222")  # Okabe and Ito's
-
 
 def table(rows: Sequence[Row]) -> str:
     """A table of at most 80 columns, grouped by configuration; the fastest row is marked with a star.
@@ -72,7 +70,7 @@ def chart(found: dict[str, Any], path: Path) -> None:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for label, color in zip(labels, cycle(PALETTE), strict=False):
+        for label, color in zip(labels, cycle((*plots.PALETTE, plots.INK)), strict=False):
             rows = [row for row in done if row["configuration"] == label]
             sizes = [row["batch_size"] for row in rows]
             rates = [row["end_to_end"]["median"] for row in rows]

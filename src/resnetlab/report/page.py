@@ -28,10 +28,9 @@ from resnetlab.progress import format_duration
 from resnetlab.recipes import INPUT_KEYS, RECIPES
 from resnetlab.report import pictures, sections
 from resnetlab.report.pictures import Overlay
+from resnetlab.report.plots import PALETTE
 from resnetlab.report.sections import CONFUSION_CLASSES, Cell
 from resnetlab.run_folder import RunFolder
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's
 
 Content = dict[str, Any]
 
@@ -183,20 +182,20 @@ def _command(folder: RunFolder) -> str | None:
 def charts(runs: Sequence[tuple[str, Sequence[Content], int]]) -> list[Content]:
     """Loss, top-1, learning rate and speed by epoch, of (name, records, best epoch) of each run."""
     plans = (
-        ("loss", "Loss", {"loss": "training", "val_loss": "validation"}, False, False),
-        ("top1", "Top-1", {"accuracy": "training", "val_top1": "validation"}, True, False),
-        ("rate", "Learning rate", {"learning_rate": "learning rate"}, False, False),
-        ("speed", "Images per second", {"images_per_second": "images/s"}, False, False),
+        ("loss", "Loss", {"loss": "training", "val_loss": "validation"}, False),
+        ("top1", "Top-1", {"accuracy": "training", "val_top1": "validation"}, True),
+        ("rate", "Learning rate", {"learning_rate": "learning rate"}, False),
+        ("speed", "Images per second", {"images_per_second": "images/s"}, False),
     )
     epochs = list(range(1, 1 + max((len(records) for _, records, _ in runs), default=0)))
     made = []
-    for key, title, names, percent, logarithmic in plans:
+    for key, title, names, percent in plans:
         series = []
         for number, (run, records, _) in enumerate(runs):
             for place, (field, name) in enumerate(names.items()):
                 values = [record.get(field) for record in records]
                 if any(value is not None for value in values):
-                    colour = COLOURS[(number if len(runs) > 1 else place) % len(COLOURS)]
+                    colour = PALETTE[(number if len(runs) > 1 else place) % len(PALETTE)]
                     series.append(
                         {
                             "name": f"{run} {name}".strip() if len(names) > 1 or not run else run,
@@ -214,7 +213,6 @@ def charts(runs: Sequence[tuple[str, Sequence[Content], int]]) -> list[Content]:
                     "epochs": epochs,
                     "series": series,
                     "percent": percent,
-                    "logarithmic": logarithmic,
                     "best": best,
                 }
             )
@@ -235,7 +233,7 @@ def several_runs(folders: Sequence[RunFolder]) -> Content:
         if found is not None:
             low, high = found.top1_interval
             top1 = Cell(f"{found.top1:.1%} ({low:.1%} to {high:.1%}, {found.n:,} {found.subset})", found.top1)
-        best = records[info.best_epoch - 1] if 0 < info.best_epoch <= len(records) else {}
+        best = info.best_record(records)
         validation = best.get("val_top1")
         seconds = sum(record["seconds"] for record in records)
         rows.append(

@@ -138,7 +138,7 @@ def batch(folder: RunFolder, pack: Pack) -> Content | None:
     import keras
 
     from resnetlab.data.augment import Augment
-    from resnetlab.training.trainer import make_stream
+    from resnetlab.training.build import make_stream
 
     recipe = folder.recipe()
     if not len(pack.indices("train")):

@@ -29,7 +29,8 @@ from resnetlab.evaluation.metrics import CalibrationBin, expected_calibration_er
 
 DPI = 150
 # Okabe and Ito's palette, which people with any kind of colour blindness can tell apart.
-BLUE, ORANGE = "#0072b2", "#d55e00"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # of Okabe and Ito
+BLUE, ORANGE = PALETTE[:2]
 INK, MUTED, RULE, PALE = "#222222", "#6b6b6b", "#e4e4e4", "#f3f3f3"
 LIGHT_BLUE = "#bcd7ea"
 # One hue, already visible below one percent, where most mistakes are.

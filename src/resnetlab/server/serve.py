@@ -71,12 +71,12 @@ def serve(
                 f"{host} can be reached from other machines, and there is no authentication: whoever reaches it can "
                 "use the server. Put it behind a proxy that authenticates and encrypts."
             )
-        run = source if isinstance(source, Run) else None
-        if run is None and not (Path(str(source)) / EXPORT_FILE).is_file():
-            run = Run(RunFolder.open(Path(str(source)).expanduser()), backend=backend, device=device)
-        if run is None:
-            model = _export(Path(str(source)), engine)
+        if isinstance(source, Run):
+            model = _run(source, engine, precision, overlays, report)
+        elif ((path := Path(source).expanduser()) / EXPORT_FILE).is_file():
+            model = _export(path, engine)
         else:
+            run = Run(RunFolder.open(path), backend=backend, device=device)
             model = _run(run, engine, precision, overlays, report)
         url = listening.url(listener)
         announce = partial(ready, model, url) if ready else partial(report.info, f"serving {model.name} on {url}")

@@ -76,8 +76,8 @@ def extend(run: RunFolder, recipe: Recipe, pack: Pack, changes: Mapping[str, Any
     changed = recipe.changed(**changes)
     if changed.epochs == recipe.epochs:
         return recipe, _finished(run, recipe) if info.status == "finished" else []
+    from resnetlab.training.build import make_stream
     from resnetlab.training.optimizers import Schedule
-    from resnetlab.training.trainer import make_stream
 
     steps, step = make_stream(recipe, pack).steps_per_epoch, info.step
     before, after = (Schedule.of(r, steps).at(step + 1) for r in (recipe, changed))

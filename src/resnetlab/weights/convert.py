@@ -36,20 +36,6 @@ Padding = Literal["both", "end"]
 TOLERANCE = 1e-4  # relative to the largest logit: float32 rounding between two implementations
 
 
-def collect_arrays(reference: Any) -> dict[str, np.ndarray]:
-    """Names and arrays of a `keras.Model` ("conv1_conv/kernel") or of a PyTorch state dict ("conv1.weight")."""
-    if isinstance(reference, keras.Model):
-        return {
-            f"{layer.name}/{variable.name}": keras.ops.convert_to_numpy(variable)
-            for layer in reference.layers
-            for variable in layer.weights
-        }
-    return {
-        name: tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else np.asarray(tensor)
-        for name, tensor in reference.items()
-    }
-
-
 def assign_weights(model: keras.Model, source: Arrays, naming: Naming, *, head: bool = True) -> None:
     """Set all weights of `model` to those of `source`; without `head`, its head stays as it is.
 

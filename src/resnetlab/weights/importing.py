@@ -34,9 +34,11 @@ def import_to_cache(
     source: str, key: str | None, options: Mapping[str, Any], *, backend: str | None, device: str
 ) -> RunFolder:
     """The cached run of `source`; imported now if its files have changed or were never imported."""
-    path = Path(source).expanduser()
+    from resnetlab.weights.readers import is_on_hub, snapshot
+
+    path = snapshot(source) if is_on_hub(source) else Path(source).expanduser()  # a new commit is another folder
     files = (sorted(path.iterdir()) if path.is_dir() else [path]) if path.exists() else []
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stats = [(file.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file in files for stat in [file.stat()]]
     identity = f"{FORMAT} {path.resolve() if stats else source} {stats} {key} {sorted(options.items())}"
     name = f"{import_name(source)}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     kept = environment.cache_folder() / "imported" / name

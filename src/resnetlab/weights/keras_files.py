@@ -13,6 +13,7 @@ from resnetlab.errors import ResnetlabError
 from resnetlab.models.variants import VARIANTS
 from resnetlab.untrusted import BYTES_MOST, check_hdf5, hdf5_datasets, parse_json, read_member
 
+_HEADS = (None, "linear", "softmax")  # activations
 _KERAS_ORDER = {1: ("kernel",), 2: ("kernel", "bias"), 4: ("gamma", "beta", "moving_mean", "moving_variance")}
 
 
@@ -25,7 +26,7 @@ def read_keras(path: Path) -> tuple[dict[str, np.ndarray], str | None, dict[str,
     """The weights in a .keras file, and model name and preprocessing of our own. The Keras model is never built."""
     with zipfile.ZipFile(path) as archive:
         config = parse_json(read_member(archive, "config.json", most=BYTES_MOST >> 6))
-        _refuse_programs(config, path)
+        _require_plain_layers(config, path)
         content = io.BytesIO(read_member(archive, "model.weights.h5", most=BYTES_MOST))
         return _hdf5(content, path), *_read_own_config(config)
 
@@ -48,7 +49,7 @@ def _hdf5(file: IO[bytes], path: Path) -> dict[str, np.ndarray]:
     check_hdf5(path, file)
     with h5py.File(file, "r") as opened:
         if isinstance(config := opened.attrs.get("model_config"), (str, bytes)):
-            _refuse_programs(parse_json(config), path)
+            _require_plain_layers(parse_json(config), path)
         for dataset in hdf5_datasets(path, opened, without=("optimizer", "optimizer_weights")):
             place = dataset.name
             if "/seed_generator/" in place:  # of stochastic depth
@@ -70,9 +71,30 @@ def _keras_name(place: str, dataset: Any) -> str:
     return f"{layer}/{weight}"
 
 
-def _refuse_programs(config: Any, path: Path) -> None:
-    """Raise ResnetlabError if a Keras model's config contains a Lambda layer, which holds executable code."""
+# Layers without weights that change what the network computes, and what is expected in their place.
+_UNEXPECTED = {
+    "Rescaling": "images are scaled outside of the saved model: save the ResNet inside it, without this layer",
+    "Normalization": "images are normalised outside of the saved model: save the ResNet inside it, without this layer",
+    "Resizing": "images are resized outside of the saved model: save the ResNet inside it, without this layer",
+    "CenterCrop": "images are cropped outside of the saved model: save the ResNet inside it, without this layer",
+    "GlobalMaxPooling2D": "GlobalAveragePooling2D before the head",
+}
+
+
+def _require_plain_layers(config: Any, path: Path) -> None:
+    """Raise ResnetlabError if a Keras model has a layer that is not in the networks here, and has no weights to tell.
+
+    Also for a Lambda layer, which holds executable code, and for a head that is not a softmax.
+    """
     if isinstance(config, dict):
+        kind, inner = config.get("class_name"), config.get("config")
+        if kind in _UNEXPECTED:
+            raise ResnetlabError(f"{path} has a layer {kind}; expected {_UNEXPECTED[kind]}.")
+        if kind == "Dense" and isinstance(inner, dict) and inner.get("activation") not in _HEADS:
+            raise ResnetlabError(
+                f"{path}: the head has the activation {inner['activation']!r}; expected softmax or none, as the "
+                "probabilities here are a softmax."
+            )
         if config.get("class_name") in ("Lambda", "__lambda__"):
             raise ResnetlabError(
                 f"{path} has a Lambda layer, which holds a program: refused, and nothing of it was run. Expected "
@@ -81,4 +103,4 @@ def _refuse_programs(config: Any, path: Path) -> None:
         config = list(config.values())
     if isinstance(config, list):
         for part in config:
-            _refuse_programs(part, path)
+            _require_plain_layers(part, path)

@@ -16,6 +16,7 @@ import numpy as np
 from resnetlab.errors import ResnetlabError
 from resnetlab.models.shapes import summarize
 from resnetlab.models.variants import VARIANTS, Architecture, architecture
+from resnetlab.progress import format_count
 
 Arrays = Mapping[str, np.ndarray]
 Target = tuple[str, str, tuple[int, ...]]  # layer, weight, shape: as `Summary.weights` lists them
@@ -243,7 +244,7 @@ def _not_recognised(
         name = naming.of("stem_conv1", "kernel")
         grey = " (grey-scale)" if channels == 1 else ""
         return ResnetlabError(
-            f"{name} {source[name].shape}: the stem takes images of {channels} channel{'s' * (channels > 1)}{grey}, "
+            f"{name} {source[name].shape}: the stem takes images of {format_count(channels, 'channel')}{grey}, "
             "expected 3: RGB. Networks here take RGB images, so these weights cannot be imported."
         )
     text = f"These are not the weights of {'any network here' if model is None else repr(model)}. "

@@ -11,6 +11,7 @@ read("ResNet50V2")                    keras.applications' own weights, by Keras'
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shlex
@@ -83,13 +84,20 @@ def read(source: str, *, key: str | None = None) -> Checkpoint:
     by_name = {name.lower(): name for name in KERAS_APPLICATIONS}
     if name := by_name.get(source.lower()):
         return Checkpoint(source, _from_keras(name))
-    if re.fullmatch(r"[\w-]+/[\w.-]+", source) and path.suffix.lower() not in _ENDINGS:
-        return _from_folder(_from_hub(source), source)
+    if is_on_hub(source):
+        return _from_folder(snapshot(source), source)
     raise UsageError(
         f"Received {source!r}, expected a file of weights (PyTorch, .safetensors, .h5, .keras), a folder with "
         f"config.json and weights, a name on the Hugging Face hub such as microsoft/resnet-50, or one of "
         f"{', '.join(KERAS_APPLICATIONS)}."
     )
+
+
+def is_on_hub(source: str) -> bool:
+    """Whether `source` is a name on the Hugging Face hub: USER/NAME, where USER is not a folder here."""
+    path = Path(source).expanduser()
+    named = re.fullmatch(r"[\w-]+/[\w.-]+", source) and path.suffix.lower() not in _ENDINGS
+    return bool(named) and not path.exists() and not path.parent.is_dir()
 
 
 def find_class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
@@ -198,6 +206,11 @@ def _kind_of_archive(path: Path) -> str:
 
 def _as_numbers(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind in "iub":
+        if array.size > 1:  # only counters are whole numbers
+            raise ResnetlabError(
+                f"{path}: {name} {array.shape} is of {array.dtype}: quantised. Expected the weights before that, in "
+                "float32, float16 or bfloat16."
+            )
         return array
     if array.dtype.kind not in "fV":  # V: bfloat16
         raise ValueError(f"{name} is of {array.dtype}")
@@ -286,7 +299,17 @@ def _as_transformers_says(checkpoint: Checkpoint, config: dict[str, Any], proces
             raise ResnetlabError(
                 f"{checkpoint.origin}: received {key}={config[key]!r}, expected {expected!r}, as in all networks here."
             )
+    for key in ("do_rescale", "do_normalize"):
+        if processor.get(key) is False:
+            raise ResnetlabError(
+                f"{checkpoint.origin}: received {key}=false, expected true: networks here normalise their images."
+            )
+    factor = processor.get("rescale_factor") or 1 / 255
+    if not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+        raise ResnetlabError(f"{checkpoint.origin}: received rescale_factor={factor}, expected 1/255.")
     size, cropped, resample = _side(processor.get("size")), _side(processor.get("crop_size")), processor.get("resample")
+    if processor.get("do_center_crop") is False:
+        cropped = None
     if resample is not None and resample not in _RESAMPLING:
         raise ResnetlabError(f"{checkpoint.origin}: received resample={resample}, expected one of {_RESAMPLING}.")
     settings = _stated(  # either the middle crop_size of size, or size of size / crop_pct
@@ -310,8 +333,11 @@ def _as_transformers_says(checkpoint: Checkpoint, config: dict[str, Any], proces
 def _squeezed(processor: dict[str, Any]) -> str | None:
     """What is said of a processor that squeezes large images into a square, where here their centre is cropped."""
     kind = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
-    size = _side(processor.get("size"))
-    if not kind.lower().startswith("convnext") or size is None or size < SQUEEZED_FROM:
+    stated = processor.get("size")
+    size = _side(stated)
+    from_size = kind.lower().startswith("convnext") and size is not None and size >= SQUEEZED_FROM
+    exact = isinstance(stated, dict) and "height" in stated and not processor.get("do_center_crop")
+    if not from_size and not exact:
         return None
     return (
         f"its processor ({kind}, {size} pixels) resizes whole images to a square; here the centre square is cropped, "
@@ -390,7 +416,8 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _from_hub(name: str) -> Path:
+def snapshot(name: str) -> Path:
+    """The folder that a repository of the Hugging Face hub is downloaded to; another one for each of its commits."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -399,7 +426,7 @@ def _from_hub(name: str) -> Path:
             "config.json and model.safetensors by hand, and give their folder."
         ) from None
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "README.md"]))
+        return Path(snapshot_download(name, allow_patterns=["*.json", *_WEIGHTS_IN_FOLDER, "README.md"]))
     except Exception as error:  # offline, no such name, no access: it raises the errors of its HTTP library too
         raise ResnetlabError(
             f"{name} cannot be downloaded ({type(error).__name__}). Where there is a network, download its "
@@ -412,7 +439,7 @@ def _from_keras(name: str) -> dict[str, np.ndarray]:
     environment.start()
     import keras
 
-    from resnetlab.weights.convert import collect_arrays
+    from resnetlab.weights.arrays import collect_arrays
 
     function = getattr(keras.applications, name)
     try:

@@ -66,7 +66,7 @@ function draw() {
     drawn.push(new uPlot({
       width: place.clientWidth, height: 230,
       cursor: { sync: { key: "epochs" } },
-      scales: { x: { time: false }, y: { distr: chart.logarithmic ? 3 : 1 } },
+      scales: { x: { time: false } },
       axes: [
         { ...axis, size: 28, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] },
         { ...axis, size: 58, values: (_, values) => values.map((v) => (v === null ? "" : chart.percent ? Math.round(100 * v) + " %" : format(v))) },
