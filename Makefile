@@ -36,12 +36,12 @@ FOR_CHECK := $(VENV)/.installed-$(call extras,cpu dev jax test $(more))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart notebook docs test test-long reliability audit check lint format constraints clean run-lint run-docs run-tests run-long
+.PHONY: help quickstart notebook docs test test-long reliability audit check lint format constraints clean run-lint run-docs run-tests
 
-help: ## Say what there is (this)
+help: ## List the targets (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-quickstart: $(FOR_TRAINING) ## Train a ResNet on digits (a minute or two), then predict ten held-out images
+quickstart: $(FOR_TRAINING) ## Train a ResNet on digits (a few minutes), then predict ten held-out images
 	$(BIN)/resnetlab train digits --recipe quick --run $(RUN)
 	$(BIN)/resnetlab predict $(RUN) --held-out 10
 
@@ -51,9 +51,11 @@ notebook: $(FOR_NOTEBOOK) ## Run the notebook from top to bottom (ten minutes), 
 
 docs: $(FOR_DOCS) run-docs ## Build the documentation as a site, into build/site
 
+test: MARKS := not long
 test: $(FOR_TESTS) run-tests ## Run the tests on TensorFlow and JAX (EXTRAS=torch: on PyTorch too; ARGS=…: for pytest)
 
-test-long: $(FOR_TESTS) run-long ## Run the long ones: notebook, benchmarks, comparison (EXTRAS, ARGS as above)
+test-long: MARKS := long
+test-long: $(FOR_TESTS) run-tests ## Run the long ones: notebook, benchmarks, comparison (EXTRAS, ARGS as above)
 
 reliability: $(FOR_TESTS) ## Kill, fill the disk, ... for hours, and write what was found into results/ (root, for a small disk)
 	KERAS_BACKEND=tensorflow $(BIN)/python -m tests.reliability.kills --kills 200
@@ -69,9 +71,8 @@ audit: ## Look the dependencies up in the databases of known vulnerabilities (ne
 	python3 -m venv build/audit && build/audit/bin/pip install --quiet pip-audit
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $(CONSTRAINTS)
 
-LONG := long
-check: LONG := long and not benchmark
-check: $(FOR_CHECK) run-lint run-docs run-tests run-long ## All that must hold: lint, types, import contracts, documentation, tests
+check: MARKS := not benchmark
+check: $(FOR_CHECK) run-lint run-docs run-tests ## All that must hold on every change: lint, types, contracts, docs, tests
 
 lint: $(FOR_LINT) run-lint ## The quick part of check: format, lint, types, import contracts
 
@@ -89,10 +90,7 @@ run-docs:
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 run-tests:
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long" $(ARGS)
-
-run-long:
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(LONG)" $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "$(MARKS)" $(ARGS)
 
 constraints: ## Renew requirements/constraints.txt: the newest of everything, resolved in a fresh environment
 	rm -rf build/constraints
@@ -109,7 +107,7 @@ clean: ## Remove what these targets made: .venv, builds, caches (runs/ stays)
 	find src tests studies benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
-	@echo "Installing resnetlab[$*] into $(VENV): some hundred MB the first time ..."
+	@echo "Installing resnetlab[$*] into $(VENV): several hundred MB the first time ..."
 	$(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$*]"
 	@touch "$@"
 

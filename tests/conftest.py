@@ -13,9 +13,14 @@ from resnetlab.environment import BACKENDS, configure
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core, so one thread in each
     os.environ |= {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-sys.path.insert(0, str(Path(__file__).parents[1]))  # as `python -m pytest` does, and a bare `pytest` does not
+ROOT = Path(__file__).parents[1]
+# What XLA compiles for JAX is kept, also between processes: a third of the time of the tests on JAX.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+sys.path.insert(0, str(ROOT))  # as `python -m pytest` does, and a bare `pytest` does not
 
-from tests.workers import HERE, Workers
+from tests.workers import HERE, Workers  # noqa: E402
 
 configure(backend=HERE, device="cpu")  # before a test module imports Keras
 

@@ -555,7 +555,9 @@ def test_it_takes_the_backend_that_already_runs(here: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["tensorflow", "jax", "torch"])
+@pytest.mark.parametrize(
+    "name", ["tensorflow", *(pytest.param(b, marks=pytest.mark.benchmark) for b in ("jax", "torch"))]
+)
 def test_the_quickstart_on_every_backend(tmp_path: Path, name: str) -> None:
     if not installed(name):  # not by importing it: PyTorch and TensorFlow must not share a process
         pytest.skip(f"{name} is not installed")

@@ -18,7 +18,9 @@ def run(program: str, backend: str) -> str:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", ["tensorflow", *(pytest.param(b, marks=pytest.mark.benchmark) for b in BACKENDS[1:])]
+)
 def test_load_model_knows_the_layers_in_both_orders_of_import(backend: str, tmp_path: Path) -> None:
     if not installed(backend):
         pytest.skip(f"{backend} is not installed")

@@ -1,6 +1,8 @@
 """The notebook is committed as it ran, and runs: here the short pass, with the same cells and assertions."""
 
 import ast
+import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -43,12 +45,24 @@ def test_it_names_no_path_of_the_machine_it_ran_on(cells: list[dict]) -> None:
     assert str(NOTEBOOK.parents[1]) not in text
 
 
+def test_what_it_imports_is_there(cells: list[dict]) -> None:
+    """Names of the library, in a moment; that the cells run is the long test below."""
+    trees = [ast.parse("".join(cell["source"])) for cell in cells]
+    imports = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    own = [(node.module, name.name) for node in imports if node.module.startswith("resnetlab") for name in node.names]
+    assert len(own) > 10
+    for module, name in own:
+        found = importlib.import_module(module)
+        assert hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}"), (module, name)
+
+
 def test_it_shows_its_blocks_in_at_most_40_lines(cells: list[dict]) -> None:
     (blocks,) = [cell for cell in cells if any(line.startswith("def bottleneck") for line in cell["source"])]
     assert len(blocks["source"]) <= 40
 
 
 @pytest.mark.long
+@pytest.mark.benchmark
 def test_it_runs_from_top_to_bottom(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nbconvert", "--execute", "--to", "notebook"]
     ran = subprocess.run(

@@ -86,7 +86,8 @@ def accuracies(data: Pack, ema: float, steps: int, seed: int) -> tuple[list[floa
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("ema", "steps"), [(0.99, 200), pytest.param(0.999, 400, marks=pytest.mark.benchmark)])
+@pytest.mark.benchmark
+@pytest.mark.parametrize(("ema", "steps"), [(0.99, 200), (0.999, 400)])
 def test_averaged_weights_are_at_most_half_a_point_worse_than_live_ones(digits: Pack, ema: float, steps: int) -> None:
     """Means over the last five steps: early on, one step changes the live accuracy by ten points and more."""
     found = accuracies(digits, ema, steps, seed=0)

@@ -80,7 +80,9 @@ def train(arch: Architecture) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("name", ["resnet-tiny", "resnet20"])
+@pytest.mark.parametrize(
+    "name", ["resnet-tiny", pytest.param("resnet20", marks=[pytest.mark.long, pytest.mark.benchmark])]
+)
 def test_the_same_training_steps_on_every_backend(on: Workers, name: str) -> None:
     arch = replace(VARIANTS[name], zero_init_last=True)
     expected = on("tensorflow")(train, arch=arch)

@@ -159,7 +159,7 @@ def assert_same(run: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("backend", "count"),
     [
-        ("tensorflow", "2"),
+        pytest.param("tensorflow", "2", marks=pytest.mark.benchmark),
         pytest.param("jax", "2", marks=needs_jax),
         pytest.param("jax", "8", marks=[needs_jax, pytest.mark.benchmark]),
     ],
@@ -194,6 +194,7 @@ def test_several_processes_give_the_run_of_one(alone: Path, tmp_path: Path, coun
 
 @needs_jax
 @pytest.mark.long
+@pytest.mark.benchmark
 def test_where_one_process_is_killed_the_others_stop_and_the_run_can_be_resumed(alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = [*OPTIONS, "--checkpoint-every", "10"]

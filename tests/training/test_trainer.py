@@ -486,6 +486,7 @@ def a3_losses(folder: Path) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.long
+@pytest.mark.benchmark
 def test_procedure_a3_trains_alike_on_every_backend(on: Workers, tmp_path: Path) -> None:
     expected = on("tensorflow")(a3_losses, folder=tmp_path / "tensorflow")
     assert expected[0][1] < expected[0][0]
