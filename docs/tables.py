@@ -66,7 +66,7 @@ def throughput(result: Result) -> str:
             for row in rows
             if row.get("unit") == "images/s"
         )
-        head = [job, "images/s", "share of matmul rate", *(f"{mine} ÷ this" for mine in ours)]
+        head = [job, "images/s", "fraction of matmul rate", *(f"{mine} ÷ this" for mine in ours)]
         tables.append(markdown(head, cells))
     return "\n".join(tables) + first_step(result) + conditions(result)
 
@@ -94,7 +94,7 @@ def precision(result: Result) -> str:
             cells.append([name, *rates, f"**{ratios[f'{name}, {over}']:.2f} x** ({over})"])
         head = [job, "float32, images/s", "bfloat16, images/s", f"{ours}, bfloat16 ÷ this"]
         tables.append(markdown(head, cells))
-    how = "In brackets: share of the matmul rate in this precision; and in which precision this is faster.\n"
+    how = "In brackets: fraction of the matmul rate in this precision; and in which precision this is faster.\n"
     return "\n".join([*tables, how]) + conditions(result)
 
 
@@ -138,7 +138,7 @@ def gpu(result: Result) -> str:
         for row in rows
         if row["unit"] == "images/s"
     )
-    head = ["ResNet-50, 224x224, bfloat16, training", "batch", "input", "images/s", "share of matmul rate"]
+    head = ["ResNet-50, 224x224, bfloat16, training", "batch", "input", "images/s", "fraction of matmul rate"]
     return markdown(head, cells) + conditions(result)
 
 
@@ -268,7 +268,7 @@ ACCURACY_HEAD = (
     "top-1",
     "with test-time flips",
     "training",
-    "share of matmul rate",
+    "fraction of matmul rate",
 )
 
 

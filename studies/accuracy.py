@@ -29,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiment import Row, arguments, finished_run, keras, say, with_kept_rows
+from experiment import Row, arguments, finished_run, keras, say, training_seconds, with_kept_rows
 
 import resnetlab as rl
 from resnetlab import backend, results
@@ -98,7 +98,7 @@ def judged(run: rl.Run) -> Row:
 def measure(run: rl.Run) -> Row:
     """A row of the result: accuracy, time, and the share of the matrix-product rate."""
     epochs = run.history
-    seconds = sum(epoch["seconds"] for epoch in epochs)
+    seconds = training_seconds(run)
     recipe, info = run.recipe, run.info
     images = epochs[0]["step"] * recipe.batch_size
     rate = floating_point_operations(recipe, images) / seconds / 1e9

@@ -9,7 +9,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from resnetlab import Run, backend, load, results, train  # noqa: E402
 from resnetlab.atomic import atomic_file  # noqa: E402
 from resnetlab.data.pack import Pack, pack, prepare_pack  # noqa: E402
 from resnetlab.data.sources import resolve  # noqa: E402
+from resnetlab.data.stream import as_item  # noqa: E402
 from resnetlab.environment import cache_folder  # noqa: E402
 from resnetlab.evaluation.logits import predict_logits  # noqa: E402
 from resnetlab.models.resnet import build  # noqa: E402
@@ -128,6 +131,12 @@ def trained(arch: Architecture, recipe: Recipe, data: Pack) -> tuple[keras.Model
     return network, found
 
 
+def training_seconds(run: Run) -> float:
+    """Of all epochs, by the rate of each: the record of an epoch that was interrupted has the time since then only."""
+    images = run.history[0]["step"] * run.recipe.batch_size
+    return sum(images / epoch["images_per_second"] for epoch in run.history)
+
+
 def finished_run(data: Path | str, recipe: Recipe, folder: Path, *, weights: Run | None = None) -> Run:
     """A run by the library: found, resumed, or trained now. Ends the process if it is interrupted."""
     shown = TerminalProgress()
@@ -171,12 +180,12 @@ def _without_descriptions(value: Any) -> Any:
 def _epochs(network: keras.Model, recipe: Recipe, data: Pack, label: str) -> Iterator[Row]:
     stream = make_stream(recipe, data)
     trainer = make_trainer(network, recipe, stream)
+    feed = backend.feed(as_item(stream.batch(0)))
     steps, test_every = stream.steps_per_epoch, max(1, recipe.epochs // 15)
     for epoch in range(1, recipe.epochs + 1):
         began = time.perf_counter()
-        batches = stream.batches((epoch - 1) * steps)
-        logs = trainer.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0).history
-        batches.close()  # type: ignore[attr-defined]
+        with closing(stream.batches((epoch - 1) * steps)) as batches:
+            logs = trainer.fit(feed(partial(iter, batches)), steps_per_epoch=steps, shuffle=False, verbose=0).history
         row: Row = {"epoch": epoch, "step": epoch * steps, "loss": logs["loss"][-1]}
         row |= {"training_error": 1 - logs["accuracy"][-1], "seconds": time.perf_counter() - began}
         if epoch % test_every == 0 or epoch == recipe.epochs:

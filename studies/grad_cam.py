@@ -102,7 +102,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     options = arguments(__doc__ or "", add_weights)
     if not importlib.util.find_spec("pytorch_grad_cam"):
-        sys.exit("grad-cam is not installed, which this study compares with. Do: pip install grad-cam")
+        sys.exit("grad-cam is not installed, which this study compares with. Install it with: pip install grad-cam")
     size = 64 if options.quick else 128
     images = photographs(size)
     network = rl.from_pretrained(options.weights, shortcut_padding="both").model

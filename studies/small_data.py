@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import Row, arguments, finished_run, keras, say, with_kept_rows
+from experiment import Row, arguments, finished_run, keras, say, training_seconds, with_kept_rows
 from PIL import Image
 
 import resnetlab as rl
@@ -105,7 +105,7 @@ def measure(part: str, run: rl.Run, **fields: Any) -> Row:
         "top1": found.top1,
         "loss": round(found.loss, 5),
         "epochs": len(run.history),
-        "seconds": round(sum(epoch["seconds"] for epoch in run.history), 1),
+        "seconds": round(training_seconds(run), 1),
         "precision": run.recipe.precision,
         "device": run.info.device_name,
         "commit": run.info.commit,

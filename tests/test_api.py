@@ -70,7 +70,7 @@ def test_the_documented_examples_run(here: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("resnetlab.comparison.compare.CHILD", ("-c", ""))
     names: dict[str, Any] = {"rl": rl}
     finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner()
-    documented = [rl.train, rl.load, rl.from_pretrained, rl.compare, rl.variants, build]
+    documented = [rl.audit, rl.train, rl.load, rl.from_pretrained, rl.compare, rl.variants, build]
     documented += [rl.Run.evaluate, rl.Run.predict, rl.Run.export]
     for item in documented:
         (found,) = finder.find(item, item.__name__, globs=names)
@@ -83,7 +83,7 @@ def test_every_public_name_is_documented_and_typed() -> None:
     for name in rl.__all__:
         assert getattr(rl, name) is not None
         assert name == "__version__" or getattr(rl, name).__doc__
-    for function in (rl.train, rl.load, rl.from_pretrained, rl.compare, rl.variants):
+    for function in (rl.audit, rl.train, rl.load, rl.from_pretrained, rl.compare, rl.list_runs, rl.variants):
         assert "return" in function.__annotations__
     assert dir(rl) == sorted(rl.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):

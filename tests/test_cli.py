@@ -129,10 +129,10 @@ def test_every_command_has_help_json_and_verbose(cli: Cli, command: str) -> None
         (["train", "digits", "--epochs", "0"], "Invalid value for '--epochs'"),
         (["train", "--resume", "run", "--recipe", "quick"], "leave them out"),
         (["train", "digits", "--resume", "run", "--weights", "a"], "leave them out"),
-        (["train", "digits", "--weights", "nothing"], "Received 'nothing', expected a file of weights"),
+        (["train", "digits", "--weights", "nothing"], "Received 'nothing', expected a weights file"),
         (["train", "digits", "--recipe", "finetune"], "frozen_epochs=2 needs pretrained weights"),
         (["import"], "Missing argument 'SOURCE'"),
-        (["import", "nothing"], "Received 'nothing', expected a file of weights (PyTorch"),
+        (["import", "nothing"], "Received 'nothing', expected a weights file (PyTorch"),
         (["import", "nothing", "--set", "epochs=3"], "Received epochs; expected image_size, crop_pct"),
         (["import", "nothing", "--class-names", "gone.txt"], "--class-names gone.txt cannot be read"),
         (["export", "none", "--format", "onnx"], "none: no such folder"),
@@ -633,12 +633,12 @@ def test_a_class_that_loses_most_of_its_images_is_confirmed_and_recorded(cli: Cl
     assert not (tmp_path / "run").exists()
     code, out, _ = cli("audit", data)
     assert code == 0
-    assert "6 files that are no images by ending or place: 5 .cr2, 1 .xml" in out
+    assert "6 non-image files (by extension or location): 5 .cr2, 1 .xml" in out
     assert "cat: 5 of 9 files cannot be used" in out
     assert f"left out: {data / 'pred'} (1 images, unlabelled by its name)" in out
     code, out, err = cli("train", data, *TINY, "--run", "run", "--allow-losses")
     assert code == 0, err
-    assert "ignored: 6 files that are no images by ending or place: 5 .cr2, 1 .xml" in out
+    assert "ignored: 6 non-image files (by extension or location): 5 .cr2, 1 .xml" in out
     run = RunFolder.open(tmp_path / "run")
     assert run.info().allow_losses is True
     assert run.read_json("audit.json")["losses"].keys() == {"cat"}

@@ -170,10 +170,10 @@ def test_what_is_unknown_is_told_with_the_nearest(arguments: dict[str, Any], tol
 
 def test_a_backend_that_is_not_installed_is_told_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "installed", lambda name: False)
-    with pytest.raises(ResnetlabError, match=r"'jax' is not installed. Do: pip install 'resnetlab\[jax\]'"):
+    with pytest.raises(ResnetlabError, match=r"'jax' is not installed. Install: pip install 'resnetlab\[jax\]'"):
         environment.configure(backend="jax")
     monkeypatch.delenv("KERAS_BACKEND")
-    with pytest.raises(ResnetlabError, match=r"'tensorflow' is not installed. Do: pip install 'resnetlab\[cpu\]'"):
+    with pytest.raises(ResnetlabError, match=r"'tensorflow' is not installed. Install: pip install 'resnetlab\[cpu\]'"):
         environment.configure()
 
 

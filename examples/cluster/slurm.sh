@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train on 4 nodes with 8 GPUs each: sbatch examples/cluster/slurm.sh
-# The data set and the run folder lie where all nodes see them. Submitted again, it goes on where the last job stopped.
+# The data set and the run folder lie where all nodes see them. Submitted again, it resumes where the last job stopped.
 #SBATCH --job-name=resnetlab
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1

@@ -23,62 +23,88 @@ from resnetlab import keras_hook
 if TYPE_CHECKING:
     from resnetlab.cluster import Cluster
     from resnetlab.comparison.compare import Comparison
+    from resnetlab.data.audit import Audit
     from resnetlab.errors import ResnetlabError, UsageError
     from resnetlab.evaluation.metrics import Evaluation
     from resnetlab.inference.explanation import Explanation
     from resnetlab.inference.predictor import Prediction
-    from resnetlab.listing import Variant, variants
+    from resnetlab.listing import RunSummary, Variant, list_runs, variants
     from resnetlab.models.resnet import build
     from resnetlab.progress import Progress
     from resnetlab.recipes import Recipe
     from resnetlab.run import Export, Run
+    from resnetlab.server.limits import Limits
     from resnetlab.server.serve import serve
-    from resnetlab.tasks import compare, compare_runs, from_pretrained, load, train
+    from resnetlab.tasks import (
+        TrainingPlan,
+        audit,
+        compare,
+        compare_runs,
+        from_pretrained,
+        load,
+        pack,
+        plan_training,
+        train,
+    )
 
 _HOME = {
+    "Audit": "data.audit",
     "Cluster": "cluster",
     "Comparison": "comparison.compare",
     "Evaluation": "evaluation.metrics",
     "Explanation": "inference.explanation",
     "Export": "run",
+    "Limits": "server.limits",
     "Prediction": "inference.predictor",
     "Progress": "progress",
     "Recipe": "recipes",
     "ResnetlabError": "errors",
     "Run": "run",
+    "RunSummary": "listing",
+    "TrainingPlan": "tasks",
     "UsageError": "errors",
     "Variant": "listing",
+    "audit": "tasks",
     "build": "models",
     "compare": "tasks",
     "compare_runs": "tasks",
     "from_pretrained": "tasks",
+    "list_runs": "listing",
     "load": "tasks",
     "pack": "tasks",
+    "plan_training": "tasks",
     "serve": "server.serve",
     "train": "tasks",
     "variants": "listing",
 }
 __version__ = version("resnetlab")
 __all__ = [
+    "Audit",
     "Cluster",
     "Comparison",
     "Evaluation",
     "Explanation",
     "Export",
+    "Limits",
     "Prediction",
     "Progress",
     "Recipe",
     "ResnetlabError",
     "Run",
+    "RunSummary",
+    "TrainingPlan",
     "UsageError",
     "Variant",
     "__version__",
+    "audit",
     "build",
     "compare",
     "compare_runs",
     "from_pretrained",
+    "list_runs",
     "load",
     "pack",
+    "plan_training",
     "serve",
     "train",
     "variants",

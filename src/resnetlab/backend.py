@@ -185,8 +185,11 @@ if NAME == "tensorflow":
         """
         spec = keras.tree.map_structure(lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), example)
         current: list[Callable[[], Iterator[Any]]] = []
+        # Without autotuning, for whose thread TensorFlow waits at the end of a pass: it wakes after up to a minute.
+        options = tf.data.Options()
+        options.autotune.enabled = False
         dataset = tf.data.Dataset.from_generator(lambda: current[0](), output_signature=spec)
-        dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        dataset = dataset.prefetch(2).with_options(options)
 
         def read(make: Callable[[], Iterator[Any]]) -> Any:
             current[:] = [make]

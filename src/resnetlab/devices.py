@@ -38,7 +38,7 @@ class Started:
 
 
 def resolve_precision(precision: str) -> str:
-    """ "auto" as the precision that the device computes fastest: bfloat16 or float32."""
+    """Resolve "auto": bfloat16 if the device has instructions for it, otherwise float32."""
     if precision != "auto":
         return precision
     from resnetlab import backend as running

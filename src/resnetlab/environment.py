@@ -56,7 +56,7 @@ def configure(
         raise unknown_name("backend", backend, BACKENDS)
     if not installed(backend):
         extra = _EXTRAS[backend]
-        raise ResnetlabError(f"Backend {backend!r} is not installed. Do: pip install 'resnetlab[{extra}]'.")
+        raise ResnetlabError(f"Backend {backend!r} is not installed. Install: pip install 'resnetlab[{extra}]'.")
     if "keras" in sys.modules:
         running = sys.modules["keras"].backend.backend()
         if running != backend:

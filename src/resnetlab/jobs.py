@@ -301,7 +301,8 @@ def _describe(
     )
     counts = ", ".join(f"{len(pack.indices(s)):,} {s}" for s in ("train", "validation", "test"))
     report.info(f"{source.name}: {len(pack.class_names)} classes, {counts} images")
-    report.info(describe_split(source, recipe, pack, inherited=inherited))
+    split = describe_split(source, recipe, pack, inherited=inherited)
+    report.info("split: " + split.replace("\n", "\n       "))
     if recipe.batch_size > len(pack.indices("train")):
         report.warning(
             f"batch_size={recipe.batch_size} is more than the training images: a step sees some of them repeatedly"

@@ -89,7 +89,7 @@ class Recipe(BaseModel):
     stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0, description="drop rate of the last residual block; 0 is off")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "float32",
-        description="of the computation, with weights in float32; auto: bfloat16 where the device computes it faster, "
+        description="of the computation, with weights in float32; auto: bfloat16 on devices with instructions for it, "
         "otherwise float32; float16 uses loss scaling",
     )
 
@@ -105,8 +105,8 @@ class Recipe(BaseModel):
     batch_size: int = Field(32, ge=1, description="images of one training step")
     accumulate: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         1,
-        description="parts that a batch is computed in, one after the other, with less memory; auto: as few as fit the "
-        "GPU; batch norms see one part at a time",
+        description="micro-batches of a step (gradient accumulation), to save memory; auto: as few as fit the GPU; "
+        "batch norms see one at a time",
     )
     validation: float = Field(
         0.1, ge=0.0, lt=1.0, description="fraction of the images held out to choose the best epoch"
@@ -116,7 +116,7 @@ class Recipe(BaseModel):
 
     # Augmentation: parameters are sampled on the host and applied on the device
     crop: Literal["none", "pad", "resized"] = Field(
-        "none", description="none: the centre; pad: shifted by up to crop_padding; resized: a random window"
+        "none", description="none: the centre; pad: shifted by up to crop_padding; resized: random resized crops"
     )
     progressive: tuple[tuple[int, float], ...] = Field(
         (), description="pairs [side, fraction]: up to this fraction of the epochs, images are reduced to this side"
@@ -524,7 +524,7 @@ RECIPES: dict[str, Recipe] = {
         ANIMALS,
         BASE.changed(  # cifar-small-data with larger images
             name="photos",
-            description="a folder of some hundred to some thousand photographs: 64x64 pixels, RandAugment and CutMix",
+            description="a folder of a few hundred to a few thousand photographs: 64x64 pixels, RandAugment, CutMix",
             **FAST,
             **FEW_IMAGES,
             image_size=64,

@@ -266,7 +266,7 @@ class Run:
             One prediction for each image, in order. For unusable images, `label` is None and `problem` the reason.
 
         Raises:
-            UsageError: an argument that is no image; only paths that do not exist; an unknown engine or precision.
+            UsageError: an argument that is not an image; only paths that do not exist; an unknown engine or precision.
             ResnetlabError: no weights yet, or damaged ones; a package is missing.
 
         >>> prediction = run.predict("cat.jpg")[0]
@@ -344,7 +344,7 @@ class Run:
             features: with the stage's feature maps.
 
         Raises:
-            UsageError: an unknown method, stage or class; an argument that is no image.
+            UsageError: an unknown method, stage or class; an argument that is not an image.
             ResnetlabError: no weights yet, or damaged ones.
 
         >>> explanation = run.explain("cat.jpg")[0]
@@ -409,7 +409,7 @@ class Run:
         license: str | None = None,
         progress: Progress | str | None = "auto",
     ) -> Export:
-        """Write the network for another runtime, and verify it against Keras on real images; or its weights, to share.
+        """Export the network to another runtime, and verify it against Keras on real images; or its weights, to share.
 
         Args:
             format: "onnx", "saved_model", "litert" or "openvino"; or "safetensors": weights and a model card, as the

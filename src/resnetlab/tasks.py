@@ -1,15 +1,18 @@
-"""The functions of the public API: train, plan_training, pack, load, from_pretrained, compare, compare_runs."""
+"""The functions of the public API: audit, train, plan_training, pack, load, from_pretrained, compare, compare_runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from resnetlab.cluster import Cluster
-from resnetlab.data.loading import open_data
+from resnetlab.data.audit import Audit
+from resnetlab.data.audit import audit as examine
+from resnetlab.data.loading import describe_split, open_data
+from resnetlab.data.sources import resolve
 from resnetlab.devices import Placement
 from resnetlab.errors import UsageError
 from resnetlab.jobs import (
@@ -34,6 +37,34 @@ from resnetlab.weights.importing import import_to_cache, import_weights
 
 if TYPE_CHECKING:
     from resnetlab.comparison.compare import Comparison
+
+
+def audit(
+    data: PathOrStr,
+    *,
+    recipe: PathOrStr | Recipe | None = None,
+    progress: Progress | str | None = "auto",
+    **fields: Unpack[RecipeFields],
+) -> Audit:
+    """Decode every image: what can be used, what is set aside and why, what occurs twice, how it is split.
+
+    Args:
+        data: as in `train`.
+        recipe, fields: as in `train`; they determine the split.
+
+    Raises:
+        UsageError: no such folder; an unknown name, or a value out of range.
+        ResnetlabError: the folder cannot be used for training, such as with a class that has no usable image.
+
+    >>> found = rl.audit("photos")
+    >>> found.class_names, len(found.usable)
+    (('cat', 'dog'), 24)
+    """
+    report = make_progress(progress)
+    chosen = choose_recipe(str(data), recipe, fields, report=report)
+    source = resolve(str(data), progress=report.count)
+    found = examine(source, progress=lambda done, total: report.count("decoding", done, total))
+    return replace(found, split=describe_split(source, chosen))
 
 
 def train(
@@ -213,7 +244,6 @@ def pack(
         How many shards were written.
     """
     from resnetlab.data.pack import write_shards
-    from resnetlab.data.sources import resolve
 
     if shard_megabytes < 1:
         raise UsageError(f"Received shard_megabytes={shard_megabytes}, expected at least 1.")
@@ -375,7 +405,7 @@ def compare_runs(runs: Sequence[PathOrStr | Run], path: PathOrStr = "comparison.
     """Write a page about several runs: their curves, their results, and the settings in which they differ.
 
     Raises:
-        UsageError: fewer than two runs; a folder that is no run.
+        UsageError: fewer than two runs; a folder that is not a run folder.
         ResnetlabError: the same run twice.
     """
     from resnetlab.report.page import write_comparison

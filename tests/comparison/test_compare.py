@@ -399,7 +399,7 @@ def test_a_backend_that_is_not_installed_is_a_row_with_its_reason(
     )
     monkeypatch.setenv("PYTHONPATH", str(hide))
     found = compare.run(**quick | {"backends": ["jax"], "batch_sizes": [8, 16]}).result
-    reason = "Backend 'jax' is not installed. Do: pip install 'resnetlab[jax]'."
+    reason = "Backend 'jax' is not installed. Install: pip install 'resnetlab[jax]'."
     assert [(r["batch_size"], r["problem"]) for r in found["rows"]] == [(8, reason), (16, reason)]
     assert not (quick["output"] / "compare.png").exists()
     assert found["summary"][0].startswith("Nothing could be measured")

@@ -342,7 +342,7 @@ def test_requests_that_make_no_sense_are_told(trained: Trained, monkeypatch: pyt
     with pytest.raises(UsageError, match="int8 needs the run's training images"):
         export(run, "onnx", precision="int8")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ResnetlabError, match=r"onnx needs onnxruntime. Do: pip install 'resnetlab\[onnx\]'"):
+    with pytest.raises(ResnetlabError, match=r"onnx needs onnxruntime. Install: pip install 'resnetlab\[onnx\]'"):
         export(run, "onnx")
 
 

@@ -121,7 +121,7 @@ def test_one_bad_image_among_others_is_a_problem_of_its_own(client: TestClient) 
 def test_what_is_wrong_has_a_status_and_a_reason(
     model: ServedModel, request_: dict[str, Any], status: int, told: str
 ) -> None:
-    with client_of(model, megabytes=0.4, images=3) as client:
+    with client_of(model, max_megabytes=0.4, max_images=3) as client:
         answer = client.post("/predict", **request_)
         assert answer.status_code == status, answer.text
         assert told in answer.text
@@ -145,7 +145,7 @@ def slow(model: ServedModel, started: threading.Event, ended: threading.Event) -
 def test_too_many_requests_and_a_full_queue_are_answered_at_once(model: ServedModel) -> None:
     started, ended, image = threading.Event(), threading.Event(), make_images.jpeg(1)
     with (
-        client_of(slow(model, started, ended), requests=2, waiting=2, batch=1) as client,
+        client_of(slow(model, started, ended), max_requests=2, max_waiting=2, batch_size=1) as client,
         ThreadPoolExecutor(4) as pool,
     ):
 
@@ -178,7 +178,7 @@ def test_an_answer_that_takes_too_long_is_given_up_and_its_images_are_not_comput
         sizes.append(len(images))
         return patient.engine(images)
 
-    with client_of(replace(model, engine=engine), seconds=0.3) as client, ThreadPoolExecutor(2) as pool:
+    with client_of(replace(model, engine=engine), timeout=0.3) as client, ThreadPoolExecutor(2) as pool:
         first = pool.submit(client.post, "/predict", content=make_images.jpeg(1), headers=JPEG)
         assert started.wait(10)
         second = client.post("/predict", files=[("x", ("a.jpg", make_images.jpeg(2)))] * 5)
@@ -307,10 +307,10 @@ def test_what_cannot_be_served_is_said_before_it_listens(trained: Trained, tmp_p
         serve(trained[0].path, host="no.such.host.invalid", port=0)
     for name in ("example.org:443", "a*.example.org", "https://example.org"):
         with pytest.raises(UsageError, match="Received the host name"):
-            serve(trained[0].path, port=0, hosts=[name])
+            serve(trained[0].path, port=0, allowed_hosts=[name])
     for value in (0, -1.5, float("nan"), float("inf")):
-        with pytest.raises(UsageError, match=f"Received megabytes={value}, expected a number"):
-            Limits(megabytes=value)
+        with pytest.raises(UsageError, match=f"Received max_megabytes={value}, expected a number"):
+            Limits(max_megabytes=value)
     import socket
 
     with socket.socket() as taken:

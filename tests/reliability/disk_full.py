@@ -1,6 +1,6 @@
 """Fill the disk at random moments of a training run, make room, resume, and compare with a run that had room.
 
-Claim   A full disk stops training with a message that says what to do; the checkpoints before are whole, and the run is
+Claim   A full disk stops training with a message that says what to do; earlier checkpoints are intact, and the run is
         resumed to the same weights, bit for bit.
 Cost    Each time is a process that traces the network anew: about 10 seconds on two CPU cores. It mounts a small tmpfs,
         which takes root.

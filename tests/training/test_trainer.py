@@ -269,22 +269,25 @@ def test_early_stopping_without_validation_images_is_told(tmp_path: Path) -> Non
         train(pack, recipe, new_run(tmp_path / "run", recipe), progress=Quiet())
 
 
-def test_a_run_that_goes_on_with_more_images_counts_epochs(tmp_path: Path) -> None:
-    recipe = BASE.changed(epochs=6, early_stopping=5)
+@pytest.mark.parametrize(("more", "parts"), [(True, 1), (False, 2)])
+def test_a_run_that_goes_on_with_other_images_counts_epochs(tmp_path: Path, more: bool, parts: int) -> None:
+    recipe = BASE.changed(epochs=6, early_stopping=5, accumulate=parts)
     run, few = new_run(tmp_path / "run", recipe), digits()
     subset = few.subset.copy()
     subset[: TRAIN // 2] = "unused"
-    few = replace(few, subset=subset)
-    per_epoch = (make_stream(recipe, few).steps_per_epoch, make_stream(recipe, digits()).steps_per_epoch)
-    assert per_epoch[0] < per_epoch[1]
-    assert train(few, recipe, run, progress=Quiet(stop_at=3 * per_epoch[0] + 1)) == "interrupted"
+    before, after = (replace(few, subset=subset), digits()) if more else (digits(), replace(few, subset=subset))
+    steps = [make_stream(recipe, pack).steps_per_epoch for pack in (before, after)]
+    assert (steps[0] < steps[1]) == more
+    assert train(before, recipe, run, progress=Quiet(stop_at=3 * steps[0] + 1)) == "interrupted"
     assert run.info().epoch == 3
     told = Quiet()
-    assert train(digits(), recipe, run, progress=told, resume=True, force=True) == "finished"
+    assert train(after, recipe, run, progress=told, resume=True, force=True) == "finished"
     assert [record["epoch"] for record in run.metrics()] == [1, 2, 3, 4, 5, 6]
-    assert sorted(told.steps) == list(range(3 * per_epoch[1] + 1, 6 * per_epoch[1] + 1))
+    assert sorted(set(told.steps)) == list(range(3 * steps[1] + 1, 6 * steps[1] + 1))
+    assert run.info().best_epoch > 3  # losses of other validation images are not compared
+    assert Checkpoints(run).newest(pytest.fail)[0]["step"] == 6 * steps[1]
     iterations = next(array for name, array in state(run).items() if name.endswith("iteration"))
-    assert iterations == 6 * per_epoch[1]
+    assert iterations == 6 * steps[1] * parts
 
 
 # (c) Divergence

@@ -252,7 +252,7 @@ def test_a_training_checkpoint_holds_the_state_dict(tmp_path: Path, on: Workers)
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("no-such-thing", "expected a file of weights"),
+        ("no-such-thing", "expected a weights file"),
         ("{folder}", "expected config.json and one of model.safetensors"),
         ("{folder}/notes.txt", "is not that of a PyTorch, safetensors, HDF5 or Keras file"),
     ],
@@ -608,7 +608,7 @@ def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    with pytest.raises(UsageError, match="Received 'runs/photo', expected a file of weights"):
+    with pytest.raises(UsageError, match="Received 'runs/photo', expected a weights file"):
         read("runs/photo")
 
 

@@ -29,12 +29,12 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
     ("evaluate", training.evaluate, "Evaluate a run on test images.", "evaluate runs/photos-resnet18-20260101-120000"),
     ("predict", inference.predict, "Classify images.", "predict RUN holiday/*.jpg --csv predictions.csv"),
     ("explain", inference.explain, "Show what predictions rest on.", "explain RUN holiday/*.jpg --method layer-cam"),
-    ("export", inference.export, "Write the network for another runtime.", "export RUN --format onnx --precision int8"),
+    ("export", inference.export, "Export the network to another runtime.", "export RUN --format onnx --precision int8"),
     ("serve", serving.serve, "Serve predictions over HTTP, with a page.", "serve runs/photos"),
     (
         "import",
         training.import_weights,
-        "Make a run of weights trained elsewhere.",
+        "Import weights trained elsewhere.",
         "import resnet18.pth --run runs/r18",
     ),
     ("audit", overview.audit, "Check every image of a data set.", "audit photos"),
@@ -43,7 +43,12 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
     ("doctor", overview.doctor, "Check driver, CUDA, frameworks, processor.", "doctor --json"),
     ("models", overview.models, "List the architectures.", "models resnet50"),
     ("recipes", overview.recipes, "List the recipes and their keys.", "recipes photos"),
-    ("report", overview.report, "Write a page about a run, or several.", "report runs/first runs/second"),
+    (
+        "report",
+        overview.report,
+        "Write an HTML report of one run, or compare several.",
+        "report runs/first runs/second",
+    ),
     ("runs", overview.runs, "List the runs and their results.", "runs"),
 )
 for name, command, summary, example in COMMANDS:

@@ -247,7 +247,7 @@ def export(
     run_folder: RunFolder,
     data: Annotated[
         str | None,
-        typer.Argument(metavar="DATA", help="To verify on, and to calibrate int8 on; default: the run's own."),
+        typer.Argument(metavar="DATA", help="Images for verification and int8 calibration; default: the run's own."),
     ] = None,
     format: Annotated[
         str, typer.Option(metavar="NAME", help="onnx, saved_model, litert, openvino; or safetensors, to share weights.")

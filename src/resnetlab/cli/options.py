@@ -58,7 +58,7 @@ Verbose = Annotated[
 Epochs = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Passes over the images; may be raised with --resume.")
 ]
-BatchSize = Annotated[int | None, typer.Option(metavar="N", min=1, help="Images of one training step.")]
+BatchSize = Annotated[int | None, typer.Option(metavar="N", min=1, help="Images per training step.")]
 Accumulate = Annotated[
     str | None,
     typer.Option(metavar="N|auto", help="Compute each batch in N parts, for less memory; auto: as few as fit the GPU."),
@@ -86,7 +86,7 @@ Resume = Annotated[
     ),
 ]
 ForceResume = Annotated[
-    bool, typer.Option("--force-resume", help="Resume although recipe.json or the images were changed since.")
+    bool, typer.Option("--force-resume", help="Resume even if recipe.json or the images have changed.")
 ]
 CheckpointEvery = Annotated[
     str, typer.Option(metavar="TIME", help="How often a checkpoint is written: 5m, 90s, or a number of steps.")

@@ -161,20 +161,14 @@ def audit(
     verbose: Verbose = False,
 ) -> None:
     """Decode every image: what can be used, what is set aside and why, what occurs twice, how it is split."""
-    from resnetlab.data.audit import audit as examine
-    from resnetlab.data.loading import describe_split
-    from resnetlab.data.sources import resolve
-    from resnetlab.jobs import choose_recipe
+    from resnetlab import tasks
 
     progress = terminal(as_json=as_json)
-    chosen = choose_recipe(data, recipe, fields(settings), report=progress)
-    source = resolve(data)
-    found = examine(source, progress=lambda done, total: progress.count("decoding", done, total))
+    found = tasks.audit(data, recipe=recipe, progress=progress, **fields(settings))
     if as_json:
         print_json(found.to_json())
     else:
-        split = describe_split(source, chosen).replace("split: ", "split       ").replace("\n", "\n       ")
-        progress.info(f"{found.summary()}\n  {split}")
+        progress.info(found.summary())
 
 
 def pack(
@@ -190,10 +184,15 @@ def pack(
     """Decode images once, as a recipe needs them, and write them in shards; then: resnetlab train TARGET."""
     from resnetlab import tasks
 
-    changes = fields(settings, image_size=image_size)
-    changes |= {"shard_megabytes": shard_megabytes, "allow_losses": allow_losses}
-    changes["progress"] = terminal(as_json=False)
-    tasks.pack(data, target, recipe=recipe, **changes)
+    tasks.pack(
+        data,
+        target,
+        recipe=recipe,
+        shard_megabytes=shard_megabytes,
+        allow_losses=allow_losses,
+        progress=terminal(as_json=False),
+        **fields(settings, image_size=image_size),
+    )
 
 
 def doctor(as_json: Json = False, verbose: Verbose = False) -> None:

@@ -32,8 +32,8 @@ def serve(
     ] = True,
     max_megabytes: Annotated[float, typer.Option(metavar="N", help="Largest request body, in MB.")] = 16,
     max_megapixels: Annotated[float, typer.Option(metavar="N", help="Largest image, in megapixels.")] = 50,
-    max_images: Annotated[int, typer.Option(metavar="N", help="Most images in a request.")] = 16,
-    max_requests: Annotated[int, typer.Option(metavar="N", help="Most requests handled at once.")] = 64,
+    max_images: Annotated[int, typer.Option(metavar="N", help="Maximum number of images per request.")] = 16,
+    max_requests: Annotated[int, typer.Option(metavar="N", help="Maximum number of concurrent requests.")] = 64,
     max_waiting: Annotated[int, typer.Option(metavar="N", help="Most images queued for the network.")] = 256,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Largest batch.")] = 8,
     timeout: Annotated[
@@ -53,13 +53,13 @@ def serve(
     from resnetlab.server.serve import serve
 
     limits = Limits(
-        megabytes=max_megabytes,
-        megapixels=max_megapixels,
-        images=max_images,
-        requests=max_requests,
-        waiting=max_waiting,
-        batch=batch_size,
-        seconds=timeout,
+        max_megabytes=max_megabytes,
+        max_megapixels=max_megapixels,
+        max_images=max_images,
+        max_requests=max_requests,
+        max_waiting=max_waiting,
+        batch_size=batch_size,
+        timeout=timeout,
     )
 
     def ready(model: ServedModel, url: str) -> None:
@@ -80,7 +80,7 @@ def serve(
         precision=precision,
         overlays=overlays,
         limits=limits,
-        hosts=allow_host or (),
+        allowed_hosts=allow_host or (),
         backend=backend,
         device=device,
         ready=ready,

@@ -170,16 +170,28 @@ def _examine(
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """The audit of a data set: `records` in the source's order, those with a problem being set aside."""
+    """The audit of a data set.
+
+    Attributes:
+        source_name, location: of the data.
+        class_names: in the order of the labels.
+        records: of all images, in the source's order; those with a problem are set aside.
+        ignored: number of non-image files, by extension.
+        ignored_files: their names.
+        notes: how the folders were understood.
+        losses: of each class that loses most of its images: how many, and why.
+        split: where the validation and test images of a training run come from.
+    """
 
     source_name: str
     location: str
     class_names: tuple[str, ...]
     records: tuple[Record, ...]
-    ignored: dict[str, int]  # files that are no images, by ending
-    ignored_files: list[str]  # their names
-    notes: list[str]  # how its folders were understood
-    losses: dict[str, str]  # of classes that lose most of their images: how many, and why
+    ignored: dict[str, int]
+    ignored_files: list[str]
+    notes: list[str]
+    losses: dict[str, str]
+    split: str = ""
 
     @classmethod
     def of(cls, source: Source, records: Sequence[Record]) -> Audit:
@@ -264,6 +276,7 @@ class Audit:
             "ignored_files": self.ignored_files,
             "notes": self.notes,
             "losses": self.losses,
+            "split": self.split,
             "median_size": list(self._median_size),
         }
 
@@ -305,6 +318,8 @@ class Audit:
             lines += _listing((record.name, record.suspicious or "") for record in self.suspicious)
         lines.append(f"  set aside   {len(self.set_aside):,}")
         lines += _listing((record.name, record.problem or "") for record in self.set_aside)
+        if self.split:
+            lines.append("  split       " + self.split.replace("\n", "\n              "))
         return "\n".join(lines)
 
 
@@ -351,8 +366,8 @@ def require_few_losses(source: Source, usable: Mapping[str, int]) -> None:
 
 
 def ignored_text(ignored: Mapping[str, int]) -> str:
-    """'12 files that are no images by ending or place: 9 .txt, 3 .cr2'."""
-    return f"{sum(ignored.values()):,} files that are no images by ending or place: {listed_endings(ignored)}"
+    """'12 non-image files (by extension or location): 9 .txt, 3 .cr2'."""
+    return f"{sum(ignored.values()):,} non-image files (by extension or location): {listed_endings(ignored)}"
 
 
 def _settle_copies(records: Sequence[Record], class_names: tuple[str, ...]) -> Iterator[Record]:

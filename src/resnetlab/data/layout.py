@@ -194,7 +194,7 @@ def _check_class_level(layout: Layout, subset: str | None) -> None:
         if len(groups) == 1:
             _refuse_flat(groups[0], layout)
         raise UsageError(
-            f"{here.path} holds {_names(groups)}, which are no names of classes. {EXPECTED}; masks and annotations "
+            f"{here.path} holds {_names(groups)}, which are not class names. {EXPECTED}; masks and annotations "
             "are not read."
         )
     _refuse_split_inside(here, groups)

@@ -84,7 +84,7 @@ def describe_split(source: Source, recipe: Recipe, pack: Pack | None = None, *, 
     keep = " ".join(f"--set {name}=0" for name in taken)
     if "validation" in taken and recipe.early_stopping:
         keep += " --set early_stopping=0"
-    return f"split: {'; '.join(parts)}" + (f"\n       (to train on these too: `{keep}`)" if taken else "")
+    return "; ".join(parts) + (f"\n(to train on these too: `{keep}`)" if taken else "")
 
 
 def open_run_data(

@@ -93,8 +93,10 @@ class Stream:
             size = self.batch_size // groups
             partner = rows // size * size + parameters["permutation"]  # which is numbered within its group
             targets[rows, labels[partner]] += 1 - own
-        # The weight of a mixed image is the average of its class weights, by their fractions.
-        weights = None if self.class_weights is None else targets @ self.class_weights
+        weights = None
+        if self.class_weights is not None:  # each target counts by the weight of its class, also in a mixed image
+            weights = targets @ self.class_weights
+            targets = targets * self.class_weights / weights[:, None]
         if self.label_smoothing:
             targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
         return chosen, parameters, targets, weights

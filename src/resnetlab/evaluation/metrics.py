@@ -165,12 +165,12 @@ class Evaluation:
         except KeyError as error:
             raise ResnetlabError(f"This is not an evaluation: it has no {error}. Make it with `evaluate`.") from None
         except (TypeError, ValueError) as error:
-            raise ResnetlabError(f"This is not an evaluation: {error}. Make it again with `evaluate`.") from None
+            raise ResnetlabError(f"This is not an evaluation: {error}. Run `resnetlab evaluate` again.") from None
         k = len(evaluation.classes)
         if confusion.shape != (k, k):
             raise ResnetlabError(
                 f"This is not an evaluation: {k} classes, but a confusion matrix of shape {confusion.shape}."
-                " Make it again with `evaluate`."
+                " Run `resnetlab evaluate` again."
             )
         return evaluation
 
@@ -201,7 +201,7 @@ class Evaluation:
                 f"({_percent(pair.fraction)})"
                 for line, pair in zip(text, pairs, strict=True)
             ]
-            parts.append("\n".join(["Most often mistaken", *lines]))
+            parts.append("\n".join(["Most frequent confusions", *lines]))
         return "\n\n".join(parts)
 
     def _table(self) -> str:
@@ -377,7 +377,7 @@ def _checked(
     outside = (labels < 0) | (labels >= k)
     if outside.any():
         raise ResnetlabError(
-            f"{int(outside.sum()):,} of {n:,} labels are no class: "
+            f"{int(outside.sum()):,} of {n:,} labels are not class indices: "
             f"received {labels[outside][0]}, expected 0 to {k - 1}."
         )
     return logits, labels.astype(np.int64)

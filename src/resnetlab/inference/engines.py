@@ -38,7 +38,7 @@ def require_packages(kind: str) -> None:
     """Raise ResnetlabError, with the command that installs it, where a package of `kind` is missing."""
     packages, extra = PACKAGES[kind]
     if missing := [name for name in packages if find_spec(name) is None]:
-        raise ResnetlabError(f"{kind} needs {', '.join(missing)}. Do: pip install 'resnetlab[{extra}]'.")
+        raise ResnetlabError(f"{kind} needs {', '.join(missing)}. Install: pip install 'resnetlab[{extra}]'.")
 
 
 def load_network(run: RunFolder, *, precision: str = "float32") -> keras.Model:

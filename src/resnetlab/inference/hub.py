@@ -19,7 +19,7 @@ def push(folder: Path, repository: str, *, private: bool, token: str | None) -> 
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HFValidationError
     except ImportError:
-        raise ResnetlabError("huggingface_hub is missing. Do: pip install huggingface_hub.") from None
+        raise ResnetlabError("huggingface_hub is missing. Install: pip install huggingface_hub.") from None
     api = HfApi(token=token)
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)

@@ -55,7 +55,7 @@ def share(run: RunFolder, *, names: str, output: Path | None, license: str | Non
     try:
         from safetensors.numpy import save_file
     except ImportError:
-        raise ResnetlabError("safetensors is missing. Do: pip install 'resnetlab[safetensors]'.") from None
+        raise ResnetlabError("safetensors is missing. Install: pip install 'resnetlab[safetensors]'.") from None
     recipe, class_names = run.recipe(), run.info().class_names
     arch = resolve_architecture(recipe)
     theirs = name_in(names, arch)

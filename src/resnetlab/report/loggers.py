@@ -1,7 +1,7 @@
 """Training runs in the tools where people look at them: TensorBoard, Weights & Biases, MLflow, or a CSV file.
 
 A logger gets the scalars of each epoch and, after the evaluation, its result and its plots. All four can be resumed: a
-run that goes on adds to the same TensorBoard folder, wandb run, MLflow run or file.
+run that is resumed adds to the same TensorBoard folder, wandb run, MLflow run or file.
 """
 
 from __future__ import annotations

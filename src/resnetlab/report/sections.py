@@ -38,7 +38,7 @@ def confusion(found: Evaluation) -> Content | None:
     for name, counts in zip(names, found.confusion.tolist(), strict=True):
         total = max(sum(counts), 1)
         rows.append((name, [(count, f"{0.75 * count / total:.3f}") for count in counts]))
-    return {"columns": names, "rows": rows, "note": "The shade is the share of the row."}
+    return {"columns": names, "rows": rows, "note": "Shading: fraction of the row."}
 
 
 def confused_pairs(found: Evaluation) -> Content:
@@ -47,20 +47,20 @@ def confused_pairs(found: Evaluation) -> Content:
         for pair in found.most_confused(20)
     ]
     table = {"head": ["true class", "taken for", "images"], "rows": rows, "sortable": False}
-    return {"title": "Most often mistaken", "lines": [], "tables": [table]}
+    return {"title": "Most frequent confusions", "lines": [], "tables": [table]}
 
 
 def classes(found: Evaluation) -> Content:
-    def share(value: float | None) -> Cell:
+    def fraction(value: float | None) -> Cell:
         return Cell("–", "") if value is None else Cell(f"{value:.1%}", value)
 
     rows = [
         [
             Cell(score.name, score.name),
             Cell(f"{score.support:,}", score.support),
-            share(score.precision),
-            share(score.recall),
-            share(score.f1),
+            fraction(score.precision),
+            fraction(score.recall),
+            fraction(score.f1),
         ]
         for score in found.classes
     ]
@@ -204,9 +204,9 @@ def time(records: Sequence[Content]) -> Iterable[Content]:
     )
     longest = max(seconds for _, seconds in parts)
     rows = [[Cell(name, text_column=True), Cell(format_duration(took), bar=took / longest)] for name, took in parts]
-    share = loading / training if training else 0.0
-    line = f"Preparing batches took {share:.0%} of the time of the training steps" + (
-        ", so loading limits the speed." if share > LOADING_LIMITS else ": computing limits the speed, not loading."
+    fraction = loading / training if training else 0.0
+    line = f"Preparing batches took {fraction:.0%} of the time of the training steps" + (
+        ", so loading limits the speed." if fraction > LOADING_LIMITS else ": computing limits the speed, not loading."
     )
     yield {"title": "Time", "lines": [line], "tables": [{"head": [], "rows": rows, "sortable": False}]}
 

@@ -72,18 +72,18 @@ class Description(BaseModel):
     max_megabytes: float
     max_megapixels: float
     max_images: int
-    seconds: float
+    timeout: float
     version: str
 
 
 REFUSALS = {
-    400: "The form is damaged.",
+    400: "Malformed form data.",
     408: "The request did not arrive in time.",
     411: "There is no Content-Length.",
     413: "Too many bytes, images or pixels.",
-    415: "Not of a type that has images.",
+    415: "Unsupported content type.",
     422: "No image that can be used, or an invalid parameter.",
-    503: "Too much is going on: try again after Retry-After seconds.",
+    503: "The server is overloaded: try again after Retry-After seconds.",
     504: "There was no answer in time.",
 }
 _FILE = {"type": "string", "format": "binary"}
@@ -97,7 +97,9 @@ class Service:
     def __init__(self, model: ServedModel, limits: Limits) -> None:
         self.model, self.limits = model, limits
         self.metrics = Metrics(waiting=lambda: self.batcher.waiting)
-        self.batcher = Batcher(model.engine, largest=limits.batch, waiting=limits.waiting, on_batch=self.metrics.batch)
+        self.batcher = Batcher(
+            model.engine, largest=limits.batch_size, waiting=limits.max_waiting, on_batch=self.metrics.batch
+        )
         self._uploads = Uploads(limits)
         self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
         self._painter = ThreadPoolExecutor(1, thread_name_prefix="overlay")
@@ -123,17 +125,17 @@ class Service:
             self._require_room()
             self._running += 1
             try:
-                async with asyncio.timeout(self.limits.seconds):
+                async with asyncio.timeout(self.limits.timeout):
                     return await self._answer(uploads, top, overlay)
             except TimeoutError:
-                raise Refusal(504, f"There was no answer within {self.limits.seconds:g} s.") from None
+                raise Refusal(504, f"There was no answer within {self.limits.timeout:g} s.") from None
             except QueueFull:
                 raise Refusal(503, "Too many images wait for the network. Try again.") from None
             finally:
                 self._running -= 1
 
     def _require_room(self) -> None:
-        if self._running >= self.limits.requests:
+        if self._running >= self.limits.max_requests:
             raise Refusal(503, f"The server is at work on {self._running} requests. Try again.")
 
     async def _answer(self, uploads: Sequence[Upload], top: int, overlay: bool) -> Answer:
@@ -181,10 +183,10 @@ class Service:
             precision=model.precision,
             overlays=model.draw is not None,
             no_overlays=model.no_overlays,
-            max_megabytes=limits.megabytes,
-            max_megapixels=limits.megapixels,
-            max_images=limits.images,
-            seconds=limits.seconds,
+            max_megabytes=limits.max_megabytes,
+            max_megapixels=limits.max_megapixels,
+            max_images=limits.max_images,
+            timeout=limits.timeout,
             version=version("resnetlab"),
         )
 

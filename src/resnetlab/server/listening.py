@@ -94,11 +94,11 @@ def _config(app: FastAPI, limits: Limits) -> uvicorn.Config:
     verbose = bool(os.environ.get("RESNETLAB_VERBOSE"))
     return uvicorn.Config(
         app,
-        http=type("Protocol", (ImpatientProtocol,), {"seconds": limits.seconds}),
+        http=type("Protocol", (ImpatientProtocol,), {"seconds": limits.timeout}),
         ws="none",
         limit_concurrency=limits.connections,
         timeout_keep_alive=5,
-        timeout_graceful_shutdown=int(2 * limits.seconds) + 1,  # a body may still arrive, and be answered
+        timeout_graceful_shutdown=int(2 * limits.timeout) + 1,  # a body may still arrive, and be answered
         log_config=uvicorn.config.LOGGING_CONFIG if verbose else None,
         log_level="info" if verbose else "error",
         access_log=verbose,

@@ -32,7 +32,7 @@ def serve(
     precision: str = "float32",
     overlays: bool = True,
     limits: Limits | None = None,
-    hosts: Sequence[str] = (),
+    allowed_hosts: Sequence[str] = (),
     backend: str | None = None,
     device: str = "auto",
     ready: Ready | None = None,
@@ -49,8 +49,8 @@ def serve(
         precision: of the engine's export.
         overlays: whether to load a run's network into Keras too, for Grad-CAM.
         limits: of size, number and time of requests; by default `Limits()`.
-        hosts: names by which clients may address the server, such as that of a proxy; by default those of this machine
-            on a loopback address, and any on another.
+        allowed_hosts: names by which clients may address the server, such as that of a proxy; by default those of this
+            machine on a loopback address, and any on another.
         backend, device: as in `load`.
         ready: called with the network and the URL once connections are accepted.
 
@@ -62,7 +62,7 @@ def serve(
     from resnetlab.server import listening
 
     report, limits = make_progress(progress), limits or Limits()
-    for name in hosts:
+    for name in allowed_hosts:
         if (name != "*" and "*" in name.removeprefix("*.")) or "/" in name or re.search(r":\d+$", name):
             raise UsageError(f"Received the host name {name!r}; expected one without port, such as example.org.")
     with listening.bind(host, port) as listener:  # before the network is loaded, which takes a while
@@ -80,8 +80,8 @@ def serve(
             model = _run(run, engine, precision, overlays, report)
         url = listening.url(listener)
         announce = partial(ready, model, url) if ready else partial(report.info, f"serving {model.name} on {url}")
-        model.warm_up(limits.batch)
-        listening.listen(model, listener, limits, hosts=hosts, ready=announce)
+        model.warm_up(limits.batch_size)
+        listening.listen(model, listener, limits, hosts=allowed_hosts, ready=announce)
 
 
 def _export(folder: Path, engine: str) -> ServedModel:

@@ -54,10 +54,10 @@ class Uploads:
         try:
             self._check_head(request)
             try:
-                async with asyncio.timeout(self._limits.seconds):
+                async with asyncio.timeout(self._limits.timeout):
                     uploads = await self._parse(request, chunks())
             except TimeoutError:
-                raise Refusal(408, f"The request did not arrive within {self._limits.seconds:g} s.") from None
+                raise Refusal(408, f"The request did not arrive within {self._limits.timeout:g} s.") from None
             except ClientDisconnect:
                 raise Refusal(400, "The connection was closed before the request was complete.") from None
             yield uploads
@@ -74,7 +74,7 @@ class Uploads:
             raise Refusal(415, "Received a Content-Encoding, expected none: image files are compressed themselves.")
 
     def _too_large(self) -> Refusal:
-        return Refusal(413, f"The request has more than {self._limits.megabytes:g} MB.")
+        return Refusal(413, f"The request has more than {self._limits.max_megabytes:g} MB.")
 
     async def _parse(self, request: Request, chunks: AsyncGenerator[bytes, None]) -> list[Upload]:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -91,7 +91,7 @@ class Uploads:
 
     async def _files(self, request: Request, chunks: AsyncGenerator[bytes, None]) -> list[Upload]:
         # One more than is allowed: what is too much has a status of its own.
-        parser = MultiPartParser(request.headers, chunks, max_files=self._limits.images + 1, max_fields=16)
+        parser = MultiPartParser(request.headers, chunks, max_files=self._limits.max_images + 1, max_fields=16)
         try:
             form = await parser.parse()
         except MultiPartException as problem:
@@ -102,11 +102,11 @@ class Uploads:
             files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
             if not files:
                 raise Refusal(422, f"Received a form without files. {RAW}")
-            if len(files) > self._limits.images:
+            if len(files) > self._limits.max_images:
                 raise self._too_many()
             return [Upload(file.filename, await file.read()) for file in files]
         finally:
             await form.close()
 
     def _too_many(self) -> Refusal:
-        return Refusal(413, f"The request has more than {self._limits.images} images, or too many other fields.")
+        return Refusal(413, f"The request has more than {self._limits.max_images} images, or too many other fields.")

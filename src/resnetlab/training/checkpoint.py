@@ -121,6 +121,9 @@ class Checkpoints:
 
         def write_and_prune() -> None:
             write(path, model, state, progress)
+            later = [file for file in self.files() if file != self.former and file.name > path.name]
+            for file in later:  # of a run with other images, whose epochs had more steps
+                file.unlink(missing_ok=True)
             for file in self.files()[KEPT:]:
                 file.unlink(missing_ok=True)
 

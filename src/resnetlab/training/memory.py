@@ -19,7 +19,7 @@ def rows_that_fit(trainer: keras.Model, stream: Stream, step: int) -> int | None
     The steps are carried out, so the trainer is of no use afterwards.
 
     Returns:
-        None if the backend cannot go on after the first error.
+        None if the backend cannot continue after the first error.
     """
     rows = stream.batch_size // stream.accumulate // 2
     while rows:

@@ -159,6 +159,7 @@ class _Training:
             self.state = TrainState.of(saved, run, self.steps)
             if other_images := saved.get("origin", self.origin)["data"] != self.origin["data"]:
                 self.state.step = len(self.state.records) * self.steps  # an epoch may have another number of steps
+                self.state.best_loss = None  # of other validation images
         self.trainer = make_trainer(network, recipe, self.stream, step=self.state.step)
         if resume:
             checkpoint.restore(self.trainer, arrays)
@@ -186,7 +187,7 @@ class _Training:
         """Give the optimizer, and so its schedule, the number of steps that the finished epochs have now."""
         optimizer = getattr(self.trainer.optimizer, "inner_optimizer", self.trainer.optimizer)
         done = self.state.step - transfer.phase_start(self.recipe, self.state.step, self.steps)
-        optimizer.iterations.assign(done * self.recipe.parts)
+        optimizer._iterations.assign(done * self.recipe.parts)  # of parts: `iterations` counts whole batches
 
     def is_over(self) -> bool:
         """Whether all epochs are finished, or early stopping ends the run."""
@@ -342,7 +343,7 @@ class _Training:
             self.checkpoints.wait()
         except WriteError as error:
             raise ResnetlabError(
-                f"{error} Training has stopped; the checkpoints before are whole. Make room, then: "
+                f"{error} Training has stopped; earlier checkpoints are intact. Make room, then: "
                 f"`resnetlab train --resume {named}`."
             ) from error
         except ResnetlabError:

@@ -87,7 +87,7 @@ def read(source: str, *, key: str | None = None) -> Checkpoint:
     if is_on_hub(source):
         return _from_folder(snapshot(source), source)
     raise UsageError(
-        f"Received {source!r}, expected a file of weights (PyTorch, .safetensors, .h5, .keras), a folder with "
+        f"Received {source!r}, expected a weights file (PyTorch, .safetensors, .h5, .keras), a folder with "
         f"config.json and weights, a name on the Hugging Face hub such as microsoft/resnet-50, or one of "
         f"{', '.join(KERAS_APPLICATIONS)}."
     )
@@ -149,7 +149,7 @@ def _from_file(path: Path, origin: str, key: str | None = None) -> Checkpoint:
 
 
 def kind_of(path: Path) -> str:
-    """The format of a file of weights by its content: "PyTorch", "safetensors", "HDF5" or "Keras".
+    """The format of a weights file by its content: "PyTorch", "safetensors", "HDF5" or "Keras".
 
     Raises:
         ResnetlabError: the file is empty, a damaged archive, or of a type that is often mistaken for weights.
@@ -158,7 +158,7 @@ def kind_of(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
-        raise ResnetlabError(f"{path} is empty: 0 bytes. Expected a file of weights.")
+        raise ResnetlabError(f"{path} is empty: 0 bytes. Expected a weights file.")
     if start.startswith(b"PK"):
         return _kind_of_archive(path)
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
@@ -173,12 +173,12 @@ def kind_of(path: Path) -> str:
         (b"\x1f\x8b", "a gzip archive: unpack it first"),
     ):
         if start.lstrip().startswith(begin):
-            raise ResnetlabError(f"{path} is {what}. Expected a file of weights.")
+            raise ResnetlabError(f"{path} is {what}. Expected a weights file.")
     if start[257:262] == b"ustar":
-        raise ResnetlabError(f"{path} is a tar archive: unpack it, and give the file of weights in it.")
+        raise ResnetlabError(f"{path} is a tar archive: unpack it, and give the weights file in it.")
     if path.suffix.lower() in _ENDINGS:
         raise ResnetlabError(
-            f"{path} cannot be read: damaged, or not what its ending indicates (it begins {start[:8]!r})."
+            f"{path} cannot be read: damaged, or does not match its extension (it begins {start[:8]!r})."
         )
     raise UsageError(
         f"{path}: its content (it begins {start[:8]!r}) is not that of a PyTorch, safetensors, HDF5 or Keras file."
@@ -201,7 +201,7 @@ def _kind_of_archive(path: Path) -> str:
         return "PyTorch"
     if "config.json" in names or "model.weights.h5" in names:
         return "Keras"
-    raise ResnetlabError(f"{path} is an archive of {', '.join(names[:3])}: unpack it, and give the file of weights.")
+    raise ResnetlabError(f"{path} is an archive of {', '.join(names[:3])}: unpack it, and give the weights file.")
 
 
 def _as_numbers(path: Path, name: str, array: np.ndarray) -> np.ndarray:
@@ -225,7 +225,7 @@ def _as_numbers(path: Path, name: str, array: np.ndarray) -> np.ndarray:
 
 def _damaged(path: Path, error: Exception) -> ResnetlabError:
     text = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return ResnetlabError(f"{path} cannot be read: damaged, truncated, or not what its ending indicates ({text:.120}).")
+    return ResnetlabError(f"{path} cannot be read: damaged, truncated, or does not match its extension ({text:.120}).")
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -239,7 +239,7 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _needs(package: str, path: Path) -> ResnetlabError:
-    return ResnetlabError(f"To read {path}, {package} must be installed. Do: pip install 'resnetlab[{package}]'.")
+    return ResnetlabError(f"To read {path}, {package} must be installed. Install: pip install 'resnetlab[{package}]'.")
 
 
 # --------------------------------------------------------------------------------- folders and names on the hub
@@ -250,7 +250,7 @@ def _from_folder(folder: Path, origin: str) -> Checkpoint:
     weights = next((folder / name for name in _WEIGHTS_IN_FOLDER if (folder / name).is_file()), None)
     if (folder / ".metadata").is_file():
         raise ResnetlabError(
-            f"{folder} is a checkpoint of torch.distributed, expected one file of weights. Convert it first: "
+            f"{folder} is a checkpoint of torch.distributed, expected one weights file. Convert it first: "
             f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {shlex.quote(str(folder))} weights.pth"
         )
     if index := next(iter(sorted(folder.glob("*.index.json"))), None):

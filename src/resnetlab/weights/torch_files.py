@@ -128,7 +128,9 @@ def read_torch(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray
     try:
         import torch
     except ImportError:
-        raise ResnetlabError(f"To read {path}, torch must be installed. Do: pip install 'resnetlab[torch]'.") from None
+        raise ResnetlabError(
+            f"To read {path}, torch must be installed. Install: pip install 'resnetlab[torch]'."
+        ) from None
     content = _load(torch, path)
     if sum(1 for _ in islice(_containers(content, ""), _MOST_CONTAINERS)) == _MOST_CONTAINERS:
         raise ResnetlabError(
