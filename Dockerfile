@@ -25,7 +25,7 @@ USER 10001
 WORKDIR /home/resnetlab
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
+    CMD ["python", "-c", "import urllib.request; urllib.request.build_opener(urllib.request.ProxyHandler({})).open('http://127.0.0.1:8000/readyz', timeout=4)"]
 # 0.0.0.0 is the container's own network; what reaches it is decided by docker run -p.
 ENTRYPOINT ["resnetlab", "serve", "--host", "0.0.0.0", "--port", "8000"]
 CMD ["/model"]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from harness import Alive, Contender, Elapsed, Job, Mark, Run
+from harness import Contender, Elapsed, Job, Mark, Run, RunningContender
 
 from resnetlab import environment
 from resnetlab.comparison.measure import repeat_batch
@@ -248,10 +248,10 @@ def native_peers(*networks: str) -> list[Contender]:
     ]
 
 
-def is_product(each: Alive) -> bool:
+def is_product(each: RunningContender) -> bool:
     return each.contender.maker == "matrix_product"
 
 
-def work(each: Alive, flop: float) -> float:
+def work(each: RunningContender, flop: float) -> float:
     """Of one unit of a contender: images, or the operations of a matrix product in units of `flop`."""
     return 2 * matrix_side(each.job) ** 3 / flop if is_product(each) else each.job.batch

@@ -9,7 +9,7 @@ Whether the GPU computes the right thing is `pytest -m gpu`, which comes first: 
 Claim: ResNet-50 trains in bfloat16 at 224x224 at 1.2 times the speed of torchvision's with torch.compile and
 channels_last, and faster. Parts, in order of worth:
 
-    throughput    ResNet-50, 224x224, bfloat16, batch 256: ours on each backend, torchvision (or else timm), eager and
+    throughput    ResNet-50, 224x224, bfloat16, batch 128: ours on each backend, torchvision (or else timm), eager and
                   compiled, fed by a batch that lies on the device (for TensorFlow on the host); then ours by a packed
                   stream of 256x256 images, augmented on the device
     original      the original job, ResNet-50 at 64x64: CPU against GPU at batch 32 and at large batches
@@ -19,7 +19,7 @@ convolution outputs are touched about 14 times in a step (forward: written, redu
 two passes of batch norm over two tensors, and both gradients of the next convolution): 320 MB, 75 us. So memory traffic
 bounds the step: 13,000 images/s if every elementwise chain is fused and each kernel at full bandwidth; MLPerf 4.0
 reaches 7,970. We expect 4,000-5,500 from XLA, 3,500-4,500 from torch.compile, 2,500-3,200 from eager PyTorch, and the
-packed stream (50 MB a batch, gathered by one thread) within 10 % of the resident batch.
+packed stream (25 MB a batch, gathered by one thread) within 10 % of the resident batch.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from pathlib import Path
 
 import harness  # puts src/ on the path
 from contenders import MAKERS, OURS, is_product, matrix_products, native_peers, work
-from harness import Alive, ChildFailed, Contender, Job, Row
+from harness import ChildFailed, Contender, Job, Row, RunningContender
 
 from resnetlab import environment, results
 
 # Seconds that each part may take, in order of worth; what a part leaves goes to those after it. Eight minutes in all.
 BUDGET = {"throughput": 330.0, "original": 150.0}
-BIG = Job("resnet50", 224, 256, classes=1000, device="gpu", precision="bfloat16")
+BIG = Job("resnet50", 224, 128, classes=1000, device="gpu", precision="bfloat16")
 
 
 class Benchmark:
@@ -91,10 +91,10 @@ class Benchmark:
             ours.append(Contender("ours, torch, torch.compile", "ours", {"backend": "torch", "compiled": True}))
         return [*ours, *native_peers(*there)]
 
-    def start(self, part: str, wanted: Sequence[tuple[Contender, Job]]) -> list[Alive]:
+    def start(self, part: str, wanted: Sequence[tuple[Contender, Job]]) -> list[RunningContender]:
         """Those that could be built; on a GPU one after the other, as they choose kernels by their time."""
 
-        def begin(pair: tuple[Contender, Job]) -> Alive | None:
+        def begin(pair: tuple[Contender, Job]) -> RunningContender | None:
             contender, job = pair
             if self.smoke:  # small tensors gain nothing from a second thread, and suffer where cores are shared
                 contender = replace(contender, environment={"OMP_NUM_THREADS": "1"})
@@ -102,7 +102,7 @@ class Benchmark:
                 self.fail(part, contender.name, "no time left")
                 return None
             try:
-                return Alive(contender, job, limit=self.left(150))
+                return RunningContender(contender, job, limit=self.left(150))
             except ChildFailed as failure:
                 self.fail(part, contender.name, str(failure))
                 return None
@@ -112,7 +112,7 @@ class Benchmark:
         with ThreadPoolExecutor(8) as pool:
             return [each for each in pool.map(begin, wanted) if each]
 
-    def measure(self, part: str, alive: Sequence[Alive], rounds: int) -> None:
+    def measure(self, part: str, alive: Sequence[RunningContender], rounds: int) -> None:
         """Rates in turns, with what each was fed, and as a fraction of the matrix-product rate."""
         began = len(self.rows)
         harness.compare(
@@ -166,7 +166,7 @@ class Benchmark:
             _close(alive)
 
 
-def _close(alive: Sequence[Alive]) -> None:
+def _close(alive: Sequence[RunningContender]) -> None:
     for each in alive:
         each.close()
 

@@ -10,6 +10,7 @@ which is `benchmark` in the parent, and the maker that was asked for in a child.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import statistics
@@ -36,7 +37,7 @@ LIMIT = 600.0  # seconds for one answer
 # Each contender begins as installed.
 NOT_INHERITED = ("TF_ENABLE_ONEDNN_OPTS", "KERAS_BACKEND", "OMP_NUM_THREADS")
 ENVIRONMENT = {
-    "PYTHONPATH": str(ROOT / "src"),
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")])),
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
@@ -73,7 +74,7 @@ class Contender:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-class Alive:
+class RunningContender:
     """A contender in its process, built, and with its first unit of work done. Raises ChildFailed with the reason.
 
     Attributes:
@@ -119,28 +120,28 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def start(contenders: Sequence[Contender], job: Job, *, where: Row, rows: list[Row]) -> list[Alive]:
+def start(contenders: Sequence[Contender], job: Job, *, where: Row, rows: list[Row]) -> list[RunningContender]:
     """The contenders that could be started; a row with the reason for each of the others."""
     alive = []
     for contender in contenders:
         say(f"{describe(where)}: starting {contender.name}")
         try:
-            alive.append(Alive(contender, job))
+            alive.append(RunningContender(contender, job))
         except ChildFailed as failure:
             rows.append(where | {"contender": contender.name, "failed": str(failure)})
     return alive
 
 
 def compare(
-    contenders: Sequence[Alive],
+    contenders: Sequence[RunningContender],
     *,
     where: Row,
     rows: list[Row],
     rounds: int,
-    amount: float | Callable[[Alive], float],
+    amount: float | Callable[[RunningContender], float],
     seconds: float | None = None,
     units: int = 1,
-    unit: str | Callable[[Alive], str] = "images/s",
+    unit: str | Callable[[RunningContender], str] = "images/s",
     pairs: Callable[[Sequence[str]], Sequence[tuple[str, str]]] | None = None,
     limit: Callable[[], float] = lambda: LIMIT,
 ) -> dict[str, list[float]]:
@@ -157,7 +158,7 @@ def compare(
     failed: dict[str, str] = {}
     counts: dict[str, int] = {}
 
-    def turn(each: Alive) -> Elapsed | None:
+    def turn(each: RunningContender) -> Elapsed | None:
         name = each.contender.name
         if limit() < 1:  # the time is over: the rounds before count
             return None

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import harness  # puts src/ on the path
-from harness import Alive, ChildFailed, Contender, Job, Mark, Row, Run, say
+from harness import ChildFailed, Contender, Job, Mark, Row, Run, RunningContender, say
 
 from resnetlab import environment, results
 from resnetlab.errors import ResnetlabError
@@ -206,7 +206,7 @@ def memory(name: str, job: Job, contender: Contender, count: int) -> Row:
     say(f"{name}: memory over {count} files")
     row = {"job": name, "contender": contender.name}
     try:
-        alive, peaks = Alive(contender, job), []
+        alive, peaks = RunningContender(contender, job), []
         for part in (count // 10, count):
             alive.run(max(1, part // job.batch), limit=3600)
             peaks.append(round(alive.value))

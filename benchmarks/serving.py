@@ -33,7 +33,7 @@ from typing import Any
 
 import harness  # puts src/ on the path
 import hostile
-from harness import Alive, Contender, Elapsed, Job, Row, say
+from harness import Contender, Elapsed, Job, Row, RunningContender, say
 from inference import exported, jpeg_files, untrained
 
 from resnetlab import environment, results
@@ -113,10 +113,10 @@ def loads(folder: Path, job: Job, photo: Path, rounds: int, seconds: float) -> l
     return rows
 
 
-def engine(folder: Path, job: Job, batch: int) -> Alive:
+def engine(folder: Path, job: Job, batch: int) -> RunningContender:
     """The export by its engine alone."""
     contender = Contender("engine", "exported", {"folder": str(folder)})
-    return Alive(contender, Job(job.model, job.size, batch, job.classes))
+    return RunningContender(contender, Job(job.model, job.size, batch, job.classes))
 
 
 def turn(process: Process, port: int, photo: Path, seconds: float) -> Row:

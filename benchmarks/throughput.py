@@ -28,7 +28,7 @@ from pathlib import Path
 
 import harness  # puts src/ on the path
 from contenders import MAKERS, OURS, is_product, matrix_products, native_peers, work
-from harness import Alive, ChildFailed, Contender, Job, Row, say
+from harness import ChildFailed, Contender, Job, Row, RunningContender, say
 
 from resnetlab import environment, results
 
@@ -57,7 +57,7 @@ def train(name: str, precisions: Sequence[str], only: str, rounds: int, seconds:
     peers = [*KERAS_PEERS, *native_peers("transformers", "torchvision", "timm")] if big else native_peers("by hand")
     chosen = [*MATRIX, *(each for each in [*OURS, *peers] if re.search(only, each.name))]
     rows: list[Row] = []
-    alive: list[Alive] = []
+    alive: list[RunningContender] = []
     for precision in precisions:
         named = [replace(each, name=f"{each.name}, {precision}") for each in chosen] if len(precisions) > 1 else chosen
         alive += harness.start(named, replace(job, precision=precision), where={"job": name}, rows=rows)
@@ -91,7 +91,7 @@ def flop(job: Job, contender: Contender) -> float:
     return (replace(job, model=f"keras-{job.model}") if theirs else job).train_flop
 
 
-def matrix_rates(alive: Sequence[Alive], rates: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+def matrix_rates(alive: Sequence[RunningContender], rates: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     """The matrix-product rate in each precision, round by round."""
     by_precision: dict[str, list[Sequence[float]]] = {}
     for each in alive:
@@ -114,7 +114,7 @@ def first_step(rounds: int) -> list[Row]:
         for contender in [*OURS, *KERAS_PEERS[:1], *native_peers("transformers")[:1]]:
             say(f"first-step: round {number + 1}, {contender.name}")
             try:
-                alive = Alive(contender, JOBS["resnet50-64-b32"])
+                alive = RunningContender(contender, JOBS["resnet50-64-b32"])
                 alive.run(1)
                 steady = alive.run(2).seconds / 2
                 alive.close()

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from resnetlab import cores, doctor, environment
-from resnetlab.doctor import Facts, Finding, Report, frameworks, machine
+from resnetlab.doctor import Facts, Finding, Report, accelerators, frameworks, machine
 from resnetlab.doctor.facts import BACKENDS, Library
 
 RECORDED = Path(__file__).with_name("doctor_findings")
@@ -301,7 +301,8 @@ def test_control_group_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "/sys/fs/cgroup/pod/app/cpu.max": "max 100000",
         "/sys/fs/cgroup/pod/cpu.max": "150000 100000",
         "/sys/fs/cgroup/pod/memory.max": str(2 * 2**30),
-        "/sys/fs/cgroup/pod/memory.current": str(2**30),
+        "/sys/fs/cgroup/pod/memory.current": str(2**30 + 2**20),
+        "/sys/fs/cgroup/pod/memory.stat": f"anon {2**30}\ninactive_file {2**20}",  # which is given back when needed
         "/proc/meminfo": "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB",
     }
     monkeypatch.setattr(cores, "read", lambda path: files.get(str(path), ""))
@@ -313,6 +314,16 @@ def test_control_group_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     memory = machine.memory(tmp_path)
     assert (memory.total, memory.available) == (2 * 2**30, 2**30)
     assert memory.disk_free[str(tmp_path)] > 0
+
+
+def test_a_version_is_compared_as_far_as_it_is_known() -> None:
+    """The system's libraries tell no patch level."""
+    satisfies = accelerators._satisfies
+    assert satisfies("12.5", ">=12.5.82,<13.0")
+    assert satisfies("9.3", ">=9.3.0.75")
+    assert not satisfies("12.4", ">=12.5.82")
+    assert not satisfies("9.3.0.74", ">=9.3.0.75")
+    assert satisfies("12.9.1", ">=12.5.82")
 
 
 def test_a_library_is_named_by_the_version_asked_for() -> None:

@@ -15,10 +15,10 @@ Importing the package imports neither Keras nor a backend. When Keras is importe
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from resnetlab import keras_hook
+from resnetlab.version import VERSION
 
 if TYPE_CHECKING:
     from resnetlab.cluster import Cluster
@@ -77,7 +77,7 @@ _HOME = {
     "train": "tasks",
     "variants": "listing",
 }
-__version__ = version("resnetlab")
+__version__ = VERSION
 __all__ = [
     "Audit",
     "Cluster",

@@ -147,7 +147,7 @@ def prepare(
     started = start(placement, progress=report, precision=chosen.precision)
     chosen = chosen.changed(precision=resolve_precision(chosen.precision))
     from resnetlab.training import transfer
-    from resnetlab.training.together import require_whole_parts
+    from resnetlab.training.processes import require_whole_parts
     from resnetlab.training.trainer import require_validation
 
     require_validation(chosen, pack)
@@ -384,7 +384,9 @@ def parts_that_fit(recipe: Recipe, pack: Pack, network: keras.Model | None) -> i
 
 def time_step(prepared: Prepared, seconds: float) -> tuple[float, Stream]:
     """Seconds of a training step of the whole network on the largest images, measured for so long; and the batches."""
+    from resnetlab import backend
     from resnetlab.comparison.timing import FitTimer
+    from resnetlab.data.stream import as_item
     from resnetlab.models.from_recipe import build_network
     from resnetlab.models.state import preserved_weights
     from resnetlab.training.build import first_step_of_all, make_stream, make_trainer
@@ -395,7 +397,7 @@ def time_step(prepared: Prepared, seconds: float) -> tuple[float, Stream]:
     parts = stream.accumulate
     with preserved_weights(network):
         trainer = make_trainer(network, recipe, stream, step=first_step_of_all(recipe, stream))
-        timer = FitTimer(trainer, prepared.started.device)
+        timer = FitTimer(trainer, prepared.started.device, backend.feed(as_item(stream.batch(0))))
         timer.call(stream.batches(0), 1)  # traces and compiles
         one = timer.steps(partial(stream.batches, 0), parts).seconds
         steps = max(1, min(stream.steps_per_epoch, int(seconds / one)))

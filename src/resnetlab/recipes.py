@@ -239,7 +239,7 @@ class Recipe(BaseModel):
         if self.eval_size is not None and self.eval_size < self.image_size:
             raise ValueError(f"eval_size={self.eval_size} is below image_size={self.image_size}")
         if self.whole_images and self.crop != "resized":
-            raise ValueError('whole_images are stored for random windows of any aspect ratio: set crop="resized"')
+            raise ValueError('whole_images are stored for random crops of any aspect ratio: set crop="resized"')
         if self.target_threshold is not None and self.loss != "binary-cross-entropy":
             raise ValueError('target_threshold applies only to loss="binary-cross-entropy"')
         if self.target_threshold is not None and self.label_smoothing:
@@ -257,7 +257,7 @@ class Recipe(BaseModel):
 
     @property
     def pack_size(self) -> int:
-        """Side of the stored images; larger than the input (256 for 224) where random windows are cropped from them."""
+        """Side of the stored images; larger than the input (256 for 224) where random crops are taken from them."""
         return self.image_size if self.crop != "resized" else round(self.test_size / self.crop_pct)
 
     @property
@@ -442,7 +442,7 @@ def _explain(error: ValidationError) -> str:
     return "Recipe: " + "; ".join(lines) + "."
 
 
-CHARACTERS_MOST = 16_384  # of a recipe file
+MAX_CHARACTERS = 16_384  # of a recipe file
 BASE = Recipe()
 
 ANIMALS = BASE.changed(
@@ -658,8 +658,8 @@ RECIPES: dict[str, Recipe] = {
 
 def _parse(text: str, *, toml: bool) -> Any:
     """The content of a recipe file. Raises ValueError if it is not valid."""
-    if len(text) > CHARACTERS_MOST:
-        raise ValueError(f"it has {len(text):,} characters, expected at most {CHARACTERS_MOST:,}")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"it has {len(text):,} characters, expected at most {MAX_CHARACTERS:,}")
     return parse_toml(text) if toml else parse_json(text)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -216,7 +215,7 @@ class Run:
         plots.confusion(found.confusion, pack.class_names, self.path / "confusion.png")
         plots.reliability(found.bins, self.path / "reliability.png")
         drawn = [self.path / f"{name}.png" for name in ("curves", "confusion", "reliability")]
-        self.report(pack=pack)
+        self._write_report(self.path / "report.html", pack)
         try:
             log_evaluation(self.folder, found.top1, found.loss, subset, [p for p in drawn if p.exists()], report)
         except ResnetlabError as error:  # the evaluation is worth more than its log
@@ -285,21 +284,25 @@ class Run:
             report.count("predicting", len(predictions), len(found))
         return predictions
 
-    def report(self, path: str | PathLike[str] | None = None, *, pack: Pack | None = None) -> Path:
+    def report(self, output: str | PathLike[str] | None = None) -> Path:
         """Write a page about the run: curves, results by class, mistakes with Grad-CAM, the data, the machine.
 
         One HTML file that needs no network. `evaluate` on the run's own data writes it into the run folder.
 
         Args:
-            path: of the page; by default report.html in the run folder.
-            pack: the run's images, if they are loaded already.
+            output: file of the page; by default report.html in the run folder.
 
         >>> run.report().name
         'report.html'
         """
+        path = self.path / "report.html" if output is None else Path(output).expanduser()
+        self._write_report(path, None)
+        return path
+
+    def _write_report(self, path: Path, pack: Pack | None) -> None:
+        """Write the page; `pack` has the run's images, if they are loaded already."""
         from resnetlab.report.page import write_report
 
-        path = self.path / "report.html" if path is None else Path(path)
         evaluated = (self.path / "predictions.npz").exists()
         if pack is None and evaluated:
             pack = self._own_pack()
@@ -310,7 +313,6 @@ class Run:
 
             overlay = partial(overlays, predictor)
         write_report(self.folder, path, pack=pack, overlay=overlay, filters=filters)
-        return path
 
     def _trained_on(self) -> Pack | None:
         """The images that this object was trained on, unless the run has been trained on others since."""
@@ -333,8 +335,9 @@ class Run:
         stage: str | None = None,
         class_name: str | None = None,
         features: bool = False,
+        progress: Progress | str | None = "auto",
     ) -> list[Explanation]:
-        """Show what the prediction for each image rests on.
+        """Explain the prediction for each image, with a class activation map or occlusion.
 
         Args:
             images: as in `predict`.
@@ -353,13 +356,20 @@ class Run:
         """
         from resnetlab.inference.images import collect_images
 
-        found, _ = collect_images(images)
-        predictor = self.predictor()  # which sets the backend up before Keras is imported
+        found, notes = collect_images(images)
+        report = make_progress(progress)
+        for note in notes:
+            report.info(note)
+        predictor = self.predictor(progress=report)  # which sets the backend up before Keras is imported
         from resnetlab.inference.explanation import explanations
 
-        return list(
-            explanations(predictor, found, method=method, stage=stage, class_name=class_name, features=features)
-        )
+        made = []
+        for each in explanations(
+            predictor, found, method=method, stage=stage, class_name=class_name, features=features
+        ):
+            made.append(each)
+            report.count("explaining", len(made), len(found))
+        return made
 
     def filters(self) -> np.ndarray:
         """The weights of the first convolution: (filters, size, size, 3) float32, for red, green and blue.
@@ -372,12 +382,20 @@ class Run:
 
         return first_filters(model)
 
-    def predict_test_images(self, count: int, *, top: int = 3, **options: Any) -> Iterator[Prediction]:
+    def predict_test_images(
+        self,
+        count: int,
+        *,
+        top: int = 3,
+        engine: str = "keras",
+        precision: str = "float32",
+        progress: Progress | str | None = "auto",
+    ) -> list[Prediction]:
         """Predictions of `count` of the run's own test images, chosen at random, with their `true_label`.
 
         Args:
             count: maximum number of images.
-            options: engine, precision and progress, as in `predict`.
+            top, engine, precision: as in `predict`.
         """
         import numpy as np
 
@@ -386,16 +404,18 @@ class Run:
 
         if count < 1:
             raise UsageError(f"Received count={count}, expected at least 1.")
-        report = make_progress(options.pop("progress", "auto"))
+        report = make_progress(progress)
         self.folder.weights()
         _, pack = open_run_data(self.folder, progress=report)
         indices = pack.indices("test")
         if not len(indices):
             raise ResnetlabError("The run has no test images to predict.")
         chosen = np.random.default_rng(0).permutation(indices)[:count]
-        ranked = self.predictor(**options, progress=report).rank(pack.images[chosen], top=top)
-        for i, classes in zip(chosen, ranked, strict=True):
-            yield Prediction.of(pack.names[i], classes, true_label=pack.class_names[pack.labels[i]])
+        ranked = self.predictor(engine, precision, progress=report).rank(pack.images[chosen], top=top)
+        return [
+            Prediction.of(pack.names[i], classes, true_label=pack.class_names[pack.labels[i]])
+            for i, classes in zip(chosen, ranked, strict=True)
+        ]
 
     def export(
         self,

@@ -217,7 +217,7 @@ def plan_training(
         images={subset: len(prepared.pack.indices(subset)) for subset in ("train", "validation", "test")},
         steps_per_epoch=stream.steps_per_epoch,
         images_per_second=prepared.recipe.batch_size / step,
-        seconds=step * stream.steps_per_epoch * _epochs_of_the_largest_images(prepared.recipe),
+        seconds=step * stream.steps_per_epoch * _equivalent_epochs(prepared.recipe),
     )
 
 
@@ -266,7 +266,7 @@ def pack(
     return shards
 
 
-def _epochs_of_the_largest_images(recipe: Recipe) -> float:
+def _equivalent_epochs(recipe: Recipe) -> float:
     """The number of epochs, where those of smaller images count in proportion to their pixels."""
     sides = (recipe.training_side(epoch) for epoch in range(1, recipe.epochs + 1))
     return sum((side / recipe.image_size) ** 2 for side in sides)

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from resnetlab.errors import ResnetlabError
 
-BYTES_MOST = 4 << 30  # of all arrays of a file: the largest network has 0.5 GB
+MAX_BYTES = 4 << 30  # of all arrays of a file: the largest network has 0.5 GB
 EXPANSION, SLACK = 20, 64 << 20  # what a file holds may be so many times its own size, and so many bytes more
 
 
@@ -42,7 +42,7 @@ def _parsed(parse: Callable[[Any], Any], text: str | bytes) -> Any:
 def require_plausible(path: Path, claimed: int, what: str) -> None:
     """Raise ResnetlabError if `what` in a file claims many more bytes than the file has."""
     size = path.stat().st_size
-    if claimed > min(BYTES_MOST, EXPANSION * size + SLACK):
+    if claimed > min(MAX_BYTES, EXPANSION * size + SLACK):
         raise ResnetlabError(
             f"{path}: {what} claims {claimed:,} bytes, in a file of {size:,}. Expected a network's weights: the file "
             "is damaged or malicious, and nothing of it was read."
@@ -65,11 +65,11 @@ def check_archive(path: Path) -> None:
         )
 
 
-def read_member(archive: zipfile.ZipFile, name: str, *, most: int) -> bytes:
-    """The content of a member of a zip file. Raises ValueError if it has, or claims, more than `most` bytes."""
+def read_member(archive: zipfile.ZipFile, name: str, *, max_bytes: int) -> bytes:
+    """The content of a member of a zip file. Raises ValueError if it has, or claims, more than `max_bytes`."""
     member = archive.getinfo(name)
-    if member.file_size > most:
-        raise ValueError(f"{name!r} claims {member.file_size:,} bytes, expected at most {most:,}")
+    if member.file_size > max_bytes:
+        raise ValueError(f"{name!r} claims {member.file_size:,} bytes, expected at most {max_bytes:,}")
     with archive.open(member) as file:  # `ZipFile.read` inflates first, and looks at the claim after that
         content = file.read(member.file_size)
         if len(content) < member.file_size or file.read(1):

@@ -65,7 +65,7 @@ def test_images_of_one_value_are_like_no_other(packed: Pack) -> None:
 
 def test_too_many_images_are_not_searched(packed: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     subset = np.array(["train", "test"] * 12, dtype="U10")
-    monkeypatch.setattr(module, "MOST_PAIRS", 12 * 12 - 1)
+    monkeypatch.setattr(module, "MAX_PAIRS", 12 * 12 - 1)
     assert near_duplicates(replace(packed, subset=subset)) is None
-    monkeypatch.setattr(module, "MOST_PAIRS", 12 * 12)
+    monkeypatch.setattr(module, "MAX_PAIRS", 12 * 12)
     assert near_duplicates(replace(packed, subset=subset)) is not None

@@ -162,7 +162,8 @@ def test_exports_and_imports_are_verified(device: str, tmp_path: Path) -> None:
     resnetlab("train", "digits", "--set", "epochs=1", "--run", tmp_path / "run")
     resnetlab("export", tmp_path / "run", "--format", "onnx", "--output", tmp_path / "export")
     make = f"import keras; keras.applications.ResNet50(weights=None).save({str(tmp_path / 'net.keras')!r})"
-    subprocess.run([sys.executable, "-c", make], check=True, capture_output=True, timeout=300, env=ENVIRONMENT)
+    own = ENVIRONMENT | {"KERAS_BACKEND": HERE}
+    subprocess.run([sys.executable, "-c", make], check=True, capture_output=True, timeout=300, env=own)
     resnetlab("import", tmp_path / "net.keras", "--run", tmp_path / "imported")
     assert json.loads((tmp_path / "imported" / "import.json").read_text("utf-8"))["check"]["against"]
 

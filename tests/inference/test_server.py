@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import subprocess
@@ -28,7 +29,10 @@ from resnetlab.errors import ResnetlabError, UsageError
 from resnetlab.inference.export import default_folder
 from resnetlab.inference.images import ImageInput
 from resnetlab.inference.predictor import Predictor
+from resnetlab.progress import LogProgress
+from resnetlab.run import Run
 from resnetlab.run_folder import RunFolder
+from resnetlab.server import serve as serving
 from resnetlab.server.app import create_app
 from resnetlab.server.batching import Batcher, QueueFull
 from resnetlab.server.limits import Limits
@@ -296,6 +300,54 @@ def test_images_of_separate_requests_are_computed_together_and_none_twice() -> N
     assert sizes == [1, 4, 4]
     with pytest.raises(QueueFull):
         batcher.submit(images[:1])
+
+
+def test_a_network_that_fails_is_not_ready_until_it_computes_again(model: ServedModel, trained: Trained) -> None:
+    broken = threading.Event()
+
+    def engine(images: np.ndarray) -> np.ndarray:
+        if broken.is_set():
+            raise RuntimeError("out of memory")
+        return model.engine(images)
+
+    content = photographs(trained)[0].read_bytes()
+    with client_of(replace(model, engine=engine)) as client:
+        broken.set()
+        assert client.post("/predict", content=content, headers=JPEG).status_code == 500
+        assert client.get("/readyz").status_code == 503
+        broken.clear()
+        assert client.get("/readyz").status_code == 200
+
+
+def test_every_size_that_keras_compiles_is_warmed_up(model: ServedModel) -> None:
+    sizes: list[int] = []
+
+    def engine(images: np.ndarray) -> np.ndarray:
+        sizes.append(len(images))
+        return model.engine(images)
+
+    replace(model, engine=engine, engine_name="keras", draw=None).warm_up(6)
+    assert sizes == [1, 2, 4, 6]
+
+
+def test_the_overlays_of_a_keras_engine_have_a_network_of_their_own(trained: Trained, monkeypatch: Any) -> None:
+    """Two threads would use one network."""
+    made: list[Any] = []
+    monkeypatch.setattr(
+        "resnetlab.server.model.of_run", lambda *found, **more: made.append((found[0], more["explainer"]))
+    )
+    serving._run(Run(RunFolder.open(trained[0].path)), "keras", "float32", True, LogProgress())
+    ((predictor, explainer),) = made
+    assert predictor.network is not explainer.network
+
+
+async def _serve(path: Path) -> None:
+    serve(path, port=0)
+
+
+def test_within_an_event_loop_it_says_so(trained: Trained) -> None:
+    with pytest.raises(UsageError, match="An event loop runs here already"):
+        asyncio.run(_serve(trained[0].path))
 
 
 def test_what_cannot_be_served_is_said_before_it_listens(trained: Trained, tmp_path: Path) -> None:

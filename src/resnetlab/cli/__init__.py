@@ -28,7 +28,12 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, str], ...] = (
     ("train", training.train, "Train a network on images, and evaluate it.", "train photos --model resnet34"),
     ("evaluate", training.evaluate, "Evaluate a run on test images.", "evaluate runs/photos-resnet18-20260101-120000"),
     ("predict", inference.predict, "Classify images.", "predict RUN holiday/*.jpg --csv predictions.csv"),
-    ("explain", inference.explain, "Show what predictions rest on.", "explain RUN holiday/*.jpg --method layer-cam"),
+    (
+        "explain",
+        inference.explain,
+        "Explain predictions with class activation maps.",
+        "explain RUN holiday/*.jpg --method layer-cam",
+    ),
     ("export", inference.export, "Export the network to another runtime.", "export RUN --format onnx --precision int8"),
     ("serve", serving.serve, "Serve predictions over HTTP, with a page.", "serve runs/photos"),
     (

@@ -132,7 +132,7 @@ def explain(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show what predictions rest on: each image, and beside it the image with a map over it."""
+    """Explain predictions with class activation maps or occlusion: each image beside the image with its map."""
     from resnetlab import tasks
     from resnetlab.inference.images import collect_images
 

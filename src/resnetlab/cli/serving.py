@@ -34,7 +34,7 @@ def serve(
     max_megapixels: Annotated[float, typer.Option(metavar="N", help="Largest image, in megapixels.")] = 50,
     max_images: Annotated[int, typer.Option(metavar="N", help="Maximum number of images per request.")] = 16,
     max_requests: Annotated[int, typer.Option(metavar="N", help="Maximum number of concurrent requests.")] = 64,
-    max_waiting: Annotated[int, typer.Option(metavar="N", help="Most images queued for the network.")] = 256,
+    max_waiting: Annotated[int, typer.Option(metavar="N", help="Maximum number of images queued.")] = 256,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Largest batch.")] = 8,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="Timeout for receiving a request, and for answering it.")

@@ -84,6 +84,7 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     """Time to the first step, and rates of training and inference, at one batch size."""
     import numpy as np
 
+    from resnetlab import backend
     from resnetlab.data.pack import prepare_pack
     from resnetlab.data.sources import resolve
     from resnetlab.data.stream import as_item
@@ -104,7 +105,7 @@ def _measure(job: dict[str, Any], batch_size: int) -> dict[str, Any]:
     item = as_item(stream.batch(0))
     same = partial(repeat_batch, item)
     network.jit_compile = trainer.jit_compile
-    timer = FitTimer(trainer, job["device"])
+    timer = FitTimer(trainer, job["device"], backend.feed(item))  # as in training
     first = timer.call(same(), 1).seconds
     timer.call(same(), 1)  # TensorFlow's second step still includes one-time work
     if job["device"] == "gpu":

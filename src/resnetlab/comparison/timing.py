@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 MIN_GPU_STEPS, MAX_GPU_STEPS = 50, 10_000
 ATTEMPTS = 4  # to measure a time difference, which must be positive
+Feed = Callable[[Callable[[], Iterator[Any]]], Any]
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
@@ -51,8 +52,9 @@ class FitTimer:
     the time of n steps is T(n + 1) - T(1) for whole calls of `fit`, both of which end with a synchronisation.
     """
 
-    def __init__(self, model: Any, device: str) -> None:
-        self.model, self.on_gpu = model, device == "gpu"
+    def __init__(self, model: Any, device: str, feed: Feed = lambda make: make()) -> None:
+        """`feed` turns a maker of batches into what `fit` reads: in training, `backend.feed`."""
+        self.model, self.on_gpu, self.feed = model, device == "gpu", feed
         self._ends: list[Elapsed] = []
 
     def call(self, batches: Iterator[Any], steps: int) -> Elapsed:
@@ -63,9 +65,9 @@ class FitTimer:
         read = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs=None: self._ends.append(now()))
         began = now()
         try:
-            self.model.fit(
-                batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[] if self.on_gpu else [read]
-            )
+            callbacks = [] if self.on_gpu else [read]
+            batches_of_fit = self.feed(lambda: batches)
+            self.model.fit(batches_of_fit, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=callbacks)
         finally:
             batches.close()  # type: ignore[attr-defined]
         return elapsed_since(began)

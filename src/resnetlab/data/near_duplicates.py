@@ -18,7 +18,7 @@ from resnetlab.data.shards import Images
 
 THUMBNAIL = 16
 CORRELATION = 0.97
-MOST_PAIRS = 3e9  # compared in about a minute on two cores; with more, nothing is searched
+MAX_PAIRS = 3e9  # compared in about a minute on two cores; with more, nothing is searched
 CHUNK = 512
 
 
@@ -38,7 +38,7 @@ def near_duplicates(pack: Pack) -> list[NearDuplicate] | None:
     """
     training = pack.indices("train")
     held_out = np.concatenate([pack.indices("validation"), pack.indices("test")])
-    if len(training) * len(held_out) > MOST_PAIRS:
+    if len(training) * len(held_out) > MAX_PAIRS:
         return None
     found, seen = [], _thumbnails(pack.images, training)
     for start in range(0, len(held_out), CHUNK):

@@ -136,7 +136,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
     size = archive.getinfo(name).file_size
     with room_for(size):
         try:
-            content = read_member(archive, name, most=size)
+            content = read_member(archive, name, max_bytes=size)
         except Exception as error:  # a damaged or encrypted one: zipfile and zlib raise many kinds
             raise ImageProblem(f"unreadable ({error})") from error
         yield content

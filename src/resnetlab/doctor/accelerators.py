@@ -334,6 +334,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _satisfies(version: str, needed: str) -> bool:
+    """Whether a version is as needed, as far as it is known: 12.5 may be the 12.5.82 that is needed."""
+    known = version.count(".") + 1
+    needed = re.sub(r"\d+(?:\.\d+)+", lambda found: ".".join(found[0].split(".")[:known]), needed)
     try:
         return SpecifierSet(needed).contains(Version(version), prereleases=True)
     except InvalidVersion:  # unknown: no reason to complain

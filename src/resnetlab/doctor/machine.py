@@ -10,9 +10,11 @@ import ctypes
 import importlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +103,11 @@ def memory(*folders: Path) -> Memory:
             total, available = status[1], status[2]
     limits = cores.cgroup("memory.max", "memory/memory.limit_in_bytes")
     uses = cores.cgroup("memory.current", "memory/memory.usage_in_bytes")
-    for limit, used in zip(limits, uses, strict=False):
+    stats = cores.cgroup("memory.stat", "memory/memory.stat")
+    for limit, used, stat in zip_longest(limits, uses, stats, fillvalue=""):
         if limit.isdecimal() and used.isdecimal() and int(limit) < total:
-            total, available = int(limit), min(available, int(limit) - int(used))
+            cached = re.search(r"^(?:total_)?inactive_file (\d+)", stat, re.MULTILINE)  # given back where it is needed
+            total, available = int(limit), min(available, int(limit) - int(used) + int(cached[1] if cached else 0))
     disk_free = {}
     for folder in folders:
         with contextlib.suppress(OSError):

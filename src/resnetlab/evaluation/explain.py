@@ -1,11 +1,11 @@
-"""What in an image a prediction rests on: class activation maps, and occlusion as a check without gradients.
+"""Explanations of predictions: class activation maps, and occlusion as a check without gradients.
 
 A class activation map sums the channels of a stage's feature maps A, weighted by the gradient G of a class's logit, and
 keeps what is positive. Four methods differ in the weights, the fifth is another:
 
     grad-cam     mean of G over the image (Selvaraju 2016, arXiv:1610.02391)
     grad-cam++   sum of the positive G, weighted by higher derivatives (Chattopadhay 2017, arXiv:1710.11063)
-    hires-cam    G at each place (Draelos 2020, arXiv:2011.08891): what the logit rests on, if the head is linear
+    hires-cam    G at each place (Draelos 2020, arXiv:2011.08891): the contributions to the logit, if the head is linear
     layer-cam    the positive G at each place (Jiang 2021), which gives sharp maps of early stages too
     occlusion    no map of features: how much the class's probability falls when a square is covered (Zeiler 2013)
 """

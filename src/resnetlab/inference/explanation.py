@@ -1,4 +1,4 @@
-"""What a prediction rests on, as a picture: the maps of `evaluation/explain.py` laid over the images."""
+"""Explanations as pictures: the maps of `evaluation/explain.py` laid over the images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TILE = 64  # least side in pixels of one of them
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What the prediction of a class for an image rests on.
+    """An explanation of the prediction of a class for an image.
 
     Attributes:
         path: of the file; None for an image in memory.

@@ -135,7 +135,9 @@ def write_litert(artefact: Artefact, folder: Path) -> None:
         target.write_bytes(converter.convert())
     shutil.rmtree(source)
     with zipfile.ZipFile(target, "a") as archive:
-        archive.writestr("labels.txt", "".join(f"{name}\n" for name in artefact.class_names))
+        archive.writestr(
+            "labels.txt", "".join(f"{as_written(' '.join(name.split()))}\n" for name in artefact.class_names)
+        )
 
 
 def _save(artefact: Artefact, function: Callable[[Any], dict[str, Any]], folder: Path) -> None:

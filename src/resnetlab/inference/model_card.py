@@ -84,7 +84,8 @@ def _head(run: RunFolder, names: str, license: str | None, found: dict[str, Any]
 def _evaluation(run: RunFolder) -> dict[str, Any]:
     try:
         found = run.read_json("evaluation.json")
-        return found if {"top1", "top1_interval", "n", "subset"} <= found.keys() else {}
+        needed = ("top1", "top1_interval", "n", "subset", "loss", "calibration_error")
+        return found if all(found.get(key) is not None for key in needed) else {}
     except ResnetlabError:
         return {}
 

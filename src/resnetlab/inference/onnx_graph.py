@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import keras
@@ -30,6 +29,7 @@ from resnetlab.models.layers import (
     PatchWhitening,
 )
 from resnetlab.models.variants import PREPROCESSING
+from resnetlab.version import VERSION
 
 OPSET, IR_VERSION = 18, 9  # from 2022/23: supported by Triton, TensorRT and phones; nothing here needs a newer one
 
@@ -73,7 +73,7 @@ def onnx_model(
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="resnetlab",
-        producer_version=version("resnetlab"),
+        producer_version=VERSION,
     )
     helper.set_model_props(
         model,

@@ -47,7 +47,7 @@ def write_report(
 
     Args:
         pack: the run's images; without them the page has no pictures.
-        overlay: draws what the prediction of a class rests on; without it there are only the images.
+        overlay: draws the class activation map of a class; without it there are only the images.
         filters: weights of the first convolution (filters, size, size, 3); without them they are not shown.
     """
     _write(path, one_run(folder, pack=pack, overlay=overlay, filters=filters))

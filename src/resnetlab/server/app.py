@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.metadata import version
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -29,6 +28,7 @@ from resnetlab.server.metrics import Metrics
 from resnetlab.server.middleware import Observer, SecurityHeaders
 from resnetlab.server.model import ServedModel
 from resnetlab.server.uploads import Upload, Uploads
+from resnetlab.version import VERSION
 
 PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
@@ -115,7 +115,7 @@ class Service:
         self,
         request: Request,
         top: Annotated[int, Query(ge=1, description="Classes to give for each image.")] = 5,
-        overlay: Annotated[bool, Query(description="Also draw what the first class rests on (Grad-CAM).")] = False,
+        overlay: Annotated[bool, Query(description="Also draw a Grad-CAM map of the top class.")] = False,
     ) -> Answer:
         """Classify one image or several: the body is an image file, or a form with files."""
         if overlay and self.model.draw is None:
@@ -187,7 +187,7 @@ class Service:
             max_megapixels=limits.max_megapixels,
             max_images=limits.max_images,
             timeout=limits.timeout,
-            version=version("resnetlab"),
+            version=VERSION,
         )
 
     async def healthy(self) -> dict[str, str]:
@@ -196,9 +196,18 @@ class Service:
 
     async def ready(self) -> dict[str, str]:
         """The network takes images now."""
-        if not self.batcher.accepts:
+        if not self.batcher.accepts or (self.batcher.failing and not await self._computes()):
             raise Refusal(503, "The network takes no images now.")
         return {"status": "ready"}
+
+    async def _computes(self) -> bool:
+        """Whether the network computes an image, after a batch that failed."""
+        try:
+            (probe,) = self.batcher.submit([self.model.grey_image])
+            await asyncio.wait_for(asyncio.wrap_future(probe), self.limits.timeout)
+        except Exception:
+            return False
+        return True
 
     async def measure(self) -> Response:
         """Metrics in the text format of Prometheus."""
@@ -221,7 +230,7 @@ def create_app(model: ServedModel, limits: Limits, *, hosts: Sequence[str]) -> F
 
     app = FastAPI(
         title="resnetlab",
-        version=version("resnetlab"),
+        version=VERSION,
         lifespan=lifespan,
         docs_url=None,  # these pages load their scripts from elsewhere
         redoc_url=None,

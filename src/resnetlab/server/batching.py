@@ -41,6 +41,7 @@ class Batcher:
         self._queue: deque[tuple[Pixels, Future[Row]]] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self.failing = False  # the last batch failed
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
@@ -81,9 +82,11 @@ class Batcher:
             try:
                 rows = self._engine(np.stack(images))
             except Exception as error:
+                self.failing = True
                 for future in futures:
                     future.set_exception(error)
             else:
+                self.failing = False
                 for future, row in zip(futures, rows, strict=True):
                     future.set_result(row)
             self._on_batch(len(images), time.perf_counter() - began)

@@ -69,13 +69,13 @@ def listen(
     """Serve until SIGINT or SIGTERM; then requests that were accepted are answered first.
 
     Args:
-        hosts: names by which clients may address the server; by default those of the loopback interface, or any name
-            where it listens on another.
+        hosts: names by which clients may address the server, besides those of the loopback interface; by default any
+            name where it listens on another interface.
         ready: called once it accepts connections.
     """
-    if not hosts:
-        hosts = LOOPBACK_NAMES if is_loopback(listener.getsockname()[0]) else ("*",)
-    server = _Server(_config(create_app(model, limits, hosts=hosts), limits), ready)
+    if not hosts and not is_loopback(listener.getsockname()[0]):
+        hosts = ("*",)
+    server = _Server(_config(create_app(model, limits, hosts=(*LOOPBACK_NAMES, *hosts)), limits), ready)
     with _signals_that_end_well():
         server.run(sockets=[listener])
 

@@ -15,6 +15,7 @@ from resnetlab.inference.engines import Engine, export_facts, exported_engine
 from resnetlab.inference.export import load_settings
 from resnetlab.inference.predictor import Predictor
 from resnetlab.inference.verification import LoadSettings
+from resnetlab.run_folder import as_written
 
 Draw = Callable[[np.ndarray, Sequence[int]], list[Image.Image]]
 NONE_OF_AN_EXPORT = "an export has no gradients: serve the run folder instead"
@@ -55,12 +56,18 @@ class ServedModel:
         return load_image(content, **self.settings, pixel_limit=max_pixels)
 
     def warm_up(self, largest: int) -> None:
-        """Compute one image, the `largest` batch, and an overlay: compilation is over, and failures are seen, early."""
-        grey = np.full((largest, self.image_size, self.image_size, 3), 127, np.uint8)
-        for count in {1, largest}:
+        """Compute a batch of each size that is compiled, and an overlay: failures are seen early; no request waits."""
+        grey = np.repeat(self.grey_image[None], largest, axis=0)
+        compiled = {1 << power for power in range(largest.bit_length())} if self.engine_name == "keras" else set()
+        for count in sorted({1, largest} | compiled):
             self.engine(grey[:count])
         if self.draw is not None:
             self.draw(grey[:1], [0])
+
+    @property
+    def grey_image(self) -> Pixels:
+        """An input of the network, to try whether it computes."""
+        return np.full((self.image_size, self.image_size, 3), 127, np.uint8)
 
 
 def of_run(predictor: Predictor, engine: str, precision: str, *, explainer: Predictor | None) -> ServedModel:
@@ -78,7 +85,7 @@ def of_run(predictor: Predictor, engine: str, precision: str, *, explainer: Pred
     return ServedModel(
         name=predictor.recipe.model,
         folder=predictor.run.path.resolve().name,
-        class_names=tuple(predictor.class_names),
+        class_names=tuple(map(as_written, predictor.class_names)),
         settings=load_settings(predictor.recipe),
         engine_name=engine,
         precision=precision,
@@ -95,7 +102,7 @@ def of_export(folder: Path) -> ServedModel:
     return ServedModel(
         name=facts["model"],
         folder=folder.resolve().name,
-        class_names=tuple(facts["class_names"]),
+        class_names=tuple(map(as_written, facts["class_names"])),
         settings=facts["preprocessing"],
         engine_name=facts["format"],
         precision=facts["precision"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -59,6 +60,11 @@ def serve(
         ResnetlabError: a package is missing; the port is taken; no weights yet, or damaged ones.
     """
     require_packages("serve")
+    if _in_event_loop():
+        raise UsageError(
+            "An event loop runs here already, as in a notebook: run `resnetlab serve` in a terminal, or rl.serve in a "
+            "thread."
+        )
     from resnetlab.server import listening
 
     report, limits = make_progress(progress), limits or Limits()
@@ -84,6 +90,14 @@ def serve(
         listening.listen(model, listener, limits, hosts=allowed_hosts, ready=announce)
 
 
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def _export(folder: Path, engine: str) -> ServedModel:
     from resnetlab.server.model import of_export
 
@@ -99,4 +113,9 @@ def _run(run: Run, engine: str, precision: str, overlays: bool, report: Progress
         fits = run.device != "gpu" and all(find_spec(name) for name in PACKAGES["onnx"][0])
         engine = "onnx" if fits else "keras"
     predictor = run.predictor(engine, precision, progress=report)
-    return of_run(predictor, engine, precision, explainer=run.predictor(progress=report) if overlays else None)
+    explainer = run.predictor(progress=report) if overlays else None
+    if explainer is predictor:  # two threads must not share a network: JAX donates its variables to a step
+        from resnetlab.inference.predictor import Predictor
+
+        explainer = Predictor(run.folder)
+    return of_run(predictor, engine, precision, explainer=explainer)

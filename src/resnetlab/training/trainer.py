@@ -36,9 +36,9 @@ from resnetlab.training.divergence import first_nonfinite_weight, locate
 from resnetlab.training.interval import EVERY_FIVE_MINUTES, Interval
 from resnetlab.training.memory import out_of_memory, release_tensors, rows_that_fit
 from resnetlab.training.optimizers import Schedule
+from resnetlab.training.processes import ProcessGroup, require_whole_parts
 from resnetlab.training.resume import fingerprint, require_same_origin
 from resnetlab.training.steps import StepCallback, metric_values, stop_requests
-from resnetlab.training.together import Together, require_whole_parts
 from resnetlab.training.whitening import initialize_whitening
 
 Record = dict[str, Any]
@@ -148,7 +148,7 @@ class _Training:
         self.schedule = Schedule.of(recipe, self.steps)
         self.feed = backend.feed(as_item(self.stream.batch(0)))
         self.validation = pack.indices("validation")
-        self.together = Together()
+        self.processes = ProcessGroup()
         self.checkpoints = Checkpoints(run)
         self.origin = fingerprint(recipe, pack)
         self.state = TrainState()
@@ -239,7 +239,7 @@ class _Training:
         history = self._run_steps(last, stop, spent)
         while self.state.step < last:
             self.partial = metric_values(self.trainer)
-            if self.together.any(stop.is_set()):
+            if self.processes.any(stop.is_set()):
                 return None
             paused = time.perf_counter()
             self._save(background=True)
@@ -264,11 +264,11 @@ class _Training:
 
         def pause(steps: int) -> bool:
             wanted = stop.is_set() or self.every.passed(steps, time.monotonic() - self.saved)
-            return self.together.agree(wanted, steps)
+            return self.processes.should_pause(wanted, steps)
 
         parts = self.stream.accumulate
         watch = StepCallback(self.trainer, first, self.progress, pause, self.partial, parts)
-        watch.async_safe = self.together.alone and parts == 1  # otherwise `fit` must end after a certain batch
+        watch.async_safe = self.processes.is_single and parts == 1  # otherwise `fit` must end after a certain batch
         over = threading.Event()
         try:
             batches = self.feed(lambda: self.stream.batches(first, spent=spent, until=over))
@@ -286,7 +286,7 @@ class _Training:
         if not len(self.validation):
             return {}
         pack = self.pack
-        logits = self.together.logits(self.network, self.recipe, pack, self.validation)
+        logits = self.processes.logits(self.network, self.recipe, pack, self.validation)
         if not np.isfinite(logits).all():
             raise self._diverged(f"After epoch {epoch} the logits are not finite")
         found = evaluate_logits(logits, pack.labels[self.validation], pack.class_names)
@@ -351,11 +351,11 @@ class _Training:
         except Exception as error:
             if is_out_of_memory(error):
                 release_tensors(error)
-                fits = rows_that_fit(self.trainer, self.stream, self.state.step) if self.together.alone else None
+                fits = rows_that_fit(self.trainer, self.stream, self.state.step) if self.processes.is_single else None
                 raise ResnetlabError(out_of_memory(self.recipe, error, fits)) from error
-            if self.together.alone:
+            if self.processes.is_single:
                 raise
             raise ProcessLost(
-                f"Process {self.together.number} of {self.together.count} stops, as another one has ended or cannot be "
+                f"Process {self.processes.rank} of {self.processes.size} stops, as another one has ended or cannot be "
                 f"reached ({first_informative_line(error)}). Start all again with `--resume RUN`."
             ) from error

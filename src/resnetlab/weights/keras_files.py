@@ -11,7 +11,7 @@ import numpy as np
 
 from resnetlab.errors import ResnetlabError
 from resnetlab.models.variants import VARIANTS
-from resnetlab.untrusted import BYTES_MOST, check_hdf5, hdf5_datasets, parse_json, read_member
+from resnetlab.untrusted import MAX_BYTES, check_hdf5, hdf5_datasets, parse_json, read_member
 
 _HEADS = (None, "linear", "softmax")  # activations
 _KERAS_ORDER = {1: ("kernel",), 2: ("kernel", "bias"), 4: ("gamma", "beta", "moving_mean", "moving_variance")}
@@ -25,9 +25,9 @@ def read_hdf5(path: Path) -> dict[str, np.ndarray]:
 def read_keras(path: Path) -> tuple[dict[str, np.ndarray], str | None, dict[str, Any]]:
     """The weights in a .keras file, and model name and preprocessing of our own. The Keras model is never built."""
     with zipfile.ZipFile(path) as archive:
-        config = parse_json(read_member(archive, "config.json", most=BYTES_MOST >> 6))
+        config = parse_json(read_member(archive, "config.json", max_bytes=MAX_BYTES >> 6))
         _require_plain_layers(config, path)
-        content = io.BytesIO(read_member(archive, "model.weights.h5", most=BYTES_MOST))
+        content = io.BytesIO(read_member(archive, "model.weights.h5", max_bytes=MAX_BYTES))
         return _hdf5(content, path), *_read_own_config(config)
 
 

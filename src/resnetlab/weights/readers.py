@@ -268,17 +268,17 @@ def _from_folder(folder: Path, origin: str) -> Checkpoint:
     checkpoint = replace(_from_file(weights, origin), licence=_licence(folder / "README.md"))
     try:
         if config.get("library") == "resnetlab":
-            return _as_we_say(checkpoint, config)
+            return _from_own_config(checkpoint, config)
         if "pretrained_cfg" in config:
-            found = _as_timm_says(checkpoint, config)
+            found = _from_timm_config(checkpoint, config)
         else:
-            found = _as_transformers_says(checkpoint, config, processor)
+            found = _from_transformers_config(checkpoint, config, processor)
         return replace(found, class_names=tuple(config[OWN_NAMES])) if OWN_NAMES in config else found
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResnetlabError(f"{folder}: config.json is not as transformers or timm write it: {error!r}.") from None
 
 
-def _as_we_say(checkpoint: Checkpoint, config: dict[str, Any]) -> Checkpoint:
+def _from_own_config(checkpoint: Checkpoint, config: dict[str, Any]) -> Checkpoint:
     """A folder of `resnetlab export --format safetensors`."""
     return replace(
         checkpoint,
@@ -289,7 +289,7 @@ def _as_we_say(checkpoint: Checkpoint, config: dict[str, Any]) -> Checkpoint:
     )
 
 
-def _as_transformers_says(checkpoint: Checkpoint, config: dict[str, Any], processor: dict[str, Any]) -> Checkpoint:
+def _from_transformers_config(checkpoint: Checkpoint, config: dict[str, Any], processor: dict[str, Any]) -> Checkpoint:
     if config.get("model_type") != "resnet":
         raise ResnetlabError(
             f"{checkpoint.origin}: received model_type={config.get('model_type')!r}, expected 'resnet'."
@@ -345,7 +345,7 @@ def _squeezed(processor: dict[str, Any]) -> str | None:
     )
 
 
-def _as_timm_says(checkpoint: Checkpoint, stated: dict[str, Any]) -> Checkpoint:
+def _from_timm_config(checkpoint: Checkpoint, stated: dict[str, Any]) -> Checkpoint:
     config = stated["pretrained_cfg"]
     if stated.get("model_args"):
         raise ResnetlabError(

@@ -40,8 +40,8 @@ _AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow|teacher|momentum|targ
 _NOT_WEIGHTS = re.compile(
     r"optim|^opt$|param_groups|sched|scaler|criterion|^loss|callbacks|^loops$|^amp$|rng", re.IGNORECASE
 )
-_MOST_LEVELS = 6
-_MOST_CONTAINERS = 100_000  # lists may hold each other in more ways than could ever be followed
+_MAX_DEPTH = 6
+_MAX_CONTAINERS = 100_000  # lists may hold each other in more ways than could ever be followed
 
 _HARMLESS = (
     "argparse.Namespace",
@@ -132,10 +132,8 @@ def read_torch(path: Path, key: str | None = None) -> tuple[dict[str, np.ndarray
             f"To read {path}, torch must be installed. Install: pip install 'resnetlab[torch]'."
         ) from None
     content = _load(torch, path)
-    if sum(1 for _ in islice(_containers(content, ""), _MOST_CONTAINERS)) == _MOST_CONTAINERS:
-        raise ResnetlabError(
-            f"{path}: received {_MOST_CONTAINERS:,} lists and dicts, expected a state dict of tensors."
-        )
+    if sum(1 for _ in islice(_containers(content, ""), _MAX_CONTAINERS)) == _MAX_CONTAINERS:
+        raise ResnetlabError(f"{path}: received {_MAX_CONTAINERS:,} lists and dicts, expected a state dict of tensors.")
     found = dict(_networks(content, torch.Tensor))
     if not found:
         raise ResnetlabError(f"{path}: expected a state dict of tensors, received {_described(content)}.")
@@ -214,7 +212,7 @@ def _state_dicts(value: Any, place: str, tensor: type) -> Iterator[tuple[str, di
 
 def _containers(value: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each dict and list that may hold weights, at any depth, with its place and its items."""
-    if place.count(".") >= _MOST_LEVELS:
+    if place.count(".") >= _MAX_DEPTH:
         return
     if isinstance(value, list | tuple):  # such as (state dict, epoch)
         items = {str(index): item for index, item in enumerate(value) if isinstance(item, dict | list | tuple)}

@@ -13,7 +13,7 @@ function describe(model) {
   place("limits").textContent = `Up to ${model.max_megabytes} MB and ${model.max_megapixels} megapixels each.`;
   if (!model.overlays) {
     place("overlays").hidden = false;
-    place("overlays").textContent = `No overlays of what predictions rest on: ${model.no_overlays}.`;
+    place("overlays").textContent = `No class activation maps: ${model.no_overlays}.`;
   }
 }
 

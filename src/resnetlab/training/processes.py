@@ -16,7 +16,7 @@ from resnetlab.evaluation.logits import predict_logits
 from resnetlab.models.from_recipe import build_network
 from resnetlab.recipes import Recipe
 
-AGREE_EVERY = 10  # steps: to ask the other processes at each would slow them
+ASK_EVERY = 10  # steps: to ask the other processes at each would slow them
 
 
 def require_whole_parts(recipe: Recipe) -> None:
@@ -32,25 +32,25 @@ def require_whole_parts(recipe: Recipe) -> None:
         raise UsageError(f"{asked} is not for several devices on TensorFlow: use --backend jax, or one device.")
 
 
-class Together:
+class ProcessGroup:
     """Decisions and results that are the same in all processes; where there is one, they are its own."""
 
     def __init__(self) -> None:
-        self.number, self.count = backend.process()
-        self.alone = self.count == 1
+        self.rank, self.size = backend.process()
+        self.is_single = self.size == 1
         self._own: keras.Model | None = None
 
     def any(self, wanted: bool) -> bool:
         """Whether one process wants it; all must ask."""
-        return wanted if self.alone else bool(backend.gather(np.array([wanted])).any())
+        return wanted if self.is_single else bool(backend.gather(np.array([wanted])).any())
 
-    def agree(self, wanted: bool, steps: int) -> bool:
+    def should_pause(self, wanted: bool, steps: int) -> bool:
         """Whether to pause after so many steps; several processes decide it every few steps."""
-        return wanted if self.alone else steps % AGREE_EVERY == 0 and self.any(wanted)
+        return wanted if self.is_single else steps % ASK_EVERY == 0 and self.any(wanted)
 
     def logits(self, network: keras.Model, recipe: Recipe, pack: Pack, indices: np.ndarray) -> np.ndarray:
         """Logits of `pack.images[indices]`; each process computes a part of them, once for each image."""
-        if self.alone and not backend.mirrored():
+        if self.is_single and not backend.mirrored():
             return predict_logits(network, pack.images, indices, size=recipe.test_size, multiple=backend.replicas())
         values = [np.array(keras.ops.convert_to_numpy(variable)) for variable in network.variables]
         with backend.one_device():
@@ -58,6 +58,6 @@ class Together:
                 self._own = build_network(recipe, len(pack.class_names))
             for variable, value in zip(self._own.variables, values, strict=True):
                 variable.assign(value)
-            equal = np.resize(indices, -(-len(indices) // self.count) * self.count)  # the first ones again at the end
-            mine = predict_logits(self._own, pack.images, equal[self.number :: self.count], size=recipe.test_size)
+            equal = np.resize(indices, -(-len(indices) // self.size) * self.size)  # the first ones again at the end
+            mine = predict_logits(self._own, pack.images, equal[self.rank :: self.size], size=recipe.test_size)
         return np.swapaxes(backend.gather(mine), 0, 1).reshape(len(equal), -1)[: len(indices)]
