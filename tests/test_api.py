@@ -575,6 +575,7 @@ def test_the_quickstart_on_every_backend(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.benchmark
 def test_progress_is_rendered_in_a_notebook(tmp_path: Path) -> None:
     source = "import resnetlab as rl\nrun = rl.train('digits', epochs=2)\nrun.evaluate().top1"
     cell = {"cell_type": "code", "source": source, "metadata": {}, "outputs": [], "execution_count": None, "id": "a"}

@@ -575,7 +575,7 @@ def test_what_cannot_be_resumed_is_told(cli: Cli, first: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("encoding", ["ascii", "cp437"])
+@pytest.mark.parametrize("encoding", [pytest.param("ascii", marks=pytest.mark.benchmark), "cp437"])
 def test_a_terminal_without_the_signs_of_tables_shows_ascii(first: Path, cache: Path, encoding: str) -> None:
     settings = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "RESNETLAB_CACHE": str(cache)}
     for arguments in (

@@ -458,7 +458,7 @@ class Run:
                 raise UsageError("safetensors has the weights in float32: leave precision, batch_size and data out.")
             return self._share(names, None if output is None else Path(output), license, progress)
         if (names, license) != ("resnetlab", None):
-            raise UsageError('names and license are for format="safetensors": leave them out.')
+            raise UsageError("names and license are for the format safetensors: leave them out.")
         exports.require_supported(format, precision)  # before anything is decoded
         self.folder.weights()
         report, pack = make_progress(progress), None

@@ -58,7 +58,7 @@ def audit(
 
     >>> found = rl.audit("photos")
     >>> found.class_names, len(found.usable)
-    (('cat', 'dog'), 24)
+    (('cat', 'dog'), 60)
     """
     report = make_progress(progress)
     chosen = choose_recipe(str(data), recipe, fields, report=report)

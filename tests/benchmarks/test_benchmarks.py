@@ -64,7 +64,7 @@ def test_tables_are_filled_from_results_and_checked(tables: ModuleType, tmp_path
     assert tables.main(arguments) == 0
     assert tables.main([*arguments, "--check"]) == 0
     filled = readme.read_text()
-    assert "| small | images/s | share of matmul rate | ours, jax ÷ this |" in filled
+    assert "| small | images/s | fraction of matmul rate | ours, jax ÷ this |" in filled
     assert "| theirs | 11.0 | 20% | **2.50 x** (2.00 - 3.00) |" in filled
     assert "old" not in filled
     assert filled.startswith("before\n<!-- table: throughput -->\n")

@@ -166,6 +166,7 @@ def test_interpolations_are_pillows() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.benchmark
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed: make test EXTRAS=torch")
 def test_transformers_loads_it_and_computes_the_same(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "resnet50-v1", crop="resized", crop_pct=0.8)
@@ -285,7 +286,7 @@ def test_to_the_hub_and_back(tiny: rl.Run, tmp_path: Path, hub: str) -> None:
 def test_options_of_safetensors_alone(tiny: rl.Run, tmp_path: Path) -> None:
     done = command(tmp_path, "", "export", str(tiny.path), "--names", "timm")
     assert done.returncode == 2
-    assert "are for --format safetensors" in done.stderr
+    assert "are for the format safetensors" in done.stderr
     with pytest.raises(UsageError, match="timm has no resnet-tiny"):
         tiny.export("safetensors", names="timm")
 

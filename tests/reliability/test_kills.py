@@ -11,6 +11,7 @@ from tests.workers import ENVIRONMENT
 
 
 @pytest.mark.long
+@pytest.mark.benchmark
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path: Path) -> None:
     program = [sys.executable, str(Path(__file__).with_name("kills.py"))]
     options = ["--kills", "2", "--epochs", "4", "--out", str(tmp_path)]

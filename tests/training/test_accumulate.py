@@ -61,7 +61,9 @@ def assert_same_steps(run: Any, folder: Path, name: str, *, parts: int) -> None:
         np.testing.assert_allclose(theirs[key], weights[key], rtol=2e-3, atol=0.02 * rate, err_msg=key)
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"])  # see test_trainer.py on PyTorch
+@pytest.mark.parametrize(  # see test_trainer.py on PyTorch
+    "backend", ["tensorflow", pytest.param("jax", marks=[pytest.mark.long, pytest.mark.benchmark])]
+)
 def test_a_run_in_parts_is_resumed_exactly(on: Workers, backend: str, tmp_path: Path) -> None:
     found = on(backend)(interrupted_and_not, folder=str(tmp_path), name="in parts")
     assert found["statuses"] == ["finished", "interrupted", "finished"]

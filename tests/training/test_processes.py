@@ -160,7 +160,7 @@ def assert_same(run: Path, other: Path) -> None:
     ("backend", "count"),
     [
         pytest.param("tensorflow", "2", marks=pytest.mark.benchmark),
-        pytest.param("jax", "2", marks=needs_jax),
+        pytest.param("jax", "2", marks=[needs_jax, pytest.mark.benchmark]),
         pytest.param("jax", "8", marks=[needs_jax, pytest.mark.benchmark]),
     ],
 )
