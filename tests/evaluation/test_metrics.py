@@ -277,7 +277,7 @@ def test_summary_of_many_classes_shows_the_worst():
     assert len(table) == 1 + 1 + 10 + 1 + 1 + 1
     assert table[2].startswith("class 7 ")
     assert "10 of 40" in table[-1]
-    assert "class 7 taken for class 8" in text
+    assert "class 7 predicted as class 8" in text
 
 
 def test_is_frozen():

@@ -145,7 +145,7 @@ def test_confusion_says_what_is_most_often_confused(tmp_path, texts):
     matrix = np.array([[97, 3], [0, 100]])
     plots.confusion(matrix, ["cat", "dog"], tmp_path / "a.png")
     assert "98.5 % of 200 images on the diagonal" in texts()
-    assert "most often: cat taken for dog, 3 of 100" in texts()
+    assert "most often: cat predicted as dog, 3 of 100" in texts()
     plots.confusion(matrix.T, ["cat", "dog"], tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
 

@@ -70,7 +70,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """`count` of the `support` samples of class `true` were taken for `predicted`."""
+    """`count` of the `support` samples of class `true` were predicted as `predicted`."""
 
     true: str
     predicted: str
@@ -194,7 +194,7 @@ class Evaluation:
         )
         parts = ["\n".join(headline), self._table()]
         if pairs := self.most_confused(5):
-            text = [f"{_short(pair.true)} taken for {_short(pair.predicted)}" for pair in pairs]
+            text = [f"{_short(pair.true)} predicted as {_short(pair.predicted)}" for pair in pairs]
             width, digits = max(map(cell_len, text)), len(f"{pairs[0].count:,}")
             lines = [
                 f"  {set_cell_size(line, width)}  {pair.count:>{digits},} of {pair.support:,} "

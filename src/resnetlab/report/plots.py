@@ -211,7 +211,7 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str], path: str | PathLik
     subtitle = "nothing was confused" if total else "no images"
     if pairs:
         true, predicted = _short(pairs[0].true), _short(pairs[0].predicted)
-        subtitle = f"most often: {true} taken for {predicted}, {pairs[0].count:,} of {pairs[0].support:,}"
+        subtitle = f"most often: {true} predicted as {predicted}, {pairs[0].count:,} of {pairs[0].support:,}"
     layout = _MatrixLayout.of([_short(name) for name in class_names])
 
     def draw(figure: Figure) -> None:

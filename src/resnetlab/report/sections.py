@@ -46,7 +46,7 @@ def confused_pairs(found: Evaluation) -> Content:
         [Cell(pair.true), Cell(pair.predicted), Cell(f"{pair.count:,} of {pair.support:,}")]
         for pair in found.most_confused(20)
     ]
-    table = {"head": ["true class", "taken for", "images"], "rows": rows, "sortable": False}
+    table = {"head": ["true class", "predicted as", "images"], "rows": rows, "sortable": False}
     return {"title": "Most frequent confusions", "lines": [], "tables": [table]}
 
 
