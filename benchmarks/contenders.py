@@ -31,14 +31,14 @@ def matrix_side(job: Job) -> int:
 class FitSteps:
     """The steps of a model that trains by `fit`."""
 
-    def __init__(self, model: Any, device: str, feed: Callable[[], Iterator[Any]]) -> None:
-        self.timer, self.feed = FitTimer(model, device), feed
+    def __init__(self, timer: FitTimer, make: Callable[[], Iterator[Any]]) -> None:
+        self.timer, self.make = timer, make
 
     def first(self) -> None:
-        self.timer.call(self.feed(), 1)
+        self.timer.call(self.make(), 1)
 
     def __call__(self, steps: int) -> Elapsed:
-        return self.timer.steps(self.feed, steps)
+        return self.timer.steps(self.make, steps)
 
 
 def ours(job: Job, mark: Mark, *, backend: str, compiled: bool | None = None) -> Run:
@@ -48,7 +48,7 @@ def ours(job: Job, mark: Mark, *, backend: str, compiled: bool | None = None) ->
     import numpy as np
 
     from resnetlab import backend as kernels
-    from resnetlab.data.stream import Stream
+    from resnetlab.data.stream import Stream, as_item
     from resnetlab.models.from_recipe import build_network
     from resnetlab.recipes import RECIPES
     from resnetlab.training.build import make_augmentation, make_trainer
@@ -83,11 +83,11 @@ def ours(job: Job, mark: Mark, *, backend: str, compiled: bool | None = None) ->
     if compiled is not None:
         trainer.jit_compile = compiled
     mark("build")
-    batch = stream.batch(0)[:2]
+    batch = as_item(stream.batch(0))
     if job.device == "gpu":  # resident there; TensorFlow's generators take it back to the host
         batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
-    feed = partial(stream.batches, 0) if job.packed else partial(repeat_batch, batch)
-    return FitSteps(trainer, job.device, feed)
+    timer = FitTimer(trainer, job.device, kernels.feed(batch))  # as in training
+    return FitSteps(timer, partial(stream.batches, 0) if job.packed else partial(repeat_batch, batch))
 
 
 def keras_applications(job: Job, mark: Mark, *, backend: str) -> Run:
@@ -113,7 +113,7 @@ def keras_applications(job: Job, mark: Mark, *, backend: str) -> Run:
     rng = np.random.default_rng(0)
     images = rng.normal(0, 60, (job.batch, job.size, job.size, 3)).astype(np.float32)
     labels = rng.integers(0, job.classes, job.batch)
-    return FitSteps(model, job.device, partial(repeat_batch, (images, labels)))
+    return FitSteps(FitTimer(model, job.device), partial(repeat_batch, (images, labels)))
 
 
 def native(job: Job, mark: Mark, *, network: str, compiled: bool = False) -> Run:

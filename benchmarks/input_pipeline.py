@@ -175,17 +175,18 @@ def _go_through(batches: Any, times: int) -> None:
 def end_to_end(job: Job, mark: Mark, *, backend: str, recipe: str) -> Run:
     """run(n) trains n steps on one batch and n fed by the stream; the loader's fraction of the latter's time."""
     environment.configure(backend=backend, device="cpu")
+    from resnetlab import backend as kernels
     from resnetlab.comparison.measure import repeat_batch
     from resnetlab.comparison.timing import FitTimer, interleave
+    from resnetlab.data.stream import as_item
     from resnetlab.models.from_recipe import build_network
     from resnetlab.recipes import RECIPES
     from resnetlab.training.build import make_trainer
 
     chosen = RECIPES[recipe]
     stream = _stream(chosen)
-    timer = FitTimer(make_trainer(build_network(chosen, 10), chosen, stream), "cpu")
-    inputs, targets, weights = stream.batch(0)
-    batch = (inputs, targets) if weights is None else (inputs, targets, weights)
+    batch = as_item(stream.batch(0))
+    timer = FitTimer(make_trainer(build_network(chosen, 10), chosen, stream), "cpu", kernels.feed(batch))
     feeds = {"constant": partial(repeat_batch, batch), "stream": partial(stream.batches, 0)}
 
     def run(steps: int) -> float:

@@ -273,7 +273,14 @@ ACCURACY_HEAD = (
 
 
 def accuracy_cells(result: Result) -> list[str]:
-    recipe, rows, cores = result["configuration"], result["rows"], result["device"]["cores"]
+    recipe, rows = result["configuration"], result["rows"]
+    shares = [row["share_of_matrix_product"] for row in rows]
+    machines: dict[str, list[float]] = {}
+    for row in rows:
+        device = row["device"].removesuffix(" Processor").replace("(R)", "")
+        machines.setdefault(f"{format_count(row['cores'], 'core')} of {device}, {row['precision']}", []).append(
+            row["seconds"] / 60
+        )
     return [
         recipe["model"],
         recipe["name"],
@@ -281,9 +288,8 @@ def accuracy_cells(result: Result) -> list[str]:
         str(len(rows)),
         f"**{percent_with_spread(rows, 'top1')}**",
         percent_with_spread(rows, "top1_with_flips"),
-        f"{statistics.fmean(row['seconds'] for row in rows) / 60:.0f} min, {format_count(cores, 'core')}, "
-        f"{rows[0]['precision']}",
-        f"{statistics.fmean(row['share_of_matrix_product'] for row in rows):.0%}",
+        "; ".join(f"{statistics.fmean(minutes):.3g} min, {machine}" for machine, minutes in machines.items()),
+        " - ".join(f"{share:.0%}" for share in sorted({min(shares), max(shares)})),
     ]
 
 

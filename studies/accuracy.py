@@ -21,6 +21,7 @@ Runs are ordinary run folders: an interrupted one is resumed, a finished one is 
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import tempfile
@@ -112,6 +113,7 @@ def measure(run: rl.Run) -> Row:
         "gflops": round(rate, 1),
         "share_of_matrix_product": round(rate / product, 4),
         "device": info.device_name,
+        "cores": json.loads((run.path / "environment.json").read_text("utf-8"))["cores"],
         "commit": info.commit,
         "epochs": [
             {key: round(epoch[key], 5) for key in ("loss", "accuracy", "seconds", "val_top1") if key in epoch}

@@ -50,12 +50,17 @@ def ours(results: Path) -> Iterator[Row]:
             "deviation": round(statistics.stdev(errors), 5) if len(errors) > 1 else None,
             "n": len(errors),
             "epochs": found["configuration"]["epochs"],
-            "minutes": round(statistics.fmean(row["seconds"] for row in found["rows"]) / 60, 1),
-            "device": " and ".join(dict.fromkeys(row["device"] for row in found["rows"])),
-            "cores": found["device"]["cores"],
-            "precision": " and ".join(dict.fromkeys(row["precision"] for row in found["rows"])),
-            "commit": found["commit"],
+            "training": " and ".join(trainings(found["rows"])),
+            "commits": list(dict.fromkeys(row["commit"] for row in found["rows"])),
         }
+
+
+def trainings(rows: Sequence[Row]) -> Iterator[str]:
+    """The mean time of the trainings on each machine."""
+    for machine in dict.fromkeys((row["device"], row["cores"], row["precision"]) for row in rows):
+        device, cores, precision = machine
+        seconds = [row["seconds"] for row in rows if (row["device"], row["cores"], row["precision"]) == machine]
+        yield f"{statistics.fmean(seconds) / 60:.0f} min on {format_count(cores, 'core')} of {device}, {precision}"
 
 
 def public(folder: Path) -> Iterator[Row]:
@@ -81,9 +86,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             found.append(
                 Claim(
                     f"ResNet-{row['depth']} has an error of at most {100 * PAPER[row['depth']]:.2f} %, the paper's.",
-                    f"{100 * row['error']:.2f}{spread} % (n = {row['n']}), {row['epochs']} epochs, "
-                    f"{row['minutes']:.0f} min on {row['device']}, {format_count(row['cores'], 'core')}, "
-                    f"{row['precision']}",
+                    f"{100 * row['error']:.2f}{spread} % (n = {row['n']}), {row['epochs']} epochs, {row['training']}",
                     at_most(row["error"], PAPER[row["depth"]], row["n"]),
                 )
             )

@@ -1,4 +1,4 @@
-"""The number of cores that this process may use, given its CPU affinity and its control groups (containers)."""
+"""The processor: its instructions, and how many cores this process may use, given CPU affinity and control groups."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# Vector and matrix instructions; NEON and SVE under the names that Linux gives them on Arm.
+INSTRUCTIONS = (
+    *("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni"),
+    *("amx_bf16", "amx_int8", "amx_tile"),
+    *("asimd", "sve", "bf16", "i8mm"),
+)
 
 
 def usable() -> float:
@@ -19,6 +26,16 @@ def usable() -> float:
 def threads() -> int:
     """How many threads are worth starting: the usable cores, rounded, and at least one."""
     return max(1, round(usable()))
+
+
+def instructions() -> tuple[str, ...]:
+    """The vector and matrix instructions of the processor; none where Linux does not list them."""
+    for line in read("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):  # on x86, on Arm
+            found = value.split()
+            return tuple(name for name in INSTRUCTIONS if name in found)
+    return ()
 
 
 def _quotas() -> Iterator[float]:

@@ -206,6 +206,7 @@ def snapshot() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "cores": usable_cores(),
+        "instructions": cores.instructions(),
         "versions": {name: found for name in packages if (found := _version(name))},
         "settings": {name: os.environ[name] for name in settings if name in os.environ},
     }

@@ -6,7 +6,7 @@ A result is a JSON object:
     configuration   the settings that are the same for all rows
     measured_at     date (UTC)
     commit          of this project, with "+changes" where the working tree had some; None outside a checkout
-    environment     `environment.snapshot()`: versions, processor, cores, settings
+    environment     `environment.snapshot()`: versions, processor, its instructions, cores, settings
     device          the CPU and its number of cores, and the GPU if there is one
     rows            the measurements: the settings that differ between rows, and in timed ones the fields of `Timing`
 """

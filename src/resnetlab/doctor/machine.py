@@ -33,13 +33,6 @@ ENVIRONMENT = (
     "XLA_PYTHON_CLIENT_PREALLOCATE",
 )
 
-# Vector and matrix instructions; NEON and SVE under the names that Linux gives them on Arm.
-CPU_FLAGS = (
-    *("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni"),
-    *("amx_bf16", "amx_int8", "amx_tile"),
-    *("asimd", "sve", "bf16", "i8mm"),
-)
-
 CAP_SYS_ADMIN = 21  # the bit in Linux's capability sets that NVIDIA's driver asks for
 
 
@@ -77,14 +70,13 @@ def cpu() -> Cpu:
         fields = (line.partition(":") for line in processor.splitlines())
         info = {key.strip(): value.strip() for key, _, value in fields}
         sockets.add((info.get("physical id"), info.get("core id", info.get("processor"))))
-    flags = info.get("flags", info.get("Features", "")).split()
     arm_part = (info.get("CPU implementer"), info.get("CPU part"))  # Arm's processors have numbers for names
     other_name = "Neoverse V1" if arm_part == ("0x41", "0xd40") else platform.processor() or platform.machine()
     return Cpu(
         model=info.get("model name", other_name),
         physical_cores=len(sockets) or logical,
         usable_cores=usable,
-        flags=tuple(flag for flag in CPU_FLAGS if flag in flags),
+        flags=cores.instructions(),
     )
 
 
