@@ -52,7 +52,7 @@ def test_an_ablation_differs_in_its_ingredient(without: str) -> None:
         (
             "cifar-paper-quick",
             "accuracy-cifar-paper-quick-resnet20",
-            "ResNet-20 {top1:.2f} %, one seed (paper: 91.25 %)",
+            "ResNet-20 {top1:.2f} % ({seeds} seeds; paper: 91.25 %)",
         ),
     ],
 )
