@@ -1,6 +1,7 @@
 """Prediction: the same on every backend and in a new process, and one bad file spoils nothing."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -242,6 +243,9 @@ def test_files_folders_and_globs_are_expanded(tmp_path: Path, monkeypatch: pytes
     assert names("a/*.jpg") == ["a/1.jpg"]
     assert names("**/*.webp") == ["a/b/3.webp"]
     assert names("a/*") == ["a/1.jpg", "a/2.PNG", "a/notes.txt"]  # not the folder a/b
+    with os.scandir("c") as entries:
+        found = sorted(str(image.path) for image in collect_images(list(entries))[0])
+    assert found == ["c/[4] x.jpg", "c/ü 5.jpeg"]
     (tmp_path / "empty").mkdir()
     for argument, told in (
         ("*.bmp", "no such file"),

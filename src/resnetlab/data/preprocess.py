@@ -212,7 +212,7 @@ def _convert(image: Image.Image, content: bytes, size: int | None, pixel_limit: 
         if orientation in UPRIGHT:
             done.append("EXIF orientation")
             rgb = rgb.transpose(UPRIGHT[orientation])
-    if orientation >= 5:
+    if orientation in (5, 6, 7, 8):  # turned by a quarter; others than 1 to 8 are undefined
         width, height = height, width
     return Decoded(rgb, width, height, tuple(dict.fromkeys(done)))
 

@@ -53,10 +53,11 @@ def collect_images(images: Images) -> tuple[list[ImageInput], list[str]]:
     ignored: Counter[str] = Counter()
     for item in _items(images):
         if isinstance(item, (str, PathLike)):
+            name = os.fsdecode(item)  # also of an os.DirEntry
             try:
-                paths, note, others = _expand(str(item))
+                paths, note, others = _expand(name)
             except _NoImages as problem:
-                found.append(ImageInput(str(item), Path(item), str(problem)))
+                found.append(ImageInput(name, Path(name), str(problem)))
                 continue
             found += [ImageInput(str(path), path) for path in paths]
             notes += [note] if note else []
